@@ -1,0 +1,54 @@
+"""Group Turn Policy Optimization as pure functions on tensors: `from gtpo import functional as F`.
+
+Source: arXiv 2511.14846. Marks: [P] the paper's primary text, [T] third parties' readings of it, [O] our
+decision where nothing is known.
+
+Glossary. The suffix of a tensor's name carries its shape:
+
+| suffix | axis |
+|---|---|
+| `_B` | rollouts in the batch |
+| `_G` | rollouts of one group, the rollouts that answer the same prompt |
+| `_K` | turns, padded to the batch's longest rollout |
+| `_T` | tokens, padded |
+
+- `num_turns_B`: integer, each rollout's number of turns, 1..K. What stands in a `_B_K` tensor past a
+  rollout's last turn is padding: as input it is ignored, whatever it holds, and as output it is 0.
+- `turn_ids_B_T`: integer, the 0-based turn of each token the model sampled, -1 for every other position
+  (prompt, observation, padding).
+- `group_ids_B`: integer, equal for the rollouts of one group. Any values, in any order, groups of any size.
+
+Equations count turns from 1 as the paper does, tensors from 0. Floats: results have the dtype of the input;
+float16 and bfloat16 are computed in float32. Inputs stay as they are.
+
+Differences from the paper, all [O]:
+
+- It is not known over which set the paper normalises returns; `group_advantages` offers three readings as
+  `scope`.
+- A set without spread, or with one member, gives advantage 0, not a division by epsilon.
+- Similarities are clipped to [0, 1], and passing rollouts without code count in the shaping's mean.
+- `on_uniform_outcome="zero"` silences groups whose rollouts all passed or all failed; the default is the
+  formula.
+
+Not here: parsing of tool calls, embeddings, the surrogate objective, logging. This folder imports torch and
+the standard library only.
+"""
+
+from gtpo.functional.advantages import group_advantages, grpo_advantages, gtpo_advantages
+from gtpo.functional.returns import discounted_returns
+from gtpo.functional.rewards import grpo_rewards, turn_rewards
+from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_from_mask
+from gtpo.functional.shaping import shaped_accuracy
+
+__all__ = [
+    "discounted_returns",
+    "group_advantages",
+    "grpo_advantages",
+    "grpo_rewards",
+    "gtpo_advantages",
+    "shaped_accuracy",
+    "spread_to_tokens",
+    "sum_over_turns",
+    "turn_ids_from_mask",
+    "turn_rewards",
+]

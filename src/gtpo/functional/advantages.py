@@ -1,0 +1,202 @@
+"""Advantages: returns normalised within a group, for turns (GTPO) or for rollouts (GRPO)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gtpo.functional._checks import (
+    active_turns,
+    as_flags,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_shape,
+    widen,
+)
+from gtpo.functional.returns import masked_returns
+from gtpo.functional.segments import spread_to_tokens
+
+SCOPES = ("pooled", "initial", "turn")
+UNIFORM_OUTCOMES = ("keep", "zero")
+
+MIN_DEVIATION = 1e-8
+"""A set with a smaller sample deviation (a single member's is 0) has no spread: its advantages are 0."""
+
+
+def group_advantages(
+    returns_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor, *, scope: str = "pooled", eps: float = 1e-4
+) -> Tensor:
+    """Returns normalised within their group.
+
+        A[i,j] = (R[i,j] - mean(S)) / (std(S) + eps), and 0 if S has one member or std(S) < 1e-8
+
+    with std the sample deviation (divisor |S| - 1) and S, by scope,
+
+        pooled   the returns of all turns of all rollouts of i's group
+        initial  the returns R[k,1] of all rollouts k of i's group
+        turn     the returns R[k,j] of those rollouts k of i's group that reach turn j
+
+    Source: normalised over the group [P]; over which set is unknown, the three are readings by third parties
+    [T]. The default scope, the sample deviation, eps (the one of TRL's GRPO) and the guard are ours [O].
+
+    Known trouble: `pooled` turns the first turn of a success negative once a group's success rate passes
+    gamma^(T-1) / mean_k gamma^k, and long rollouts weigh more; `initial` has no spread in a group of
+    successes of equal length; under `turn` late turns are singletons.
+
+    Args:
+        returns_B_K: float, one return a turn. Padding is ignored.
+        num_turns_B: integer, 1..K.
+        group_ids_B: integer, equal within a group; any values, order and group sizes.
+        scope: "pooled", "initial" or "turn".
+        eps: at least 0, added to the deviation.
+
+    Returns:
+        advantages_B_K: in the dtype of `returns_B_K`. 0 past a rollout's last turn.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a return is not finite,
+            or `scope` or `eps` is unknown or out of range.
+    """
+    check_shape("returns_B_K", returns_B_K, (None, None))
+    check_floating("returns_B_K", returns_B_K)
+    active = active_turns(num_turns_B, *returns_B_K.shape)
+    returns = widen(returns_B_K).masked_fill(~active, 0)
+    check_finite("returns_B_K", returns)
+    group_B, num_groups = _number_groups(group_ids_B, returns.shape[0])
+    return _normalise(returns, active, group_B, num_groups, scope, eps).to(returns_B_K.dtype)
+
+
+def gtpo_advantages(
+    rewards_B_K: Tensor,
+    num_turns_B: Tensor,
+    turn_ids_B_T: Tensor,
+    group_ids_B: Tensor,
+    *,
+    gamma: float = 0.9,
+    scope: str = "pooled",
+    eps: float = 1e-4,
+    passed_B: Tensor | None = None,
+    on_uniform_outcome: str = "keep",
+) -> Tensor:
+    """GTPO's advantage of every token: returns, advantages and spreading in one call.
+
+        A[i,t] = A[i, turn_ids[i,t]] if turn_ids[i,t] >= 0, else 0
+
+    with A[i,j] from `group_advantages` of `discounted_returns`; under `on_uniform_outcome="zero"` it is 0 in
+    groups whose rollouts all passed or all failed.
+
+    Source: return-based advantage [P], formulas [T]; `on_uniform_outcome` is ours [O], its default the
+    formulas as they stand. Groups of failures are where it matters: the format penalty is their only signal,
+    and the division by the deviation brings it to full size.
+
+    Args:
+        rewards_B_K: float, one reward a turn (`turn_rewards`). Padding is ignored.
+        num_turns_B: integer, 1..K.
+        turn_ids_B_T: integer, -1..K-1.
+        group_ids_B: integer, equal within a group; any values, order and group sizes.
+        gamma: 0..1, see `discounted_returns`.
+        scope: "pooled", "initial" or "turn", see `group_advantages`.
+        eps: at least 0, added to the deviation.
+        passed_B: bool, True iff the rollout's final answer is verified. Needed for "zero", else unused.
+        on_uniform_outcome: "keep" or "zero".
+
+    Returns:
+        advantages_B_T: in the dtype of `rewards_B_K`. Exactly 0 where `turn_ids_B_T` is -1.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a turn id outside
+            -1..K-1, a reward is not finite, an option is unknown or out of range, or "zero" comes without
+            `passed_B`.
+    """
+    if on_uniform_outcome not in UNIFORM_OUTCOMES:
+        raise ValueError(f"on_uniform_outcome must be one of {UNIFORM_OUTCOMES}, got {on_uniform_outcome!r}")
+    if on_uniform_outcome == "zero" and passed_B is None:
+        raise ValueError('on_uniform_outcome="zero" needs passed_B')
+    returns = masked_returns(rewards_B_K, num_turns_B, gamma=gamma)
+    active = active_turns(num_turns_B, *returns.shape)
+    group_B, num_groups = _number_groups(group_ids_B, returns.shape[0])
+    advantages = _normalise(returns, active, group_B, num_groups, scope, eps)
+    if passed_B is not None:
+        passed = as_flags("passed_B", passed_B, (returns.shape[0],))
+        if on_uniform_outcome == "zero":
+            advantages = advantages.masked_fill(_has_uniform_outcome(passed, group_B, num_groups)[:, None], 0)
+    return spread_to_tokens(advantages.to(rewards_B_K.dtype), turn_ids_B_T)
+
+
+def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """GRPO's advantage of every rollout, for comparison.
+
+        A[i] = (r[i] - mean(S)) / (std(S) + eps), and 0 if S has one member or std(S) < 1e-8
+
+    with S the rewards of i's group and std the sample deviation.
+
+    Source: GRPO (arXiv 2402.03300), the paper's baseline [P]; sample deviation, eps (TRL's) and guard are
+    ours [O].
+
+    Args:
+        rewards_B: float, one reward a rollout.
+        group_ids_B: integer, equal within a group; any values, order and group sizes.
+        eps: at least 0, added to the deviation.
+
+    Returns:
+        advantages_B: in the dtype of `rewards_B`.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, a reward is not finite, or `eps` is out of range.
+    """
+    check_shape("rewards_B", rewards_B, (None,))
+    check_floating("rewards_B", rewards_B)
+    check_finite("rewards_B", rewards_B)
+    group_B, num_groups = _number_groups(group_ids_B, rewards_B.shape[0])
+    rewards_B_1 = widen(rewards_B)[:, None]
+    active = torch.ones_like(rewards_B_1, dtype=torch.bool)
+    return _normalise(rewards_B_1, active, group_B, num_groups, "initial", eps)[:, 0].to(rewards_B.dtype)
+
+
+def _number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
+    """Each rollout's group as an index from 0 on, and the number of groups."""
+    check_shape("group_ids_B", group_ids_B, (num_rollouts,))
+    check_integer("group_ids_B", group_ids_B)
+    groups, group_B = torch.unique(group_ids_B, return_inverse=True)
+    return group_B, len(groups)
+
+
+def _normalise(
+    returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, scope: str, eps: float
+) -> Tensor:
+    """Centre and scale each return by the set it belongs to; `set_ids` numbers the sets."""
+    if scope not in SCOPES:
+        raise ValueError(f"scope must be one of {SCOPES}, got {scope!r}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and at least 0, got {eps}")
+    max_turns = returns.shape[1]
+    turns = torch.arange(max_turns, device=returns.device)
+    set_ids, num_sets = group_B[:, None].expand(returns.shape), num_groups
+    if scope == "turn":
+        set_ids, num_sets = set_ids * max_turns + turns, num_groups * max_turns
+    members = active & (turns == 0) if scope == "initial" else active
+
+    ids, values = set_ids[members], returns[members]
+    zeros = returns.new_zeros(num_sets)
+    counts = zeros.index_add(0, ids, torch.ones_like(values))
+    # Measured from a member of the set, equal returns are exactly 0 apart, so that rounding of the mean can't
+    # lift their deviation over the guard.
+    origin = zeros.scatter_reduce(0, ids, values, "amin", include_self=False)
+    mean = zeros.index_add(0, ids, values - origin[ids]) / counts.clamp(min=1)
+    squares = zeros.index_add(0, ids, (values - origin[ids] - mean[ids]).square())
+    deviation = (squares / (counts - 1).clamp(min=1)).sqrt()
+
+    flat = deviation < MIN_DEVIATION
+    advantages = (returns - origin[set_ids] - mean[set_ids]) / (deviation + eps)[set_ids]
+    return advantages.masked_fill(flat[set_ids] | ~active, 0)
+
+
+def _has_uniform_outcome(passed: Tensor, group_B: Tensor, num_groups: int) -> Tensor:
+    """Mask_B, True on rollouts of groups in which every rollout passed or every one failed."""
+    zeros = torch.zeros(num_groups, dtype=torch.long, device=passed.device)
+    sizes = zeros.index_add(0, group_B, torch.ones_like(group_B))
+    passes = zeros.index_add(0, group_B, passed.long())
+    return ((passes == 0) | (passes == sizes))[group_B]

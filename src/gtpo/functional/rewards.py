@@ -1,0 +1,99 @@
+"""Rewards: one for each turn (GTPO), or one for each rollout (the paper's GRPO baseline)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gtpo.functional._checks import active_turns, as_flags, check_finite, check_floating, check_shape, widen
+
+
+def turn_rewards(
+    passed_B: Tensor,
+    num_turns_B: Tensor,
+    invalid_B_K: Tensor,
+    first_turn_has_call_B: Tensor,
+    *,
+    format_penalty: float = -0.1,
+    shaped_B: Tensor | None = None,
+) -> Tensor:
+    """Turn-level rewards: the outcome at the last turn, a penalty at every badly formatted one.
+
+        r[i,j] = r_acc[i,j] + r_format[i,j]
+        r_acc[i,j] = (1 if passed[i], else shaped[i]) if j is i's last turn, else 0
+        r_format[i,j] = format_penalty if invalid[i,j], or if j = 1 and not first_turn_has_call[i]; else 0
+
+    Source: turn-level rewards [P], formula and the value -0.1 [T]. A turn gets one penalty at most [T].
+
+    Args:
+        passed_B: bool, True iff the rollout's final answer is verified.
+        num_turns_B: integer, 1..K.
+        invalid_B_K: bool, True iff the turn holds one or more invalid tool calls. Padding is ignored.
+        first_turn_has_call_B: bool, False iff the rollout made no tool call at all, valid or invalid, in any
+            of its turns; that is our reading of "the first turn of a rollout without any tool call" [O].
+            Where a turn without a call ends the rollout, it comes to whether the first turn holds a call,
+            hence the name; a host that lets the model go on after such a turn must pass whether the rollout
+            made any call.
+        format_penalty: at most 0.
+        shaped_B: float, accuracy reward of a rollout that didn't pass (`shaped_accuracy`), 0 for one that
+            did. None is 0 everywhere.
+
+    Returns:
+        rewards_B_K: in the dtype of `shaped_B`, else torch's default dtype. 0 past a rollout's last turn.
+
+    Raises:
+        ValueError: shapes don't fit, a flag is neither 0 nor 1, a number of turns lies outside 1..K, the
+            penalty is positive or not finite, or `shaped_B` is not finite or not 0 on a rollout that passed.
+    """
+    check_shape("invalid_B_K", invalid_B_K, (None, None))
+    num_rollouts, max_turns = invalid_B_K.shape
+    active = active_turns(num_turns_B, num_rollouts, max_turns)
+    passed = as_flags("passed_B", passed_B, (num_rollouts,))
+    has_call = as_flags("first_turn_has_call_B", first_turn_has_call_B, (num_rollouts,))
+    penalised = as_flags("invalid_B_K", invalid_B_K.masked_fill(~active, 0), (num_rollouts, max_turns))
+    if not (math.isfinite(format_penalty) and format_penalty <= 0):
+        raise ValueError(f"format_penalty must be finite and at most 0, got {format_penalty}")
+
+    first = torch.arange(max_turns, device=active.device) == 0
+    penalised = penalised | (first & ~has_call[:, None])
+    last = num_turns_B.long()[:, None] - 1
+    outcome = _outcome(passed, shaped_B)
+    penalties = outcome.new_zeros(num_rollouts, max_turns).masked_fill(penalised, format_penalty)
+    dtype = torch.get_default_dtype() if shaped_B is None else shaped_B.dtype
+    return penalties.scatter_add(1, last, outcome[:, None]).to(dtype)
+
+
+def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor) -> Tensor:
+    """Outcome reward of the paper's GRPO baseline, one a rollout.
+
+        r[i] = min(r_acc[i], r_format[i]), both 0 or 1
+
+    Source: [T].
+
+    Args:
+        passed_B: bool, True iff the rollout's final answer is verified.
+        format_ok_B: bool, True iff `turn_rewards` would penalise none of the rollout's turns.
+
+    Returns:
+        rewards_B: torch's default dtype.
+
+    Raises:
+        ValueError: shapes don't fit, or a flag is neither 0 nor 1.
+    """
+    passed = as_flags("passed_B", passed_B, (None,))
+    format_ok = as_flags("format_ok_B", format_ok_B, tuple(passed_B.shape))
+    return torch.minimum(passed.to(torch.get_default_dtype()), format_ok.to(torch.get_default_dtype()))
+
+
+def _outcome(passed: Tensor, shaped_B: Tensor | None) -> Tensor:
+    """Accuracy reward of each rollout, in the dtype to compute in."""
+    if shaped_B is None:
+        return widen(passed.to(torch.get_default_dtype()))
+    check_shape("shaped_B", shaped_B, tuple(passed.shape))
+    check_floating("shaped_B", shaped_B)
+    check_finite("shaped_B", shaped_B)
+    if bool((passed & (shaped_B != 0)).any()):
+        raise ValueError("shaped_B must be 0 on rollouts that passed: a passing rollout is never shaped")
+    return widen(shaped_B) + passed

@@ -1,0 +1,154 @@
+"""The vocabulary of a rollout: turns, calls, observations, trajectories. Frozen, no behaviour beyond views.
+
+A *turn* is what the model generates between two observations: its reasoning, its tool calls if it makes any, and
+its end-of-turn token. An *observation* is what the tool, with the chat template around it, puts into the context.
+Token ids are kept as they were sampled; nothing here is ever decoded and tokenised again.
+
+Tensor suffixes, used all over the project: `_B` rollouts in the batch, `_G` rollouts in a group, `_K` turns
+(padded), `_T` tokens (padded).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class StopReason(str, Enum):
+    """Why a rollout ended. `gtpo.rollout.loop` documents the order in which they are checked."""
+
+    ANSWER = "answer"
+    """The model ended a turn that holds no tool call: the turn is its final answer."""
+    TURN_TOKENS = "turn_tokens"
+    """A turn reached the limit of tokens a turn before it ended."""
+    TOTAL_TOKENS = "total_tokens"
+    """The completion (turns and observations) reached its limit of tokens."""
+    CONTEXT = "context"
+    """Prompt and completion reached the model's context length."""
+    TURNS = "turns"
+    """The last allowed turn made a tool call; it was not carried out."""
+    INFRA = "infra"
+    """The sandbox itself failed. The rollout is masked: it is neither scored nor trained on."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call that can be carried out."""
+
+    code: str
+    name: str = "python"
+
+
+@dataclass(frozen=True)
+class InvalidCall:
+    """A call that can't be carried out as a call, and the sentence that tells the model why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What came back after a turn's calls.
+
+    Attributes:
+        text: the text put before the model, without the chat template around it.
+        statuses: one entry a call, in order: the sandbox's status, or "invalid".
+        token_ids: the ids appended to the context: the text and the template around it, up to where the model
+            goes on.
+        wall_s: seconds from the end of the turn to the last result.
+    """
+
+    text: str
+    statuses: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of the model, with the observation that followed it (None after the last turn).
+
+    Attributes:
+        text: the decoded turn, without its end-of-turn token. For people, parsers and verifiers.
+        token_ids: the sampled ids, the end-of-turn token included if it was sampled.
+        calls: valid and invalid calls in the order in which they stand in the turn.
+        logprobs: log-probability of each sampled token under the sampling policy, if the backend gives them.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    calls: tuple[ToolCall | InvalidCall, ...] = ()
+    observation: Observation | None = None
+    logprobs: tuple[float, ...] | None = None
+
+    @property
+    def valid_calls(self) -> tuple[ToolCall, ...]:
+        """The calls that can be carried out."""
+        return tuple(call for call in self.calls if isinstance(call, ToolCall))
+
+    @property
+    def invalid_calls(self) -> tuple[InvalidCall, ...]:
+        """The calls that can't."""
+        return tuple(call for call in self.calls if isinstance(call, InvalidCall))
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One rollout: a prompt, its turns, and why it ended. At least one turn."""
+
+    prompt_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """Ids of turns and observations in order: what follows the prompt."""
+        return [i for turn in self.turns for i in (*turn.token_ids, *_observed(turn))]
+
+    @property
+    def turn_ids(self) -> list[int]:
+        """For each completion id the 0-based turn that sampled it, or -1 for observation tokens."""
+        return [
+            k
+            for j, turn in enumerate(self.turns)
+            for k in (*(j for _ in turn.token_ids), *(-1 for _ in _observed(turn)))
+        ]
+
+    @property
+    def mask(self) -> list[int]:
+        """For each completion id 1 if the model sampled it, else 0."""
+        return [int(k >= 0) for k in self.turn_ids]
+
+    @property
+    def logprobs(self) -> list[float] | None:
+        """For each completion id the log-probability under the sampling policy (0 for observation tokens)."""
+        logprobs: list[float] = []
+        for turn in self.turns:
+            if turn.logprobs is None:
+                return None
+            logprobs += [*turn.logprobs, *(0.0 for _ in _observed(turn))]
+        return logprobs
+
+    @property
+    def code(self) -> str:
+        """The code of all turns' valid calls, concatenated in order (SPEC section 2: c_i)."""
+        return "\n".join(call.code for turn in self.turns for call in turn.valid_calls)
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of all turns, valid or not."""
+        return sum(len(turn.calls) for turn in self.turns)
+
+    @property
+    def num_invalid_calls(self) -> int:
+        """Invalid calls of all turns."""
+        return sum(len(turn.invalid_calls) for turn in self.turns)
+
+    @property
+    def answer_text(self) -> str | None:
+        """Text of the last turn if the rollout ended with an answer, else None."""
+        return self.turns[-1].text if self.stop_reason is StopReason.ANSWER else None
+
+
+def _observed(turn: Turn) -> tuple[int, ...]:
+    return turn.observation.token_ids if turn.observation else ()
