@@ -45,6 +45,11 @@ class InvalidCall:
 
     reason: str
 
+    @property
+    def observation(self) -> str:
+        """What the model is told in place of a result."""
+        return f"Invalid call: {self.reason}."
+
 
 @dataclass(frozen=True)
 class Observation:

@@ -1,0 +1,64 @@
+"""The command line: `gtpo COMMAND`. Expected errors end in one line on stderr and exit status 2, not in a traceback."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from gtpo import __version__
+from gtpo.errors import GtpoError
+
+COMMANDS = {
+    "tiny": ("gtpo.commands.tiny", "cold start and GTPO of a tiny model on the spot; needs nothing but this package"),
+    "train": ("gtpo.commands.train", "train a model with GTPO or GRPO on a file of problems"),
+    "cold-start": ("gtpo.commands.cold_start", "fine-tune a model on multi-turn traces first"),
+    "traces": ("gtpo.commands.traces", "make such traces from worked solutions"),
+    "eval": ("gtpo.commands.evaluate", "pass rate of a model over a file of problems"),
+    "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if argv[0] in ("--version", "version"):
+        print(f"gtpo {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"gtpo: no command {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except GtpoError as error:
+        print(f"gtpo {argv[0]}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ngtpo {argv[0]}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: gtpo COMMAND [--config FILE.yaml] [--OPTION VALUE ...]",
+            "",
+            "Group Turn Policy Optimization (arXiv 2511.14846) for models that reason with a Python tool.",
+            "",
+            *lines,
+            "",
+            "gtpo COMMAND --help lists a command's options.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

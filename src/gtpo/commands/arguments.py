@@ -1,0 +1,175 @@
+"""Parsing shared by the subcommands: YAML plus flags through TRL's `TrlParser`, with clear errors and short help."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import ModelConfig, TrlParser
+
+from gtpo.errors import ConfigError
+
+ALIASES = {"model": "model_name_or_path"}
+"""Short names, for flags and for keys of a config file."""
+
+
+def parse(
+    dataclass_types: Sequence[type], argv: Sequence[str], *, prog: str, about: str, defaults: Path | None = None
+) -> tuple[Any, ...]:
+    """Parse `--config FILE.yaml` and flags (which win) into dataclasses.
+
+    `--help` shows the fields that gtpo itself defines; `--help-all` adds the host's. `defaults` is a config file that
+    stands behind the one of the user.
+
+    Raises:
+        ConfigError: an unknown key or flag (with the nearest known one), a missing or broken config file, or a value
+            that a dataclass refuses.
+    """
+    argv = [_unaliased(arg) for arg in argv]
+    if "--help" in argv or "-h" in argv:
+        print(_short_help(dataclass_types, prog, about))
+        raise SystemExit(0)
+    argv = ["--help" if arg == "--help-all" else arg for arg in argv]
+    parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
+    known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+    argv = _with_config(argv, known)
+    if defaults:
+        argv = _with_config(["--config", str(defaults), *argv], known)
+    _check_flags(argv, known)
+    try:
+        return parser.parse_args_and_config(argv)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _unaliased(arg: str) -> str:
+    name, equals, value = arg.removeprefix("--").partition("=")
+    if arg.startswith("--") and name in ALIASES:
+        return f"--{ALIASES[name]}{equals}{value}"
+    return arg
+
+
+def _with_config(argv: list[str], known: set[str]) -> list[str]:
+    """Check the keys of the config file and put them before the flags, so that flags win."""
+    if "--config" not in argv:
+        return argv
+    place = argv.index("--config")
+    if place + 1 == len(argv):
+        raise ConfigError("--config needs a file")
+    path = Path(argv[place + 1])
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: must hold a mapping from settings to values")
+    for key in config:
+        if key not in known and key not in ALIASES and key != "env":
+            raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
+    flags = [
+        part
+        for key, value in config.items()
+        if key != "env" and value is not None
+        for part in _as_flags(ALIASES.get(key, key), value)
+    ]
+    return [*flags, *argv[:place], *argv[place + 2 :]]
+
+
+def _as_flags(key: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{key}", json.dumps(value)]
+    return [f"--{key}={value}"]
+
+
+def _check_flags(argv: Sequence[str], known: set[str]) -> None:
+    for arg in argv:
+        name = arg.removeprefix("--").partition("=")[0].replace("-", "_")
+        if arg.startswith("--") and name not in known and name.removeprefix("no_") not in known and name != "help":
+            raise ConfigError(f"unknown option --{name}{_nearest(name, known)}")
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known | set(ALIASES)), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "; see --help-all for the known ones"
+
+
+def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
+    lines = [f"usage: {prog} [--config FILE.yaml] [--OPTION VALUE ...]", "", about, ""]
+    lines.append("Options stand in the YAML file under the same names; flags win over the file.")
+    hosts = []
+    for kind in dataclass_types:
+        own = [name for name in kind.__dict__.get("__annotations__", {}) if not name.startswith("_")]
+        if not kind.__module__.startswith("gtpo"):
+            hosts.append(kind.__name__)
+            continue
+        hosts += [base.__name__ for base in kind.__mro__[1:2] if base is not object]
+        lines += ["", f"{(kind.__doc__ or '').splitlines()[0]}"]
+        for field in dataclasses.fields(kind):
+            if field.name in own:
+                default = "" if field.default in (None, dataclasses.MISSING, "") else f" (default: {field.default})"
+                lines.append(f"  --{field.name:24} {field.metadata.get('help', '')}{default}")
+    if hosts:
+        lines += ["", f"Also every option of {', '.join(hosts)}; list them with --help-all."]
+    return "\n".join(lines)
+
+
+def load_tokenizer(model_args: ModelConfig) -> Any:
+    """The tokenizer of `--model`, with padding on the left.
+
+    Raises:
+        ConfigError: no model was named, or it can't be found.
+    """
+    from transformers import AutoTokenizer
+
+    name = model_args.model_name_or_path
+    if not name:
+        raise ConfigError("no model: give --model FOLDER_OR_HUB_ID")
+    if _looks_like_folder(name) and not Path(name).is_dir():
+        raise ConfigError(f"--model {name}: no such folder")
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=model_args.model_revision, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {name}: its tokenizer can't be loaded: {error}") from error
+
+
+def load_model(model_args: ModelConfig) -> Any:
+    """The weights of `--model`, in float32 unless `--dtype` says otherwise. A folder may hold a PEFT adapter.
+
+    Raises:
+        ConfigError: they can't be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    dtype = model_args.dtype or "float32"
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ConfigError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            model_args.model_name_or_path,
+            revision=model_args.model_revision,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=model_args.attn_implementation,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {model_args.model_name_or_path}: can't be loaded: {error}") from error
+
+
+def _looks_like_folder(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.startswith("runs/")
+
+
+def say(message: str) -> None:
+    """One line to the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)

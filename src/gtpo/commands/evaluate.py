@@ -1,0 +1,91 @@
+"""`gtpo eval`: pass rate of a model over a file of problems, with the tool, with the same loop as training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+from tqdm.auto import tqdm
+from trl import ModelConfig
+
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.errors import ConfigError
+from gtpo.evaluation import EvalProtocol, evaluate
+from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
+from gtpo.rollout.backends import TransformersBackend
+from gtpo.sandbox import LocalSandbox
+from gtpo.tasks.problems import load_problems, sample
+from gtpo.tasks.verifiers import get_verifier
+
+
+@dataclass
+class EvalArguments:
+    """What to evaluate on, and how."""
+
+    problems: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Problems, JSON Lines with `question` and `answer`."}
+    )
+    max_problems: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Evaluate on a fixed random sample of n problems."}
+    )
+    sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
+    output: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Write everything, every sample included, to this JSON file."}
+    )
+    samples: int = field(default=1, metadata={"help": "Rollouts a problem."})
+    temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
+    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
+    tool_format: str = field(default="tool_call", metadata={"help": "Syntax of tool calls: tool_call or fenced."})
+    system_prompt: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "System prompt; by default the format's own instruction. '' for none."}
+    )
+    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
+    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
+    max_total_tokens: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
+    batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, evaluate, print the summary."""
+    args, model_args = parse(
+        (EvalArguments, ModelConfig),
+        argv,
+        prog="gtpo eval",
+        about="Pass rate of a model over a file of problems, with the Python tool.",
+    )
+    if args.problems is None:
+        raise ConfigError("no problems: give --problems FILE.jsonl")
+    problems = load_problems(args.problems)
+    if args.max_problems is not None and args.max_problems < len(problems):
+        problems = sample(problems, args.max_problems, args.sample_seed)
+    limits = RolloutLimits(args.max_turns, args.max_turn_tokens, args.max_total_tokens)
+    tokenizer = load_tokenizer(model_args)
+    tool_format = get_format(args.tool_format)
+    encoder = ChatEncoder(tokenizer, tool_format)
+    prompt = tool_format.instruction if args.system_prompt is None else args.system_prompt or None
+    sampling = Sampling(args.temperature, args.top_p, args.top_k)
+    protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed)
+    model = load_model(model_args)
+    backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.batch_size)
+    with tqdm(total=len(problems) * args.samples, desc="eval", dynamic_ncols=True) as bar:
+
+        def progress(what: str, done: int, of: int) -> None:
+            bar.update(done - bar.n)
+
+        result = evaluate(
+            problems,
+            RolloutEngine(encoder, LocalSandbox(), limits),
+            backend,
+            get_verifier("math"),
+            protocol,
+            progress=progress,
+        )
+    if args.output:
+        result.save(args.output, model=model_args.model_name_or_path, problem_file=args.problems)
+        say(f"written to {args.output}")
+    print(json.dumps(result.summary(), indent=1))
+    return 0

@@ -1,0 +1,66 @@
+"""`gtpo train`: train a model with GTPO or GRPO on a file of problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+from trl import ModelConfig, get_peft_config
+
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.errors import ConfigError
+from gtpo.rollout import ChatEncoder, get_format
+from gtpo.sandbox import Limits, LocalSandbox
+from gtpo.tasks.problems import load_problems
+from gtpo.tasks.verifiers import get_verifier
+from gtpo.training.config import GTPOConfig
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.run import train
+
+
+@dataclass
+class ProblemArguments:
+    """What to train on."""
+
+    train_file: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Problems, JSON Lines with `question` and `answer`."}
+    )
+    max_problems: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Use only the first n problems."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, check everything that can be checked without training, then train."""
+    problem_args, args, model_args = parse(
+        (ProblemArguments, GTPOConfig, ModelConfig),
+        argv,
+        prog="gtpo train",
+        about="Train a model that reasons with a Python tool, with GTPO (or GRPO, for comparison).",
+    )
+    if problem_args.train_file is None:
+        raise ConfigError("no problems: give --train_file FILE.jsonl (or run `gtpo tiny`, which needs none)")
+    problems = load_problems(problem_args.train_file, limit=problem_args.max_problems)
+    tokenizer = load_tokenizer(model_args)
+    ChatEncoder(tokenizer, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
+    RunRecorder(args.run_dir)
+    limits = Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb)
+    sandbox = LocalSandbox(limits=limits)
+    say(f"{len(problems)} problems, sandbox: {sandbox.level().sentence}")
+    model = load_model(model_args)
+    result = train(
+        model,
+        tokenizer,
+        problems,
+        args,
+        resume=problem_args.resume,
+        provenance={"problems": asdict(problem_args), "model": asdict(model_args)},
+        label=args.algorithm,
+        sandbox=sandbox,
+        verifier=get_verifier("math"),
+        peft_config=get_peft_config(model_args),
+    )
+    say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
+    return 0

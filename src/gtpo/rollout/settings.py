@@ -1,0 +1,56 @@
+"""Limits of a rollout and the sampling distribution. Plain frozen dataclasses, checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gtpo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RolloutLimits:
+    """Where a rollout ends at the latest; each limit has its `StopReason`.
+
+    Attributes:
+        max_turns: model turns.
+        max_turn_tokens: sampled tokens a turn.
+        max_total_tokens: completion tokens in all: turns and observations.
+        max_context: prompt and completion tokens; None takes the model's context length.
+        max_observation_chars: characters of one call's result that the model sees; the middle is cut.
+    """
+
+    max_turns: int = 8
+    max_turn_tokens: int = 512
+    max_total_tokens: int = 2048
+    max_context: int | None = None
+    max_observation_chars: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("max_turns", "max_turn_tokens", "max_total_tokens", "max_context", "max_observation_chars"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling distribution. `temperature=0` is greedy decoding."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be at least 0 (0: off), got {self.top_k}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether decoding is greedy."""
+        return self.temperature == 0

@@ -1,0 +1,55 @@
+"""One JSON object a line over a stream socket, with file descriptors alongside.
+
+Both ends are ours; untrusted code never holds either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from typing import Any
+
+MAX_FDS = 3
+
+
+class Channel:
+    """A connected AF_UNIX stream socket that carries JSON objects and up to three descriptors with each."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Sends one message; raises OSError if the other end is gone."""
+        line = json.dumps({**message, "fds": len(fds)}).encode() + b"\n"
+        if fds:
+            socket.send_fds(self.sock, [line], list(fds))
+        else:
+            self.sock.sendall(line)
+
+    def recv(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next message and its descriptors, which are the caller's to close; None at hang-up."""
+        while b"\n" not in self._buffer:
+            data, fds, _, _ = socket.recv_fds(self.sock, 65536, MAX_FDS)
+            self._fds += fds
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message = json.loads(line)
+        count = message.pop("fds")
+        fds, self._fds = self._fds[:count], self._fds[count:]
+        return message, fds
+
+    def pending(self) -> bool:
+        """Whether a whole message has been read from the socket and not been taken yet."""
+        return b"\n" in self._buffer
+
+    def close(self) -> None:
+        """Closes the socket and any descriptor that nobody took."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self.sock.close()

@@ -1,0 +1,148 @@
+"""What happens inside a forked child, before and around the untrusted program.
+
+The order matters: descriptors, limits and signals first, the system-call filter last, then the program.
+Nothing here returns to the server's code: the child ends in `os._exit`, so no exit handler or finaliser
+runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import math
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from . import seccomp
+from .snippet import Cell
+
+BOARD_BYTES = 256
+FILE_BYTES = 16 << 20
+_OPEN_FILES = 128
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server tells a child.
+
+    Args:
+        fds: code, stdout, stderr.
+        directory: working directory, empty and its own.
+        cpu_s: processor time, enforced by the server; the child's own limit is a looser second line.
+        memory_bytes: address space, the interpreter's included.
+        file_bytes: size of any one file.
+        filter: the system-call filter, or None.
+        parent: process number of the server.
+    """
+
+    fds: tuple[int, int, int]
+    directory: str
+    cpu_s: float
+    memory_bytes: int
+    file_bytes: int
+    filter: bytes | None
+    parent: int
+
+
+def main(order: Order, board: mmap.mmap) -> NoReturn:
+    """Confines the calling process, runs the program, writes "status NUL class" on the board, exits."""
+    status, detail = "infra", ""
+    try:
+        code = _read(order.fds[0])
+        _descriptors(order)
+        _surroundings(order)
+        _limits(order)
+        if order.filter is not None:
+            seccomp.install(order.filter, os.getpid())
+        status, detail = Cell(code).run()
+    except BaseException as error:
+        detail = f"{type(error).__name__}: {error}"
+    with contextlib.suppress(BaseException):
+        text = f"{status}\0{detail}".encode("utf-8", "replace")[: BOARD_BYTES - 1]
+        board[: len(text)] = text
+    os._exit(0 if status == "ok" else 1)
+
+
+def refusals(filter_program: bytes, server: int) -> list[str]:
+    """Puts the filter on the calling process, tries what it must refuse, returns what it did refuse."""
+    seccomp.install(filter_program, os.getpid())
+    trials: dict[str, list[Callable[[], object]]] = {
+        "network": [lambda: socket.socket(socket.AF_INET), lambda: socket.socket(socket.AF_UNIX)],
+        "processes": [lambda: os.fork() or os._exit(0), lambda: os.execv("/", ["/"])],
+        "signals": [lambda: os.kill(server, 0)],
+    }
+    refused = []
+    for name, calls in trials.items():
+        with contextlib.suppress(OSError):
+            if all(_is_refused(call) for call in calls):
+                refused.append(name)
+    return refused
+
+
+def _is_refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except PermissionError as error:
+        return error.errno == errno.EPERM
+    except OSError:
+        return False
+    return False
+
+
+def _read(fd: int) -> str:
+    data, size = b"", os.fstat(fd).st_size
+    while len(data) < size:
+        data += os.pread(fd, size - len(data), len(data))
+    return data.decode("utf-8", "surrogatepass")
+
+
+def _descriptors(order: Order) -> None:
+    """Leaves 0 (empty), 1 and 2, and nothing else."""
+    signal.set_wakeup_fd(-1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(order.fds[1], 1)
+    os.dup2(order.fds[2], 2)
+    os.closerange(3, 4096)
+
+
+def _surroundings(order: Order) -> None:
+    """A process group of its own, death with the server, the working directory."""
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        seccomp.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != order.parent:
+            os._exit(1)
+    os.chdir(order.directory)
+    gc.enable()
+
+
+def _limits(order: Order) -> None:
+    cpu = math.ceil(order.cpu_s) + 1
+    wanted = [
+        (resource.RLIMIT_CPU, cpu, cpu + 1),
+        (resource.RLIMIT_FSIZE, order.file_bytes, order.file_bytes),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
+        (resource.RLIMIT_CORE, 0, 0),
+    ]
+    for kind, soft, hard in wanted:
+        lower(kind, soft, hard)
+    if sys.platform == "linux":
+        lower(resource.RLIMIT_AS, order.memory_bytes, order.memory_bytes)
+
+
+def lower(kind: int, soft: int, hard: int) -> None:
+    """Sets a resource limit, but never above the hard limit that already stands."""
+    ceiling = resource.getrlimit(kind)[1]
+    if ceiling != resource.RLIM_INFINITY:
+        soft, hard = min(soft, ceiling), min(hard, ceiling)
+    resource.setrlimit(kind, (soft, hard))

@@ -1,0 +1,44 @@
+"""Removing a directory that untrusted code has filled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+
+def remove_empty(directory: str) -> bool:
+    """Removes a directory if nothing is in it; returns whether it did."""
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
+        return True
+    return False
+
+
+def remove(directory: str) -> None:
+    """Removes a directory tree, however deep, even where its owner took away his own rights to it.
+
+    Each deeper subdirectory is first moved up to the top, so neither the length of a path nor the depth of
+    the tree matters. Links are not followed. What can't be removed stays; no error is raised. Nobody else may
+    be at work in the tree.
+    """
+    pending, moved, token = [directory], 0, os.urandom(8).hex()
+    while pending:
+        folder = pending.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)
+            with os.scandir(folder) as entries:
+                found = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+            for path, is_directory in found:
+                if not is_directory:
+                    os.unlink(path)
+                elif folder == directory:
+                    pending.append(path)
+                else:
+                    os.chmod(path, 0o700)
+                    moved += 1
+                    aside = os.path.join(directory, f"{token}{moved}")
+                    os.rename(path, aside)
+                    pending.append(aside)
+        if folder != directory:
+            remove_empty(folder)
+    remove_empty(directory)

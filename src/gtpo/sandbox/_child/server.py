@@ -1,0 +1,261 @@
+"""A small fork server: one process, one thread, one child at a time.
+
+The trainer starts it by exec, with an empty environment, so neither the trainer's memory nor its
+descriptors are ever in it. For each request it forks a child in a process group and a working directory of
+its own, under resource limits and the system-call filter; watches the clocks and the size of the output; ends
+the child with SIGKILL; reaps it; and removes its directory. Code and output travel as descriptors that only
+the trainer and the child read, so one program's text is not lying about in the memory that the next one
+inherits. When the trainer goes away, the server ends its child and itself.
+
+The child reports how it ended through a page of shared memory without a descriptor; the report is a hint.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import importlib
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from . import child, seccomp
+from .channel import Channel
+from .cleanup import remove, remove_empty
+
+TICK_S = 0.02
+_STACK_BYTES = 100 << 20
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PRELOADED = (
+    "bisect cmath collections copy dataclasses datetime decimal fractions functools heapq itertools json "
+    "math operator random re statistics string textwrap typing"
+)
+
+
+class Server:
+    """Answers requests on one channel until the other end hangs up.
+
+    Args:
+        channel: to the trainer.
+        home: an empty directory of its own.
+        confine: whether children get the system-call filter.
+    """
+
+    def __init__(self, channel: Channel, home: str, confine: bool) -> None:
+        self.channel = channel
+        self.directory = os.path.join(home, "work")
+        self.filter = seccomp.program() if confine else None
+        self.board = mmap.mmap(-1, child.BOARD_BYTES)
+        self.base_bytes = _address_space()
+        self.wake, wake_in = os.pipe()
+        os.set_blocking(self.wake, False)
+        os.set_blocking(wake_in, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
+        self.poll = select.poll()
+        self.poll.register(self.wake, select.POLLIN)
+        self.poll.register(channel.sock.fileno(), select.POLLIN)
+        self.pid = os.getpid()
+
+    def serve(self) -> None:
+        """Says what holds, then answers one request after the other; returns at hang-up.
+
+        A reply says whether the program's directory is gone already; if not, a second message follows when it
+        is, so that a program which leaves a great many files can't hold back its own result.
+        """
+        self.channel.send({"refused": self._self_test()})
+        while (received := self.channel.recv()) is not None:
+            request, fds = received
+            try:
+                reply = self._run(request, fds) if request["op"] == "run" else None
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            if reply is not None:
+                clean = remove_empty(self.directory)
+                self.channel.send({**reply, "clean": clean})
+                if not clean:
+                    remove(self.directory)
+                    self.channel.send({"clean": True})
+
+    def _self_test(self) -> list[str]:
+        """What the filter really refuses on this machine, as found by a child that tries."""
+        if self.filter is None:
+            return []
+        self.board[:] = bytes(child.BOARD_BYTES)
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException):
+                text = " ".join(child.refusals(self.filter, self.pid)).encode()
+                self.board[: len(text)] = text
+            os._exit(0)
+        os.waitpid(pid, 0)
+        return bytes(self.board).rstrip(b"\0").decode().split()
+
+    def _run(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
+        """Executes one request to its end; None if the trainer has gone."""
+        order = child.Order(
+            fds=(fds[0], fds[1], fds[2]),
+            directory=self.directory,
+            cpu_s=request["cpu_s"],
+            memory_bytes=self.base_bytes + (request["memory_mb"] << 20),
+            file_bytes=max(child.FILE_BYTES, 2 * request["output_bytes"]),
+            filter=self.filter,
+            parent=self.pid,
+        )
+        os.mkdir(order.directory, 0o700)
+        self.board[:] = bytes(child.BOARD_BYTES)
+        started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            child.main(order, self.board)
+        reason, wait_status = self._watch(pid, request, order, started + request["wall_s"])
+        wall_s = time.monotonic() - started
+        if reason == "gone":
+            return None
+        return {"id": request["id"], "wall_s": wall_s, **self._verdict(reason, wait_status, request, order)}
+
+    def _watch(
+        self, pid: int, request: dict[str, Any], order: child.Order, deadline: float
+    ) -> tuple[str, int]:
+        """Waits for the child, kills it where it must, and reaps it.
+
+        Returns why it was killed ("" if it was not) and its wait status.
+        """
+        control, reason = self.channel.sock.fileno(), ""
+        while True:
+            left = min(TICK_S, max(0.0, deadline - time.monotonic()))
+            ready = {fd for fd, _ in self.poll.poll(left * 1000 + 1)}
+            if self.wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self.wake, 4096)
+            done, wait_status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            reason = _overdue(pid, request, order, deadline)
+            if control in ready or self.channel.pending():
+                reason = self._interrupted(request) or reason
+            if reason:
+                os.kill(pid, signal.SIGKILL)
+                _, wait_status = os.waitpid(pid, 0)
+                break
+        if self.filter is None:
+            with contextlib.suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
+        return reason, wait_status
+
+    def _interrupted(self, request: dict[str, Any]) -> str:
+        """Reads one message: "cancelled" or "gone" if the trainer says so, else ""."""
+        received = self.channel.recv()
+        if received is None:
+            return "gone"
+        cancelled = received[0]["op"] == "cancel" and received[0]["id"] == request["id"]
+        return "cancelled" if cancelled else ""
+
+    def _verdict(
+        self, reason: str, wait_status: int, request: dict[str, Any], order: child.Order
+    ) -> dict[str, Any]:
+        """How it ended: from what the server itself saw, and only then from the board."""
+        if reason in ("cpu", "wall", "cancelled"):
+            return {"status": "timeout", "detail": reason}
+        if reason == "output_limit" or _too_much(request, order):
+            return {"status": "output_limit"}
+        if os.WIFSIGNALED(wait_status):
+            number = os.WTERMSIG(wait_status)
+            if number == signal.SIGXCPU:
+                return {"status": "timeout", "detail": "cpu"}
+            return {"status": "crashed", "detail": _signal_name(number)}
+        status, _, rest = bytes(self.board).partition(b"\0")
+        detail = rest.rstrip(b"\0").decode("utf-8", "replace")
+        if status == b"infra":
+            return {"status": "infra", "detail": detail}
+        if status in (b"error", b"memory"):
+            return {"status": status.decode(), "error_type": detail if detail.isidentifier() else None}
+        return {"status": "error" if os.WEXITSTATUS(wait_status) else "ok"}
+
+
+def _overdue(pid: int, request: dict[str, Any], order: child.Order, deadline: float) -> str:
+    """The limit that the child is over: "wall", "cpu", "output_limit" or ""."""
+    if time.monotonic() >= deadline:
+        return "wall"
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            if time.clock_gettime((~pid << 3) | 2) >= request["cpu_s"]:
+                return "cpu"
+    return "output_limit" if _too_much(request, order) else ""
+
+
+def _too_much(request: dict[str, Any], order: child.Order) -> bool:
+    return any(os.fstat(fd).st_size > request["output_bytes"] for fd in order.fds[1:])
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _address_space() -> int:
+    """Bytes of address space that the server itself takes, which each child inherits."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 512 << 20
+
+
+def _prepare(site_directories: list[str]) -> None:
+    """Makes the interpreter what a program expects of it, before anything is forked."""
+    sys.path[:] = ["", *(path for path in sys.path[1:] if path), *site_directories]
+    sys.argv = ["main.py"]
+    sys.dont_write_bytecode = True
+    if hasattr(sys, "set_int_max_str_digits"):
+        sys.set_int_max_str_digits(0)
+    helpers = importlib.import_module("_sitebuiltins")
+    for name in ("exit", "quit"):
+        setattr(builtins, name, helpers.Quitter(name, "Ctrl-D"))
+    builtins.help = helpers._Helper()
+    for name in _PRELOADED.split():
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+
+
+def _lock_down() -> None:
+    """What the server and all its children go without."""
+    child.lower(resource.RLIMIT_STACK, _STACK_BYTES, _STACK_BYTES)
+    child.lower(resource.RLIMIT_CORE, 0, 0)
+    if sys.platform == "linux":
+        seccomp.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.prctl(_PR_SET_DUMPABLE, 0)
+        seccomp.drop_capabilities()
+
+
+def main() -> None:
+    """Entry point: `directory of _child, number of the socket, home, 0 or 1, site directories...`."""
+    _, _, inherited, home, confine, *site_directories = sys.argv
+    control = socket.socket(fileno=os.dup(int(inherited)))
+    os.close(int(inherited))
+    del os.environ["PYTHONHASHSEED"]
+    os.environ["HOME"] = os.environ["TMPDIR"] = os.path.join(home, "work")
+    os.chdir(home)
+    _prepare(site_directories)
+    _lock_down()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        Server(Channel(control), home, confine == "1").serve()
+    except OSError:
+        pass
+    finally:
+        os.chdir("/")
+        remove(home)

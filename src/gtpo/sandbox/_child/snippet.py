@@ -1,0 +1,142 @@
+"""Runs one program in the manner of a notebook cell, inside the child, and tells how it ended.
+
+All of the code is executed; the value of a bare last expression is printed by its `repr` unless it is None
+or a semicolon follows. The program is `__main__`. Tracebacks name the program's own lines, under the file
+name "<code>", and no frame or path of the machine.
+
+What is reported here is under the program's control: it shares this interpreter.
+"""
+
+from __future__ import annotations
+import __future__ as future
+
+import ast
+import io
+import linecache
+import os
+import sys
+import traceback
+import types
+
+FILE = "<code>"
+_FUTURE_FLAGS = 0
+for _name in future.all_feature_names:
+    _FUTURE_FLAGS |= getattr(future, _name).compiler_flag
+_MAX_FRAMES = 20
+
+
+class Cell:
+    """One program and the streams it writes to.
+
+    Args:
+        code: the source text.
+    """
+
+    def __init__(self, code: str) -> None:
+        self.code = code.removeprefix("\ufeff")
+        self.out, self.err = _stream(1), _stream(2)
+        sys.stdout = sys.__stdout__ = self.out  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = self.err  # type: ignore[misc]
+        empty = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+        sys.stdin = sys.__stdin__ = empty  # type: ignore[misc]
+
+    def run(self) -> tuple[str, str]:
+        """Executes the program; returns ("ok" | "error" | "memory", class name of the exception or "")."""
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module
+        scope = module.__dict__
+        linecache.cache[FILE] = (len(self.code), None, io.StringIO(self.code, newline=None).readlines(), FILE)
+        try:
+            self._execute(scope)
+            self._flush()
+        except SystemExit as error:
+            return self._left(error)
+        except MemoryError as error:
+            traceback.clear_frames(error.__traceback__)
+            scope.clear()
+            self._explain(error)
+            return "memory", type(error).__name__
+        except BaseException as error:
+            self._explain(error)
+            return "error", type(error).__name__
+        return "ok", ""
+
+    def _execute(self, scope: dict[str, object]) -> None:
+        tree = ast.parse(self.code, FILE)
+        shown = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not self._silenced(tree.body[-1]):
+            shown = ast.Expression(tree.body.pop().value)  # type: ignore[attr-defined]
+        body = compile(tree, FILE, "exec", dont_inherit=True)
+        tail = None
+        if shown is not None:
+            tail = compile(shown, FILE, "eval", flags=body.co_flags & _FUTURE_FLAGS, dont_inherit=True)
+        exec(body, scope)
+        if tail is not None:
+            value = eval(tail, scope)
+            if value is not None:
+                scope["_"] = value
+                print(repr(value))
+
+    def _silenced(self, last: ast.Expr) -> bool:
+        """Whether a semicolon follows the last expression."""
+        lines = self.code.encode("utf-8").splitlines()
+        rest = [lines[last.end_lineno - 1][last.end_col_offset :], *lines[last.end_lineno :]]  # type: ignore[operator]
+        return any(b";" in line.split(b"#")[0] for line in rest)
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if stream not in (self.out, self.err, None):
+                stream.flush()
+
+    def _left(self, error: SystemExit) -> tuple[str, str]:
+        """`sys.exit` with nothing or 0 is a normal end; a message goes to stderr as in the interpreter."""
+        if error.code is None or error.code == 0:
+            return "ok", ""
+        self._write(f"{error.code}\n" if isinstance(error.code, str) else f"SystemExit: {error.code!r}\n")
+        return "error", "SystemExit"
+
+    def _explain(self, error: BaseException) -> None:
+        """Writes the traceback; if even that fails, the bare class name."""
+        try:
+            report = traceback.TracebackException(type(error), error, error.__traceback__, lookup_lines=False)
+            _keep_own_frames(report, set())
+            self._write(_without_paths("".join(report.format())))
+        except BaseException:
+            self._write(f"{type(error).__name__}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            data = text.encode("utf-8", "backslashreplace")
+            while data:
+                data = data[os.write(2, data) :]
+        except OSError:
+            pass
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+    """An unbuffered text stream: what was printed before a kill is kept, down to the last character."""
+    raw = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline="\n", write_through=True)
+
+
+def _keep_own_frames(report: traceback.TracebackException, seen: set[int]) -> None:
+    """Drops foreign frames and the middle of deep stacks, in `report` and the exceptions chained to it."""
+    if id(report) in seen:
+        return
+    seen.add(id(report))
+    frames = [frame for frame in report.stack if frame.filename == FILE]
+    repeated = len({(frame.lineno, frame.name) for frame in frames}) <= _MAX_FRAMES
+    if len(frames) > _MAX_FRAMES and not repeated:
+        frames = frames[: _MAX_FRAMES // 2] + frames[-_MAX_FRAMES // 2 :]
+    report.stack = traceback.StackSummary.from_list(frames) if frames else None  # type: ignore[assignment]
+    for link in (report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())):
+        if link is not None:
+            _keep_own_frames(link, seen)
+
+
+def _without_paths(text: str) -> str:
+    """Takes the directories of the interpreter, of its packages, and of the program out of a message."""
+    for path in sorted({*sys.path, os.environ.get("HOME", "")}, key=len, reverse=True):
+        if len(path) > 1:
+            text = text.replace(path + "/", "")
+    return text

@@ -1,0 +1,42 @@
+"""How alike two programs are, in [0, 1], behind one protocol: `CodeSimilarity`.
+
+Lexical similarity is the default and needs no model; the paper's authors use an embedding model.
+"""
+
+from __future__ import annotations
+
+from gtpo.errors import ConfigError
+from gtpo.similarity.base import CodeSimilarity, SimilarityError
+from gtpo.similarity.lexical import LexicalSimilarity
+
+__all__ = ["CodeSimilarity", "LexicalSimilarity", "SimilarityError", "get_similarity"]
+
+
+def get_similarity(spec: str) -> CodeSimilarity:
+    """A similarity by its specification.
+
+    Args:
+        spec: one of
+            - `lexical`;
+            - `sentence-transformers:NAME`, NAME the name or folder of an embedding model;
+            - `endpoint:URL#MODEL`, URL the base of an OpenAI-compatible API, such as `http://localhost:8000/v1`.
+
+    Raises:
+        ConfigError: the specification is none of these, or what it needs is not installed.
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "lexical":
+        return LexicalSimilarity()
+    if kind == "sentence-transformers" and rest:
+        from gtpo.similarity.embeddings import SentenceTransformerSimilarity
+
+        return SentenceTransformerSimilarity(rest)
+    if kind == "endpoint":
+        from gtpo.similarity.endpoint import EndpointSimilarity
+
+        url, _, model = rest.rpartition("#")
+        if url and model:
+            return EndpointSimilarity(url, model)
+    raise ConfigError(
+        f"no code similarity {spec!r}; there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL"
+    )

@@ -1,0 +1,147 @@
+r"""Final answers in text: find the last `\boxed{}`, and decide at once the comparisons that need no algebra.
+
+What counts as equal without algebra:
+- the same LaTeX up to spacing and spelling (`\dfrac` is `\frac`, `\left(` is `(`, a unit in `\text{}` is
+  dropped);
+- two plain numbers (integers, decimals, a fraction of integers; with thousands separators, currency, percent
+  or a unit) of the same value. Integers and fractions compare exactly. If either has a decimal point they may
+  differ by `ABSOLUTE` and by `RELATIVE` of the gold value, whichever is less, so that 0.333333 is 1/3 and
+  floating-point noise is forgiven. A percentage and a number word such as "million" may be meant as factors
+  or as units: 50% is 50 and 0.5.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+ABSOLUTE, RELATIVE = Fraction(5, 10**7), Fraction(1, 10**4)
+
+_BOXED = re.compile(r"\\boxed\s*\{")
+_NUMBER_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SPELLINGS = (
+    (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\(?:left|right)(?![a-zA-Z])\s*|(?<!\\)\\[!,;:]|\\displaystyle(?![a-zA-Z])|(?<!\\)\$"), ""),
+    (re.compile(r"\{,\}(?=\d)"), ","),
+    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"\\(?:mbox|mathrm|textbf|textrm)(?=\s*\{)"), r"\\text"),
+    (re.compile(r"~|(?<!\\)\\ |\s+"), " "),
+    (re.compile(r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])"), ""),
+)
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_PLAIN = re.compile(
+    rf"""(?P<sign>[-+]?)(?:\\\$|[$€£])?(?P<sign2>[-+]?)
+    (?:\\frac\{{?(?P<over>(?<=\{{)\d+(?=\}})|\d)\}}?\{{?(?P<under>(?<=\{{)\d+(?=\}})|\d)\}}?
+    |(?P<top>{_DIGITS})/(?P<bottom>{_DIGITS})
+    |(?P<whole>{_DIGITS})?(?P<part>\.\d*)?(?P<power>[eE][-+]?\d{{1,2}})?)
+    (?:\ ?(?P<percent>\\?%)|\^(?:\\circ|\{{\\circ\}})
+    |\ ?\\text\{{(?P<unit>[a-zA-Z .]*)\}}(?:\^\{{?[23]\}}?)?|\ (?P<word>[a-z]{{3,}}))?""",
+    re.VERBOSE,
+)
+_UNIT = re.compile(r" ?\\text\{[a-zA-Z .]*\}(?:\^\{?[23]\}?)?$")
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{}` of the text, without surrounding space.
+
+    Returns:
+        None if there is no `\boxed{`, or if the braces of the last one never close.
+    """
+    start = None
+    for match in _BOXED.finditer(text):
+        start = match.end()
+    if start is None:
+        return None
+    depth, i = 1, start
+    while i < len(text):
+        if text[i] == "\\":
+            i += 1
+        elif text[i] == "{":
+            depth += 1
+        elif text[i] == "}":
+            depth -= 1
+            if not depth:
+                return text[start:i].strip()
+        i += 1
+    return None
+
+
+def readable(latex: str) -> str:
+    """The answer as math-verify should see it: without math mode's dollar signs and a final period."""
+    return latex.replace("−", "-").replace("–", "-").strip().rstrip(".").strip().strip("$").strip()
+
+
+def canonical(latex: str) -> str:
+    """The same answer in one spelling: dollar signs of math mode, spacing and a final period are gone."""
+    for pattern, spelling in _SPELLINGS:
+        latex = pattern.sub(spelling, latex)
+    return latex.strip().rstrip(".").strip()
+
+
+@dataclass(frozen=True)
+class PlainNumber:
+    """A number that needs no algebra.
+
+    Attributes:
+        value: as it is written, percent sign and unit aside.
+        factor: what a percent sign or a number word multiplies it by, if it is meant so; else 1.
+        inexact: it is written with a decimal point or an exponent.
+        unit: the word behind it, in lower case and the singular; "" if there is none.
+    """
+
+    value: Fraction
+    factor: Fraction
+    inexact: bool
+    unit: str
+
+
+def plain_number(latex: str) -> PlainNumber | None:
+    """The plain number that an answer is, in the spelling of `canonical`; None if it is anything else."""
+    match = _PLAIN.fullmatch(latex) if len(latex) <= 200 else None
+    if match is None or (match["sign"] and match["sign2"]):
+        return None
+    part = {name: text or "" for name, text in match.groupdict().items()}
+    top, bottom = part["over"] or part["top"], part["under"] or part["bottom"]
+    decimals = part["part"][1:]
+    inexact = bool(decimals or part["power"])
+    if top:
+        if int(bottom.replace(",", "")) == 0:
+            return None
+        value = Fraction(int(top.replace(",", "")), int(bottom.replace(",", "")))
+    elif part["whole"] or decimals:
+        value = Fraction(f"{part['whole'].replace(',', '') or '0'}.{decimals or '0'}{part['power']}")
+    else:
+        return None
+    if "-" in (part["sign"], part["sign2"]):
+        value = -value
+    unit = (part["unit"] or part["word"]).replace(".", "").strip().lower().removesuffix("s")
+    factor = (
+        Fraction(1, 100) if part["percent"] or unit == "percent" else Fraction(_NUMBER_WORDS.get(unit, 1))
+    )
+    return PlainNumber(value, factor, inexact, "" if factor != 1 else unit)
+
+
+def quick_match(candidate: str, gold: str) -> bool | None:
+    """Whether the answers are equal, if that takes no algebra; else None."""
+    candidate, gold = canonical(candidate), canonical(gold)
+    if candidate == gold != "":
+        return True
+    left, right = plain_number(candidate), plain_number(gold)
+    if left is None or right is None:
+        bare = _UNIT.sub("", candidate)
+        return True if bare and bare == _UNIT.sub("", gold) else None
+    if left.unit and right.unit and left.unit != right.unit:
+        return False if {left.unit, right.unit} == {"am", "pm"} else None
+    inexact = left.inexact or right.inexact
+    if left.factor != 1 and right.factor != 1:
+        return _close(left.value * left.factor, right.value * right.factor, inexact)
+    return any(
+        _close(a, b, inexact)
+        for a in (left.value, left.value * left.factor)
+        for b in (right.value, right.value * right.factor)
+    )
+
+
+def _close(value: Fraction, gold: Fraction, inexact: bool) -> bool:
+    return value == gold or (inexact and abs(value - gold) <= min(ABSOLUTE, RELATIVE * abs(gold)))

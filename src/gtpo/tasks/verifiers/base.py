@@ -1,0 +1,48 @@
+"""What a verifier is: answers and problems in, verdicts out, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gtpo.tasks.problems import Problem
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right, and why.
+
+    Attributes:
+        passed: the answer is right.
+        score: in [0, 1]; 1 or 0 for verifiers that know only right and wrong.
+        reason: one short sentence, for people.
+        extracted: the final answer as it was read out of the text, or None if there was none.
+    """
+
+    passed: bool
+    score: float
+    reason: str
+    extracted: str | None = None
+
+
+class Verifier(Protocol):
+    """Checks answers. Safe to call from any thread, also from several at once."""
+
+    def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        """The verdict on each text as an answer to the problem at the same place.
+
+        Args:
+            answer_texts: the text of each rollout's final turn, or None if the rollout ended without an
+                answer.
+            problems: the problems, one a text.
+
+        Raises:
+            VerifierError: the verifier broke, or a problem's gold answer is unusable. A wrong or unreadable
+                answer never raises.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees processes and connections. Calling it twice is fine."""
+        ...

@@ -1,0 +1,135 @@
+r"""Answers to problems in mathematics: the last `\boxed{}` of the text against the gold answer.
+
+Most comparisons need no algebra and are decided at once (see `answers`); the rest go to math-verify, in
+processes with limits of time and memory. It is as lenient as math-verify is: an unevaluated `2 \cdot 9`
+passes for 18, `x = 5` for 5, the tuple (1, 2) for the set {1, 2}.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from gtpo.errors import ConfigError, VerifierError
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers._math_pool import Reply, WorkerPool
+from gtpo.tasks.verifiers.answers import canonical, last_boxed, plain_number, quick_match, readable
+from gtpo.tasks.verifiers.base import Verdict
+
+MEMORY_BYTES = 2 * 2**30
+MAX_CHARACTERS = 2000
+"""Answers that are longer fail: they are no final answers, and a request must fit into a pipe."""
+
+
+class MathVerifier:
+    r"""Checks the answer in the last `\boxed{}` with math-verify.
+
+    Processes start with the first comparison that needs one, and end with `close`, with the verifier, or with
+    the program. The same answers get the same verdicts, except that what a time limit cuts off depends on the
+    machine.
+
+    Args:
+        timeout_s: seconds for one comparison, at the end of which its process is killed and the answer fails.
+        workers: processes at most; by default half of the CPUs at hand, but no more than 4.
+
+    Raises:
+        ConfigError: an argument is not above 0.
+    """
+
+    def __init__(self, timeout_s: float = 5.0, workers: int | None = None):
+        if workers is None:
+            workers = max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+        if timeout_s <= 0 or workers < 1:
+            raise ConfigError(f"timeout_s={timeout_s}, workers={workers}: both must be above 0")
+        self._pool = WorkerPool(workers, timeout_s, MEMORY_BYTES)
+
+    def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        """The verdict on each text as an answer to the problem at the same place.
+
+        Raises:
+            VerifierError: math-verify can't read a gold answer that it was needed for, or no process starts.
+            ValueError: the arguments differ in length.
+        """
+        if len(answer_texts) != len(problems):
+            raise ValueError(
+                f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text"
+            )
+        verdicts: list[Verdict | None] = []
+        for text, problem in zip(answer_texts, problems, strict=True):
+            verdicts.append(_quick_verdict(text, problem))
+        open_places = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        answers = {i: last_boxed(answer_texts[i] or "") or "" for i in open_places}
+        pairs = list(dict.fromkeys((answers[i], problems[i].answer) for i in open_places))
+        replies = dict(zip(pairs, self._ask(pairs), strict=True))
+        _check_golds([(problems[i], replies[answers[i], problems[i].answer]) for i in open_places])
+        for i in open_places:
+            reply = replies[answers[i], problems[i].answer]
+            verdicts[i] = Verdict(reply.equal, float(reply.equal), reply.reason, answers[i])
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """The ids of those problems whose gold answers math-verify can't read, and why.
+
+        Meant to be asked before a long run, so that it does not stop at such a problem.
+        """
+        open_problems = [p for p in problems if plain_number(canonical(p.answer)) is None]
+        golds = list(dict.fromkeys(p.answer for p in open_problems))
+        replies = dict(zip(golds, self._ask([(None, gold) for gold in golds]), strict=True))
+        return {p.id: why for p in open_problems if (why := replies[p.answer].gold_unusable)}
+
+    def close(self) -> None:
+        """Ends the processes. Another `verify_many` starts them again."""
+        self._pool.close()
+
+    def __enter__(self) -> MathVerifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if pool := getattr(self, "_pool", None):
+            pool.close()
+
+    def _ask(self, pairs: Sequence[tuple[str | None, str]]) -> list[Reply]:
+        def ask(pair: tuple[str | None, str]) -> Reply:
+            candidate, gold = pair
+            if len(gold) > MAX_CHARACTERS:
+                return Reply(False, "", f"longer than {MAX_CHARACTERS} characters")
+            return self._pool.ask(None if candidate is None else readable(candidate), readable(gold))
+
+        if len(pairs) <= 1:
+            return [ask(pair) for pair in pairs]
+        with ThreadPoolExecutor(min(self._pool.size, len(pairs))) as threads:
+            return list(threads.map(ask, pairs))
+
+
+def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:
+    """The verdict if math-verify is not needed for it."""
+    if text is None:
+        return Verdict(False, 0.0, "no final answer")
+    answer = last_boxed(text)
+    if answer is None:
+        what = "unclosed \\boxed{" if "\\boxed{" in text else "no \\boxed{}"
+        return Verdict(False, 0.0, f"{what} in the final turn")
+    if not answer:
+        return Verdict(False, 0.0, "empty \\boxed{} in the final turn", answer)
+    if len(answer) > MAX_CHARACTERS:
+        return Verdict(False, 0.0, f"longer than {MAX_CHARACTERS} characters", answer)
+    equal = quick_match(answer, problem.answer)
+    if equal is None:
+        return None
+    return Verdict(equal, float(equal), f"{'' if equal else 'not '}equal to the gold answer", answer)
+
+
+def _check_golds(asked: Sequence[tuple[Problem, Reply]]) -> None:
+    bad = {
+        problem.id: (problem.answer, reply.gold_unusable) for problem, reply in asked if reply.gold_unusable
+    }
+    if bad:
+        shown = "; ".join(f"{name}: {answer[:80]!r} ({why})" for name, (answer, why) in list(bad.items())[:5])
+        raise VerifierError(
+            f"{len(bad)} gold answers can't be used: {shown}. Mend or remove these problems; "
+            "MathVerifier.unusable(problems) lists them before a run"
+        )

@@ -1,0 +1,73 @@
+"""A character tokenizer with a chat template, and a small Llama: both made on the spot."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
+ROLES = ("<system>", "<user>", "<assistant>", "<tool>")
+PHRASES = (
+    "```python\n",
+    "\n```",
+    "```output\n",
+    "\\boxed{",
+    "Invalid call: ",
+    "the code is empty.",
+    "the ` ` `python block was not closed with a line ` ` `.",
+    "[no output]",
+)
+"""Fixed pieces of the conversation that are one token each, so that sequences stay short."""
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character, but for special tokens and `PHRASES`."""
+    characters = [c for c in string.printable if c == "\n" or c.isprintable()]
+    specials = [PAD, END, UNKNOWN, *ROLES]
+    vocabulary = {token: i for i, token in enumerate([*specials, *characters, *PHRASES])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in PHRASES])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        model_max_length=512,
+    )
+
+
+def make_model(
+    tokenizer: PreTrainedTokenizerFast, *, seed: int, hidden_size: int = 128, layers: int = 4
+) -> LlamaForCausalLM:
+    """A freshly initialised Llama of fewer than a million parameters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)

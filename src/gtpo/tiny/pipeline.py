@@ -1,0 +1,148 @@
+"""The whole way on a tiny model: cold start, evaluation, GTPO, evaluation, summary and picture."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
+
+from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
+from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
+from gtpo.rollout.backends import TransformersBackend
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import get_verifier
+from gtpo.tiny.model import make_model, make_tokenizer
+from gtpo.tiny.problems import Behaviour, make_problems, mixed_traces
+from gtpo.training.cold_start import ColdStartConfig, cold_start
+from gtpo.training.config import GTPOConfig
+from gtpo.training.curves import learning_curve
+from gtpo.training.run import last_checkpoint, train
+
+_COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
+"""Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
+
+
+@dataclass
+class TinyArguments:
+    """The size of the embedded default."""
+
+    cold_start_traces: int = field(default=4096, metadata={"help": "Traces made for the cold start."})
+    cold_start_steps: int = field(default=500, metadata={"help": "Steps of the cold start, 64 traces each."})
+    train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
+    eval_problems: int = field(default=256, metadata={"help": "Held-out problems, before and after."})
+    malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
+    wrong: float = field(default=0.12, metadata={"help": "Share of a trace's steps with a wrong operator."})
+    guess: float = field(default=0.12, metadata={"help": "Share of a trace's steps that give up and guess."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
+
+
+def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
+    """Do everything and write `summary.json` and `learning_curve.png` into the run's directory.
+
+    With `tiny.resume` the cold start and the evaluation before it are taken from the run's directory.
+
+    Returns:
+        The summary.
+    """
+    start = time.perf_counter()
+    run_dir = Path(args.run_dir)
+    sandbox = LocalSandbox(limits=Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb))
+    tokenizer = make_tokenizer()
+    held_out = make_problems(tiny.eval_problems, seed=_EVAL_SEED)
+    problems = make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
+    if tiny.resume:
+        last_checkpoint(args)
+    else:
+        _cold_start(tiny, args, tokenizer, sandbox)
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "cold-start" / "model")
+    before_path = run_dir / "eval" / "before.json"
+    if tiny.resume and before_path.exists():
+        before = _figures(json.loads(before_path.read_text()))
+    else:
+        before = _figures(_evaluate("before", model, tokenizer, held_out, args, sandbox).summary())
+    result = train(model, tokenizer, problems, args, resume=tiny.resume, label=args.algorithm, sandbox=sandbox)
+    after = _figures(_evaluate("after", model, tokenizer, held_out, args, sandbox).summary())
+    summary = {
+        "before": before,
+        "after": after,
+        "wall_s": round(time.perf_counter() - start, 1),
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "seed": args.seed,
+        "algorithm": args.algorithm,
+        "steps": result.steps,
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    learning_curve({args.algorithm: run_dir}, run_dir / "learning_curve.png", title="tiny model, computations in steps")
+    return summary
+
+
+def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: Sandbox) -> None:
+    """Teach the mixed behaviour, from scratch."""
+    behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
+    tool_format = get_format(args.tool_format)
+    traces = mixed_traces(tiny.cold_start_traces, sandbox, tool_format, behaviour, seed=_COLD_START_SEED)
+    config = ColdStartConfig(
+        run_dir=str(Path(args.run_dir) / "cold-start"),
+        tool_format=args.tool_format,
+        system_prompt=args.system_prompt,
+        max_steps=tiny.cold_start_steps,
+        per_device_train_batch_size=64,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        max_length=args.max_completion_length + 64,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=20,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+    )
+    cold_start(make_model(tokenizer, seed=args.seed), tokenizer, traces, config)
+
+
+def _evaluate(
+    name: str, model: Any, tokenizer: Any, problems: list[Problem], args: GTPOConfig, sandbox: Sandbox
+) -> EvalResult:
+    encoder = ChatEncoder(tokenizer, get_format(args.tool_format))
+    engine = RolloutEngine(encoder, sandbox, args.rollout_limits())
+    backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.rollout_batch_size)
+    protocol = EvalProtocol(
+        args.tool_format, args.system_prompt or None, 1, args.sampling(), args.rollout_limits(), seed=0
+    )
+    with tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
+        result = evaluate(
+            problems,
+            engine,
+            backend,
+            get_verifier("math"),
+            protocol,
+            progress=lambda what, done, of: bar.update(done - bar.n),
+        )
+    result.save(Path(args.run_dir) / "eval" / f"{name}.json", model="tiny", problem_file="generated")
+    return result
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    names = ("pass_rate", "invalid_calls_per_rollout", "turns_per_rollout", "calls_per_rollout", "problems")
+    return {name: summary[name] for name in names}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for the terminal."""
+    rows = [("", "before", "after")]
+    for name, label in (
+        ("pass_rate", "pass rate, sampled"),
+        ("invalid_calls_per_rollout", "invalid calls a rollout"),
+        ("calls_per_rollout", "calls a rollout"),
+        ("turns_per_rollout", "turns a rollout"),
+    ):
+        rows.append((label, f"{summary['before'][name]:.3f}", f"{summary['after'][name]:.3f}"))
+    return "\n".join(f"  {label:26}{before:>10}{after:>10}" for label, before, after in rows)

@@ -1,0 +1,118 @@
+"""`GTPOConfig`: TRL's `GRPOConfig` with the numbers of the algorithm, the rollout, the tool and the run's directory.
+
+The help text of a field is its documentation and says whether its default is the paper's [paper], DAPO's [DAPO] or
+ours. Every option of `GRPOConfig` keeps its name and meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+from trl import GRPOConfig
+
+from gtpo.credit import CreditSettings
+from gtpo.errors import ConfigError
+from gtpo.rollout import RolloutLimits, Sampling, get_format
+from gtpo.training.host import settle
+
+
+@dataclass
+class GTPOConfig(GRPOConfig):
+    """Settings of a GTPO (or GRPO) run with a Python tool."""
+
+    run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
+    algorithm: Literal["gtpo", "grpo"] = field(
+        default="gtpo", metadata={"help": "gtpo, or grpo: the paper's baseline with one reward a rollout."}
+    )
+    gamma: float = field(default=0.9, metadata={"help": "Discount of later turns' rewards, in [0, 1]. [paper]"})
+    alpha: float = field(
+        default=0.5, metadata={"help": "Weight of the code similarity of failed rollouts, in [0, 1]; 0: off. [paper]"}
+    )
+    format_penalty: float = field(
+        default=-0.1, metadata={"help": "Reward of a turn with an invalid call, at most 0. [paper]"}
+    )
+    scope: Literal["pooled", "initial", "turn"] = field(
+        default="pooled",
+        metadata={"help": "Returns are normalised over all turns of the group, first turns, or turns of one index."},
+    )
+    on_uniform_outcome: Literal["keep", "zero"] = field(
+        default="keep", metadata={"help": "Keep or zero the advantages of groups that all passed or all failed."}
+    )
+    penalize_syntax_errors: bool = field(
+        default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
+    )
+    similarity: str = field(
+        default="lexical",
+        metadata={"help": "Code similarity: lexical, sentence-transformers:MODEL, or endpoint:URL#MODEL."},
+    )
+    tool_format: str = field(
+        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
+    )
+    system_prompt: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "System prompt; by default the format's own instruction. '' for none."}
+    )
+    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
+    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
+    max_completion_length: int = field(
+        default=2048, metadata={"help": "Completion tokens a rollout: turns and observations."}
+    )
+    max_context: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
+    )
+    max_observation_chars: int = field(
+        default=2000, metadata={"help": "Characters of a call's result that the model sees; the middle is cut."}
+    )
+    rollout_batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time, a process."})
+    tool_wall_s: float = field(default=8.0, metadata={"help": "Seconds on the wall that a call may take."})
+    tool_cpu_s: float = field(default=4.0, metadata={"help": "CPU seconds that a call may take."})
+    tool_memory_mb: int = field(default=512, metadata={"help": "Memory that a call may use, in MB."})
+    record_every: int = field(
+        default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
+    )
+    epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
+
+    def __post_init__(self) -> None:
+        settle(self)
+        super().__post_init__()
+        self.credit_settings()
+        self.rollout_limits()
+        self.sampling()
+        get_format(self.tool_format)
+        if self.record_every < 0:
+            raise ConfigError(f"record_every must be at least 0, got {self.record_every}")
+        if self.use_vllm:
+            raise ConfigError("use_vllm is not supported yet: generation runs on the transformers backend")
+        if self.scale_rewards != "group" or self.multi_objective_aggregation != "sum_then_normalize":
+            raise ConfigError("GTPO normalises returns over the group: leave scale_rewards at 'group'")
+
+    def credit_settings(self) -> CreditSettings:
+        """The numbers of the algorithm."""
+        return CreditSettings(
+            gamma=self.gamma,
+            alpha=self.alpha,
+            format_penalty=self.format_penalty,
+            scope=self.scope,
+            on_uniform_outcome=self.on_uniform_outcome,
+            penalize_syntax_errors=self.penalize_syntax_errors,
+        )
+
+    def rollout_limits(self) -> RolloutLimits:
+        """Where a rollout ends at the latest."""
+        return RolloutLimits(
+            max_turns=self.max_turns,
+            max_turn_tokens=self.max_turn_tokens,
+            max_total_tokens=self.max_completion_length or 2**31,
+            max_context=self.max_context,
+            max_observation_chars=self.max_observation_chars,
+        )
+
+    def sampling(self) -> Sampling:
+        """The sampling distribution of rollouts."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )

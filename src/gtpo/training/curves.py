@@ -1,0 +1,49 @@
+"""Learning curves from a run's metrics.jsonl, as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+PANELS = (("pass_rate", "pass rate"), ("invalid_calls", "invalid calls a rollout"), ("turns", "turns a rollout"))
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def learning_curve(runs: Mapping[str, str | Path], path: str | Path, *, title: str = "") -> None:
+    """Draw pass rate, invalid calls and turns over steps.
+
+    Args:
+        runs: label to run directory; runs of the same label's prefix before " " share a colour.
+        path: the PNG to write.
+        title: above the picture.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.2), layout="constrained")
+    colours: dict[str, str] = {}
+    for label, run_dir in runs.items():
+        family = label.split(" ")[0]
+        first = family not in colours
+        colour = colours.setdefault(family, f"C{len(colours)}")
+        metrics = read_metrics(run_dir)
+        for axis, (name, _) in zip(axes, PANELS, strict=True):
+            points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+            axis.plot(*zip(*points, strict=True), color=colour, lw=1.4, alpha=0.85, label=family if first else None)
+    for axis, (_, name) in zip(axes, PANELS, strict=True):
+        axis.set(xlabel="step", ylabel=name, ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylim(0, 1)
+    if len(colours) > 1:
+        axes[0].legend()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,48 @@
+"""What both trainers have in common: settling the host's arguments, and saving what was trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtpo._malloc import keep_freed_memory
+
+
+def settle(args: Any) -> None:
+    """Fill in, before the host checks its arguments, what follows from the run's directory and the machine.
+
+    Checkpoints go into the run's directory. Without an accelerator the host wants to be told that the CPU is meant
+    before it computes in bfloat16 there, and the allocator is told to keep what was freed.
+    """
+    if args.output_dir is None:
+        args.output_dir = str(Path(args.run_dir) / "checkpoints")
+    if not torch.accelerator.is_available():
+        args.use_cpu = True
+        keep_freed_memory()
+
+
+def save_policy(trainer: Any, run_dir: str | Path) -> Path:
+    """Save what was trained to `<run_dir>/model`, as a whole model that any library loads.
+
+    A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged into a float32 copy of its base for `model`:
+    in bfloat16 most of a small change would be rounded away.
+    """
+    model_dir = Path(run_dir) / "model"
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if not is_peft_model(policy):
+        trainer.save_model(str(model_dir))
+        return model_dir
+    trainer.save_model(str(Path(run_dir) / "adapter"))
+    if trainer.accelerator.is_main_process:
+        merged = copy.deepcopy(policy).float().merge_and_unload()
+        merged.save_pretrained(str(model_dir))
+        trainer.processing_class.save_pretrained(str(model_dir))
+    return model_dir
+
+
+def is_peft_model(model: Any) -> bool:
+    """Whether a model is a base with an adapter."""
+    return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")

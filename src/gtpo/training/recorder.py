@@ -1,0 +1,103 @@
+"""Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl. Main process only.
+
+`docs/run-directory.md` documents the files; `SCHEMA_VERSION` changes whenever a field changes its meaning. Files are
+written whole and then renamed, so a reader never sees half a step; a disk that fills up raises a RecordError that says
+how to go on, and what was written before stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gtpo.errors import RecordError
+from gtpo.versions import installed_versions
+
+SCHEMA_VERSION = 1
+MIN_FREE_MB = 200
+
+
+class RunRecorder:
+    """The files of one run.
+
+    Args:
+        run_dir: made if missing.
+
+    Raises:
+        RecordError: the directory can't be written, or has less than `MIN_FREE_MB` of room.
+    """
+
+    def __init__(self, run_dir: str | Path):
+        self.run_dir = Path(run_dir)
+        self.metrics_path = self.run_dir / "metrics.jsonl"
+        try:
+            (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            probe = self.run_dir / ".writable"
+            probe.write_text("")
+            probe.unlink()
+            free_mb = shutil.disk_usage(self.run_dir).free / 2**20
+        except OSError as error:
+            raise self._error(self.run_dir, error) from error
+        if free_mb < MIN_FREE_MB:
+            raise RecordError(
+                f"{self.run_dir}: only {free_mb:.0f} MB are free and a run needs {MIN_FREE_MB} at the least; free some "
+                "space or choose another --run_dir"
+            )
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml: everything needed to run it again, with versions."""
+        document = {"schema": SCHEMA_VERSION, "versions": installed_versions(), **config}
+        self._replace(self.run_dir / "config.yaml", yaml.safe_dump(json.loads(json.dumps(document, default=str))))
+
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the rollouts of one step, a line each."""
+        lines = "".join(json.dumps({"schema": SCHEMA_VERSION, "step": step, **row}) + "\n" for row in rows)
+        self._replace(self.run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines)
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise self._error(self.metrics_path, error) from error
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, since training resumes from there."""
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
+            self._replace(self.metrics_path, "".join(line + "\n" for line in kept))
+        for path in (self.run_dir / "rollouts").glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+
+    def _replace(self, path: Path, text: str) -> None:
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._error(path, error) from error
+
+    @staticmethod
+    def _error(path: Path, error: OSError) -> RecordError:
+        return RecordError(
+            f"{path}: can't be written: {error.strerror or error}. Free some space or mend the permissions, then go "
+            "on from the last checkpoint with --resume; what was recorded before is intact."
+        )
+
+
+def _step_of(line: str) -> int | None:
+    """Step of a metrics line; None for a line that a kill cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,73 @@
+"""One JSON object a rollout, as the recorder writes it; `docs/run-directory.md` documents the fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gtpo.credit import Credit
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict
+from gtpo.types import InvalidCall, Trajectory, Turn
+
+
+def rollout_rows(
+    trajectories: Sequence[Trajectory],
+    problems: Sequence[Problem],
+    verdicts: Sequence[Verdict],
+    credit: Credit,
+    first: int,
+) -> list[dict[str, Any]]:
+    """Describe finished rollouts with their credit.
+
+    Args:
+        trajectories, problems, verdicts: of this process, in the same order.
+        credit: of the whole batch.
+        first: place of the first of these rollouts in `credit`.
+    """
+    return [
+        {
+            "group": int(credit.group_B[first + i]),
+            "problem_id": problem.id,
+            "question": problem.question,
+            "answer": problem.answer,
+            "passed": verdict.passed,
+            "verdict": verdict.reason,
+            "extracted": verdict.extracted,
+            "stop_reason": trajectory.stop_reason.value,
+            "prompt_tokens": len(trajectory.prompt_ids),
+            "outcome_reward": float(credit.outcome_B[first + i]),
+            "turns": [
+                {**_turn_text(turn), **_turn_credit(credit, first + i, j, len(trajectory.turns))}
+                for j, turn in enumerate(trajectory.turns)
+            ],
+        }
+        for i, (trajectory, problem, verdict) in enumerate(zip(trajectories, problems, verdicts, strict=True))
+    ]
+
+
+def _turn_text(turn: Turn) -> dict[str, Any]:
+    observation = turn.observation
+    return {
+        "text": turn.text,
+        "calls": [
+            {"invalid": call.reason} if isinstance(call, InvalidCall) else {"code": call.code} for call in turn.calls
+        ],
+        "tokens": len(turn.token_ids),
+        "observation": observation.text if observation else None,
+        "observation_tokens": len(observation.token_ids) if observation else 0,
+        "statuses": list(observation.statuses) if observation else [],
+        "tool_wall_s": round(observation.wall_s, 4) if observation else 0.0,
+    }
+
+
+def _turn_credit(credit: Credit, row: int, turn: int, num_turns: int) -> dict[str, float]:
+    last = turn == num_turns - 1
+    return {
+        "r_acc": float(credit.accuracy_B[row]) if last else 0.0,
+        "r_shaped": float(credit.shaped_B[row]) if last else 0.0,
+        "r_format": float(credit.format_B_K[row, turn]),
+        "reward": float(credit.rewards_B_K[row, turn]),
+        "return": float(credit.returns_B_K[row, turn]),
+        "advantage": float(credit.advantages_B_K[row, turn]),
+    }

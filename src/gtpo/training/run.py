@@ -1,0 +1,115 @@
+"""One GTPO run from problems to a trained model: what `gtpo train` does, callable from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from gtpo.errors import ConfigError
+from gtpo.rollout import get_format
+from gtpo.tasks.problems import Problem
+from gtpo.training.config import GTPOConfig
+from gtpo.training.data import problem_dataset
+from gtpo.training.host import save_policy
+from gtpo.training.progress import StepProgress
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.trainer import GTPOTrainer
+
+
+class MetricsCallback(TrainerCallback):
+    """Appends what the host logs to metrics.jsonl."""
+
+    def __init__(self, recorder: RunRecorder):
+        self.recorder = recorder
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one line; the host's closing summary of the whole run is left out."""
+        if logs and state.is_world_process_zero and "train_runtime" not in logs:
+            self.recorder.append_metrics({"step": state.global_step, **logs})
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left.
+
+    Attributes:
+        run_dir: the run's directory.
+        model_dir: the trained model and its tokenizer.
+        steps: optimizer steps done in all.
+    """
+
+    run_dir: Path
+    model_dir: Path
+    steps: int
+
+
+def system_prompt_of(args: GTPOConfig) -> str | None:
+    """The system prompt that the rollouts use."""
+    return get_format(args.tool_format).instruction if args.system_prompt is None else args.system_prompt or None
+
+
+def train(
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    args: GTPOConfig,
+    *,
+    resume: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+    label: str = "gtpo",
+    **trainer_options: Any,
+) -> TrainResult:
+    """Train, record and save.
+
+    Args:
+        model: a model, or a folder or Hub id.
+        tokenizer: with a chat template.
+        problems: training problems.
+        args: settings; `args.run_dir` is where everything goes.
+        resume: go on from the last checkpoint of the run's directory.
+        provenance: further entries of config.yaml, such as the model's name and the problem files.
+        label: stands before the progress bar.
+        trainer_options: passed on to `GTPOTrainer`.
+
+    Raises:
+        ConfigError: `resume` without a checkpoint, or settings that contradict each other.
+        RecordError: the run's directory can't be written.
+    """
+    recorder = RunRecorder(args.run_dir)
+    checkpoint = last_checkpoint(args) if resume else None
+    recorder.rewind(_step_of(checkpoint))
+    trainer = GTPOTrainer(
+        model,
+        args,
+        problem_dataset(problems, system_prompt_of(args)),
+        tokenizer,
+        recorder=recorder,
+        progress=StepProgress(enabled=not args.disable_tqdm, label=label),
+        callbacks=[MetricsCallback(recorder)],
+        **trainer_options,
+    )
+    if trainer.accelerator.is_main_process:
+        recorder.write_config({**(provenance or {}), "config": args.to_dict()})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
+
+
+def last_checkpoint(args: GTPOConfig) -> str:
+    """The newest checkpoint of the run.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if found is None:
+        raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
+    return found
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0

@@ -1,0 +1,243 @@
+"""`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
+
+The host does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Three of its
+methods are extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
+
+- `_generate_and_score_completions`: afterwards `output["advantages"]`, which the host's loss takes as (B,) or (B, T),
+  is replaced, unless the algorithm is GRPO: then the host's own advantages stay, computed from one reward a rollout;
+- `training_step` and `log`: where the time of a step went.
+
+A rollout whose sandbox failed (`StopReason.INFRA`) is masked: no reward, no advantage, no token in the loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback, ProgressCallback
+from trl import GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from gtpo import functional as F
+from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
+from gtpo.errors import ConfigError
+from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
+from gtpo.rollout.backends import TransformersBackend
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox
+from gtpo.similarity import CodeSimilarity, get_similarity
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verifier, get_verifier
+from gtpo.training.config import GTPOConfig
+from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
+from gtpo.training.progress import StepProgress
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.rows import rollout_rows
+from gtpo.types import StopReason, Trajectory
+
+
+@dataclass
+class _Round:
+    """What this process knows of the rollouts under way: one generation batch."""
+
+    trajectories: tuple[Trajectory, ...]
+    credit: Credit | None = None
+    first: int = 0
+
+
+class GTPOTrainer(GRPOTrainer):
+    """Trains a model that reasons with a Python tool.
+
+    Args:
+        model: a model, or a folder or Hub id.
+        args: settings.
+        train_dataset: columns `prompt` (chat messages), `id`, `question` and `answer`; see `problem_dataset`.
+        processing_class: the tokenizer; its chat template frames the observations.
+        sandbox: runs the model's code; by default a `LocalSandbox` with the limits of `args`.
+        verifier: checks final answers; by default `math`.
+        similarity: of codes, for shaping; by default `args.similarity`.
+        recorder: writes the run's directory; None writes nothing.
+        progress: says on the terminal what a step is doing; None says nothing.
+        callbacks, kwargs: passed on to `GRPOTrainer` (eval_dataset, optimizers, peft_config, quantization_config).
+
+    Raises:
+        ConfigError: fewer problems than a generation batch holds.
+        TemplateError: the chat template can't express a conversation with the tool.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: GTPOConfig,
+        train_dataset: Dataset,
+        processing_class: Any,
+        *,
+        sandbox: Sandbox | None = None,
+        verifier: Verifier | None = None,
+        similarity: CodeSimilarity | None = None,
+        recorder: RunRecorder | None = None,
+        progress: StepProgress | None = None,
+        callbacks: Sequence[Any] = (),
+        **kwargs: Any,
+    ):
+        _check_enough_problems(len(train_dataset), args)
+        limits = Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb)
+        encoder = ChatEncoder(processing_class, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
+        self.engine = RolloutEngine(encoder, sandbox or LocalSandbox(limits=limits), args.rollout_limits())
+        self.verifier = verifier or get_verifier("math")
+        self.similarity = similarity or get_similarity(args.similarity)
+        self.recorder = recorder
+        self.progress = progress or StepProgress(enabled=False)
+        self.credit_settings = args.credit_settings()
+        self._round = _Round(())
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._step_seconds = 0.0
+        super().__init__(
+            model=model,
+            reward_funcs=[self.outcome],
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            rollout_func=self._roll_out,
+            callbacks=[*callbacks, self.progress],
+            **kwargs,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+
+    def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+        """The host's `rollout_func`: prompts come with each group's duplicates in place."""
+        start = time.perf_counter()
+        self.progress.phase("rollouts")
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+            ) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+        ):
+            backend = TransformersBackend(
+                model, pad_id=self._tokenizer.pad_token_id, batch_size=self.args.rollout_batch_size
+            )
+            batch = self.engine.run(
+                prompts, backend, sampling=self.args.sampling(), progress=self.progress.within_phase
+            )
+        self._round = _Round(batch.trajectories, first=self.accelerator.process_index * len(prompts))
+        self._seconds["rollout"] += time.perf_counter() - start
+        self._seconds["tools"] += batch.tools_s
+        return {
+            "prompt_ids": [list(t.prompt_ids) for t in batch.trajectories],
+            "completion_ids": [t.completion_ids for t in batch.trajectories],
+            "logprobs": None,
+            "env_mask": [[0] * len(t.mask) if _masked(t) else t.mask for t in batch.trajectories],
+        }
+
+    def outcome(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+        """The host's reward function. Verifies the answers and assigns credit to the groups of all processes.
+
+        Returns the accuracy (GTPO, for the host's logs) or the paper's one reward a rollout (GRPO); None if masked.
+        """
+        start = time.perf_counter()
+        self.progress.phase("verifying")
+        trajectories = self._round.trajectories
+        fields = zip(columns["id"], columns["question"], columns["answer"], strict=True)
+        problems = [Problem(id=i, question=question, answer=answer) for i, question, answer in fields]
+        verdicts = self.verifier.verify_many([t.answer_text for t in trajectories], problems)
+        verified = time.perf_counter()
+        self._seconds["verify"] += verified - start
+
+        self.progress.phase("credit")
+        training = self.model.training
+        group_size = self.num_generations if training else self.num_generations_eval
+        first = self._round.first
+        facts = gather_object(
+            [
+                rollout_facts(
+                    trajectory,
+                    passed=verdict.passed,
+                    group_id=(first + i) // group_size,
+                    penalize_syntax_errors=self.credit_settings.penalize_syntax_errors,
+                )
+                for i, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True))
+            ]
+        )
+        credit = assign_credit(facts, self.similarity, self.credit_settings, algorithm=self.args.algorithm)
+        self._round.credit = credit
+        self._seconds["credit"] += time.perf_counter() - verified
+        self._add_metrics(
+            "train" if training else "eval",
+            {**credit_metrics(facts, credit), **rollout_metrics(gather_object([rollout_counts(trajectories)]))},
+        )
+        if training and self._records_now():
+            rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first))
+            if self.recorder and self.accelerator.is_main_process:
+                self.recorder.write_rollouts(self.state.global_step + 1, rows)
+        rewards_B = credit.accuracy_B if self.args.algorithm == "gtpo" else credit.outcome_B
+        local = rewards_B[first : first + len(trajectories)].tolist()
+        return [None if _masked(t) else reward for t, reward in zip(trajectories, local, strict=True)]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        if self.args.algorithm == "gtpo":
+            start = time.perf_counter()
+            width = output["completion_ids"].shape[1]
+            output["advantages"] = self._token_advantages(width).to(output["completion_ids"].device)
+            self._seconds["credit"] += time.perf_counter() - start
+        self.progress.phase("update")
+        return output
+
+    def _token_advantages(self, width: int) -> Tensor:
+        """Advantages of this process's completion tokens, shape (B, width)."""
+        trajectories, credit, first = self._round.trajectories, self._round.credit, self._round.first
+        assert credit is not None
+        turn_ids_B_T = torch.full((len(trajectories), width), -1)
+        for row, trajectory in enumerate(trajectories):
+            turn_ids = trajectory.turn_ids
+            turn_ids_B_T[row, : len(turn_ids)] = torch.tensor(turn_ids)
+        return F.spread_to_tokens(credit.advantages_B_K[first : first + len(trajectories)], turn_ids_B_T)
+
+    def _records_now(self) -> bool:
+        every = self.args.record_every
+        return every > 0 and self.state.global_step % every == 0
+
+    def _add_metrics(self, mode: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The host's step, timed as a whole."""
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_seconds += time.perf_counter() - start
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The host's log, with where the time of the steps since the last one went."""
+        if self.model.training and self._step_seconds > 0:
+            logs = {**logs, **time_metrics(self._seconds, self._step_seconds)}
+            self._seconds.clear()
+            self._step_seconds = 0.0
+        super().log(logs, start_time)
+
+
+def _masked(trajectory: Trajectory) -> bool:
+    return trajectory.stop_reason is StopReason.INFRA
+
+
+def _check_enough_problems(num_problems: int, args: GTPOConfig) -> None:
+    groups = (args.generation_batch_size or 0) // args.num_generations
+    if num_problems < groups:
+        raise ConfigError(
+            f"{num_problems} training problems, but a generation batch holds {groups} (generation_batch_size "
+            f"{args.generation_batch_size} / num_generations {args.num_generations}): give more problems or smaller "
+            "batches"
+        )

@@ -1,0 +1,43 @@
+"""Shared sandboxes; the confined one has a single slot, so each test meets what the last one left."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from sandbox_support import children_of
+
+from gtpo.sandbox import LocalSandbox
+from gtpo.sandbox._child import seccomp
+
+
+@pytest.fixture(scope="session")
+def confined():
+    if sys.platform != "linux":
+        pytest.skip("the confined sandbox needs Linux")
+    with_filter = LocalSandbox(slots=1)
+    yield with_filter
+    with_filter.close()
+
+
+@pytest.fixture
+def box(confined):
+    """The confined sandbox; afterwards it still works, and nothing of the test is left."""
+    yield confined
+    after = confined.run_sync("1+1")
+    assert (after.status, after.render()) == ("ok", "2")
+    (slot,) = confined._slots
+    assert children_of(slot.pid) == []
+    assert os.listdir(slot._home) == []
+
+
+@pytest.fixture(scope="session")
+def unconfined():
+    """The same sandbox with its filter off: the negative control of every denial."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(seccomp, "supported", lambda: False)
+    without_filter = LocalSandbox(slots=1, require="weak")
+    patch.undo()
+    yield without_filter
+    without_filter.close()

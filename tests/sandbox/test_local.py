@@ -1,0 +1,344 @@
+"""The sandbox as an object: settings, concurrency, its own failures, and what it gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sandbox_support import children_of, open_files
+
+from gtpo.errors import ConfigError, SandboxError
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status, _slot
+from gtpo.sandbox._child import seccomp
+
+pytestmark = pytest.mark.skipif(not seccomp.supported(), reason="no filter for this system")
+
+SLEEP = "import time\nprint('started')\ntime.sleep(60)"
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def leftovers() -> tuple[set[int], set[str], set[str], int]:
+    """Child processes, descriptors, temporary directories and sandbox threads of this process."""
+    gc.collect()
+    homes = {path.name for path in Path(tempfile.gettempdir()).glob(f"gtpo-sandbox-{os.getpid()}-*")}
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("gtpo-sandbox")]
+    return set(children_of(os.getpid())), open_files(), homes, len(threads)
+
+
+@pytest.fixture
+def tidy():
+    """Nothing that the test made is left when it ends."""
+    before = leftovers()
+    yield
+    assert leftovers() == before
+
+
+@pytest.mark.parametrize("options", [{"slots": 0}, {"slots": 1.5}, {"slots": True}, {"require": "root"}])
+def test_settings_out_of_range(options):
+    with pytest.raises(ConfigError):
+        LocalSandbox(**options)
+
+
+def test_level_claims_no_more_than_holds(confined, unconfined):
+    level = confined.level()
+    assert (level.name, level.network_denied, level.processes_denied, level.signals_denied) == (
+        "seccomp",
+        *(True, True, True),
+    )
+    assert not level.filesystem_reads_confined
+    assert not level.filesystem_writes_confined
+    assert "files are not confined" in level.sentence
+    weak = unconfined.level()
+    assert (weak.name, weak.network_denied, weak.processes_denied, weak.signals_denied) == (
+        "weak",
+        *[False] * 3,
+    )
+
+
+def test_refuses_to_start_without_a_filter(monkeypatch, tidy):
+    monkeypatch.setattr(seccomp, "supported", lambda: False)
+    with pytest.raises(SandboxError, match="require='weak'"):
+        LocalSandbox(slots=1)
+
+
+def test_refuses_to_start_if_the_filter_does_not_hold(monkeypatch, tidy):
+    """The server is asked for no filter; its self-test, not the platform's name, decides."""
+    honest = _slot.Slot.__init__
+    monkeypatch.setattr(_slot.Slot, "__init__", lambda self, confine: honest(self, False))
+    with pytest.raises(SandboxError, match="network, processes, signals not denied"):
+        LocalSandbox(slots=1)
+
+
+def test_weak_sandbox_still_limits_and_kills_the_group(unconfined, tmp_path):
+    trace = tmp_path / "pid"
+    code = (
+        f"import os, time\nif os.fork() == 0:\n    open({str(trace)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(120)\ntime.sleep(120)"
+    )
+    assert unconfined.run_sync(code, limits=Limits(wall_s=1)).status is Status.TIMEOUT
+    wait_for(lambda: not Path(f"/proc/{trace.read_text()}").exists())
+
+
+def test_is_a_sandbox(confined):
+    assert isinstance(confined, Sandbox)
+
+
+def test_many_keeps_the_order_and_raises_for_none(tidy):
+    async def main():
+        async with LocalSandbox(slots=4) as sandbox:
+            codes = [f"import time\ntime.sleep({0.1 if i % 3 == 0 else 0})\n{i}" for i in range(20)]
+            return await sandbox.run_many([*codes, "1/0", None, "while True: pass"], limits=Limits(cpu_s=0.3))
+
+    results = asyncio.run(main())
+    assert [result.stdout for result in results[:20]] == [f"{i}\n" for i in range(20)]
+    assert [result.status for result in results[20:]] == ["error", "infra", "timeout"]
+
+
+def test_as_many_at_once_as_there_are_slots():
+    async def main(slots):
+        async with LocalSandbox(slots) as sandbox:
+            await sandbox.run_many(["1"] * slots * 2)
+            started = time.monotonic()
+            await sandbox.run_many(["import time\ntime.sleep(0.4)"] * 4)
+            return time.monotonic() - started
+
+    assert asyncio.run(main(4)) < 1.2 < 1.6 < asyncio.run(main(1))
+
+
+def test_event_loop_is_free_meanwhile(confined):
+    async def main():
+        ticks = 0
+        job = asyncio.create_task(confined.run("import time\ntime.sleep(0.4)"))
+        while not job.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    assert asyncio.run(main()) > 10
+
+
+def test_one_sandbox_serves_several_loops_and_threads(tidy):
+    sandbox = LocalSandbox(slots=2)
+    for _ in range(3):
+        assert [r.stdout for r in asyncio.run(sandbox.run_many(["1", "2", "3"]))] == ["1\n", "2\n", "3\n"]
+    outputs = []
+
+    def work(i):
+        outputs.extend(result.stdout for result in asyncio.run(sandbox.run_many([str(i)] * 5)))
+        outputs.append(sandbox.run_sync(str(i)).stdout)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outputs) == sorted(f"{i}\n" for i in range(4) for _ in range(6))
+    asyncio.run(sandbox.aclose())
+
+
+def test_cancelling_kills_the_program(box):
+    (slot,) = box._slots
+    server = slot.pid
+
+    async def main():
+        job = asyncio.create_task(box.run(SLEEP))
+        while not children_of(server):
+            await asyncio.sleep(0.01)
+        (child,) = children_of(server)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        return child
+
+    child = asyncio.run(main())
+    assert not Path(f"/proc/{child}").exists()
+    assert slot.pid == server
+
+
+def test_cancelling_what_waits_for_a_slot(box):
+    async def main():
+        first = asyncio.create_task(box.run("import time\ntime.sleep(0.5)\n1"))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(box.run("open('/nowhere/ran', 'w')"))
+        await asyncio.sleep(0.1)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        return await first
+
+    assert asyncio.run(main()).stdout == "1\n"
+
+
+def test_time_out_of_the_callers_own(box):
+    async def main():
+        await asyncio.wait_for(box.run(SLEEP), 0.3)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(main())
+
+
+def test_dead_server_is_replaced(box):
+    (slot,) = box._slots
+    dead = slot.pid
+    os.kill(dead, signal.SIGKILL)
+    assert box.run_sync("1").stdout == "1\n"
+    assert slot.pid != dead
+
+
+def test_server_killed_while_running_means_one_retry_then_infra(box):
+    (slot,) = box._slots
+    results = []
+    worker = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
+    worker.start()
+    killed = set()
+    while len(killed) < 2:
+        server = slot.pid
+        if server and server not in killed and (programs := children_of(server)):
+            os.kill(server, signal.SIGKILL)
+            killed.add(server)
+            wait_for(lambda programs=programs: not any(Path(f"/proc/{pid}").exists() for pid in programs))
+    worker.join(10)
+    assert [(result.status, result.render()) for result in results] == [("infra", "[the code was not run]")]
+    assert results[0].note == "the server ended"
+
+
+def test_silent_server_is_given_up(box, monkeypatch):
+    monkeypatch.setattr(_slot, "GRACE_S", 0.3)
+    (slot,) = box._slots
+    stopped = slot.pid
+    os.kill(stopped, signal.SIGSTOP)
+    assert box.run_sync("1", limits=Limits(wall_s=0.2)).stdout == "1\n"
+    assert not Path(f"/proc/{stopped}").exists()
+
+
+def test_slow_cleaning_costs_the_server_and_not_the_result(box, monkeypatch):
+    monkeypatch.setattr(_slot, "CLEAN_S", 0.0001)
+    (slot,) = box._slots
+    slow = slot.pid
+    result = box.run_sync("for i in range(2000): open(str(i), 'w').close()\n1")
+    assert (result.status, result.stdout) == (Status.OK, "1\n")
+    assert slot.pid is None
+    assert not Path(f"/proc/{slow}").exists()
+
+
+def test_server_that_cannot_start_is_infra_not_an_exception(monkeypatch, tidy):
+    sandbox = LocalSandbox(slots=1)
+    os.kill(sandbox._slots[0].pid, signal.SIGKILL)
+    monkeypatch.setattr(_slot, "_BOOT", "raise SystemExit('no luck')")
+    result = sandbox.run_sync("1")
+    assert result.status is Status.INFRA
+    assert "no luck" in result.note
+    with pytest.raises(SandboxError, match="no luck"):
+        LocalSandbox(slots=1)
+    sandbox.close()
+
+
+def test_closing_ends_what_runs_and_leaves_nothing(tidy):
+    async def main():
+        sandbox = LocalSandbox(slots=2)
+        jobs = [asyncio.create_task(sandbox.run(SLEEP)) for _ in range(4)]
+        while (
+            not all(children_of(slot.pid) for slot in sandbox._slots if slot.pid) or not sandbox._slots[1].pid
+        ):
+            await asyncio.sleep(0.01)
+        await asyncio.gather(sandbox.aclose(), sandbox.aclose())
+        await sandbox.aclose()
+        with pytest.raises(SandboxError, match="closed"):
+            await sandbox.run("1")
+        with pytest.raises(SandboxError, match="closed"):
+            await sandbox.run_many(["1"])
+        return await asyncio.gather(*jobs)
+
+    started = time.monotonic()
+    assert {result.status for result in asyncio.run(main())} == {Status.INFRA}
+    assert time.monotonic() - started < 5
+
+
+def test_nothing_is_left_after_an_exception_in_the_block(tidy):
+    async def main():
+        async with LocalSandbox(slots=2) as sandbox:
+            await sandbox.run("open('a', 'w').write('b')")
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(main())
+
+
+def test_forgotten_sandbox_is_cleared_away(tidy):
+    before = leftovers()
+    sandbox = LocalSandbox(slots=1)
+    asyncio.run(sandbox.run("1"))
+    assert leftovers() != before
+    del sandbox
+    wait_for(lambda: leftovers() == before)
+
+
+def test_many_calls_leave_no_descriptor_and_no_process(confined):
+    server = confined._slots[0].pid
+    before = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd"))
+    asyncio.run(confined.run_many(["1/0", "1", "import os\nos.abort()"] * 30))
+    assert (len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd"))) == before
+    assert children_of(server) == []
+
+
+TRAINER = """
+import os, sys, time, threading
+from gtpo.sandbox import LocalSandbox
+sandbox = LocalSandbox(slots=1)
+threading.Thread(target=sandbox.run_sync, args=("import time\\ntime.sleep(60)",), daemon=True).start()
+print(sandbox._slots[0].pid, sandbox._slots[0]._home, flush=True)
+time.sleep(60)
+"""
+
+
+def test_killing_the_trainer_ends_server_and_program():
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
+        server, home = trainer.stdout.readline().split()
+        wait_for(lambda: children_of(int(server)))
+        (program,) = children_of(int(server))
+        trainer.kill()
+        trainer.wait()
+    wait_for(lambda: not Path(f"/proc/{program}").exists() and not Path(home).exists(), seconds=4)
+    wait_for(
+        lambda: not Path(f"/proc/{server}").exists() or " Z " in Path(f"/proc/{server}/stat").read_text()
+    )
+
+
+def test_a_forked_copy_is_refused_and_does_no_harm(box):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            box.run_sync("1")
+        except SandboxError:
+            box.close()
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.mark.parametrize("code", [None, b"1", 1])
+def test_code_must_be_a_string(box, code):
+    with pytest.raises(TypeError, match="string"):
+        box.run_sync(code)
+
+
+def test_default_slots_oversubscribe_the_cores(tidy):
+    sandbox = LocalSandbox()
+    assert len(sandbox._slots) == max(2, 3 * len(os.sched_getaffinity(0)))
+    assert [slot.pid is None for slot in sandbox._slots].count(False) == 1
+    sandbox.close()
