@@ -93,9 +93,7 @@ def make_batch(size: Size, seed: int = 0) -> Batch:
 def calls(batch: Batch) -> dict[str, Callable[[], object]]:
     """What is timed, by name; verl's only where it is installed."""
     timed: dict[str, Callable[[], object]] = {
-        "gtpo": lambda: F.gtpo_advantages(
-            batch.rewards_B_K, batch.num_turns_B, batch.turn_ids_B_T, batch.group_ids_B
-        )
+        "gtpo": lambda: F.gtpo_advantages(batch.rewards_B_K, batch.num_turns_B, batch.turn_ids_B_T, batch.group_ids_B)
     }
     try:
         from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage

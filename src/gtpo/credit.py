@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -159,22 +159,42 @@ def assign_credit(
     turn_B_K = torch.arange(int(num_turns_B.max())).expand(len(facts), -1)
     turn_B_K = torch.where(turn_B_K < num_turns_B[:, None], turn_B_K, -1)
     kept_B = torch.tensor([not fact.masked for fact in facts])
-    zeros_B_K = torch.zeros(turn_B_K.shape)
     group_B = torch.tensor([fact.group_id for fact in facts])
     if not kept_B.any():
-        zeros_B = zeros_B_K[:, 0]
-        return Credit(zeros_B, zeros_B, *[zeros_B_K] * 4, zeros_B, group_B, 0.0)
+        return _no_credit(group_B, turn_B_K.shape[1])
     kept_facts = [fact for fact in facts if not fact.masked]
     assign = _gtpo if algorithm == "gtpo" else _grpo
     kept = assign(kept_facts, num_turns_B[kept_B], turn_B_K[kept_B], similarity, settings, eps)
-    scattered = {
-        name: value.new_zeros(len(facts), *value.shape[1:]).masked_scatter(
-            kept_B.view(-1, *[1] * (value.dim() - 1)), value
-        )
-        for name, value in vars(kept).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(kept, **{**scattered, "group_B": group_B})
+
+    def whole(value: Tensor) -> Tensor:
+        return value.new_zeros(len(facts), *value.shape[1:]).index_put((kept_B,), value)
+
+    return Credit(
+        accuracy_B=whole(kept.accuracy_B),
+        shaped_B=whole(kept.shaped_B),
+        format_B_K=whole(kept.format_B_K),
+        rewards_B_K=whole(kept.rewards_B_K),
+        returns_B_K=whole(kept.returns_B_K),
+        advantages_B_K=whole(kept.advantages_B_K),
+        outcome_B=whole(kept.outcome_B),
+        group_B=group_B,
+        shaping_s=kept.shaping_s,
+    )
+
+
+def _no_credit(group_B: Tensor, num_k: int) -> Credit:
+    zeros_B, zeros_B_K = torch.zeros(len(group_B)), torch.zeros(len(group_B), num_k)
+    return Credit(
+        accuracy_B=zeros_B,
+        shaped_B=zeros_B,
+        format_B_K=zeros_B_K,
+        rewards_B_K=zeros_B_K,
+        returns_B_K=zeros_B_K,
+        advantages_B_K=zeros_B_K,
+        outcome_B=zeros_B,
+        group_B=group_B,
+        shaping_s=0.0,
+    )
 
 
 def _inputs(facts: Sequence[RolloutFacts], num_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

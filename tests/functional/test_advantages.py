@@ -67,9 +67,7 @@ TURN_IDS = torch.tensor([[0, 0, -1, 1, -1, 2], [-1, 0, -1, -1, 1, 1]])
 
 
 def close(actual, expected, tolerance=1e-9):
-    torch.testing.assert_close(
-        actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=tolerance, atol=tolerance)
 
 
 def test_worked_example():
@@ -93,9 +91,7 @@ def test_initial_normalises_by_the_first_returns():
 
 def test_turn_normalises_by_the_rollouts_that_reach_the_turn():
     returns = torch.tensor([[1.0, 4, 9], [3, 8, 0], [5, 0, 0]], dtype=torch.float64)
-    advantages = F.group_advantages(
-        returns, torch.tensor([3, 2, 1]), torch.zeros(3).long(), scope="turn", eps=0
-    )
+    advantages = F.group_advantages(returns, torch.tensor([3, 2, 1]), torch.zeros(3).long(), scope="turn", eps=0)
     root = math.sqrt(0.5)
     close(advantages, [[-1, -root, 0], [0, root, 0], [1, 0, 0]])
 
@@ -178,9 +174,7 @@ def test_other_groups_and_padding_do_not_matter(scope):
 def test_equal_returns_have_advantage_zero_whatever_their_rounding(value, size, dtype):
     returns = torch.full((size, 3), value, dtype=dtype)
     for scope in SCOPES:
-        advantages = F.group_advantages(
-            returns, torch.full((size,), 3), torch.zeros(size).long(), scope=scope, eps=0
-        )
+        advantages = F.group_advantages(returns, torch.full((size,), 3), torch.zeros(size).long(), scope=scope, eps=0)
         assert not advantages.any()
 
 
@@ -240,9 +234,7 @@ def test_the_first_turn_of_a_success_turns_negative_under_pooled():
         none = torch.zeros(100, 4, dtype=torch.bool)
         rewards = F.turn_rewards(passed, num_turns, none, torch.ones(100, dtype=torch.bool))
         for scope in SCOPES:
-            advantages = F.gtpo_advantages(
-                rewards, num_turns, torch.arange(4).expand(100, -1), groups, scope=scope
-            )
+            advantages = F.gtpo_advantages(rewards, num_turns, torch.arange(4).expand(100, -1), groups, scope=scope)
             first[scope, successes] = advantages[0, 0].item()
     assert first["pooled", 84] > 0 > first["pooled", 86]
     assert first["initial", 86] > 0
@@ -278,9 +270,7 @@ def test_zero_silences_uniform_groups_only():
     passed = torch.tensor([0, 0, 1, 1, 1, 0], dtype=torch.bool)
     turn_ids = torch.tensor([[0, -1, 1]] * 6)
     kept = F.gtpo_advantages(rewards, num_turns, turn_ids, groups, passed_B=passed)
-    zeroed = F.gtpo_advantages(
-        rewards, num_turns, turn_ids, groups, passed_B=passed, on_uniform_outcome="zero"
-    )
+    zeroed = F.gtpo_advantages(rewards, num_turns, turn_ids, groups, passed_B=passed, on_uniform_outcome="zero")
     assert kept[:4].any(dim=1).all(), "without the option the penalty is at full size"
     assert not zeroed[:4].any()
     assert torch.equal(zeroed[4:], kept[4:])

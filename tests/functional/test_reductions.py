@@ -45,9 +45,7 @@ ANY_REWARDS = {
 
 
 def build_tokenizer():
-    vocabulary = {
-        word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{n}" for n in range(13))])
-    }
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *(f"w{n}" for n in range(13))])}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(
@@ -109,9 +107,7 @@ class CannedTrl:
         self.masks, self.rewards = masks, rewards
         output = self.trainer._generate_and_score_completions([dict(row) for row in self.prompts])
         turn_ids = F.turn_ids_from_mask(output["completion_mask"] * output["tool_mask"])
-        assert [
-            row[: len(mask)].ge(0).int().tolist() for row, mask in zip(turn_ids, masks, strict=True)
-        ] == masks
+        assert [row[: len(mask)].ge(0).int().tolist() for row, mask in zip(turn_ids, masks, strict=True)] == masks
         return output["advantages"], turn_ids
 
 
@@ -147,9 +143,7 @@ def test_one_turn_rollouts_are_trls_grpo_for_every_gamma_and_scope(trl_grpo, rew
     expected, turn_ids = trl_grpo.advantages(ONE_TURN, ANY_REWARDS[rewards])
     rewards_B_K = torch.zeros(8, 3)
     rewards_B_K[:, 0] = torch.tensor(ANY_REWARDS[rewards])
-    tokens = F.gtpo_advantages(
-        rewards_B_K, torch.ones(8, dtype=torch.long), turn_ids, GROUPS, gamma=gamma, scope=scope
-    )
+    tokens = F.gtpo_advantages(rewards_B_K, torch.ones(8, dtype=torch.long), turn_ids, GROUPS, gamma=gamma, scope=scope)
     assert_same(tokens, expected, turn_ids)
 
 

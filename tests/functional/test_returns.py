@@ -41,9 +41,7 @@ def test_gamma_one_sums_what_is_ahead_and_gamma_zero_leaves_the_reward():
 
 def test_the_discount_makes_a_difference():
     rewards, num_turns = torch.tensor([[0.0, 1]]), torch.tensor([2])
-    assert not torch.equal(
-        F.discounted_returns(rewards, num_turns, gamma=1), F.discounted_returns(rewards, num_turns)
-    )
+    assert not torch.equal(F.discounted_returns(rewards, num_turns, gamma=1), F.discounted_returns(rewards, num_turns))
 
 
 def test_padding_is_ignored_and_returned_as_zero():

@@ -252,9 +252,7 @@ def test_closing_ends_what_runs_and_leaves_nothing(tidy):
     async def main():
         sandbox = LocalSandbox(slots=2)
         jobs = [asyncio.create_task(sandbox.run(SLEEP)) for _ in range(4)]
-        while (
-            not all(children_of(slot.pid) for slot in sandbox._slots if slot.pid) or not sandbox._slots[1].pid
-        ):
+        while not all(children_of(slot.pid) for slot in sandbox._slots if slot.pid) or not sandbox._slots[1].pid:
             await asyncio.sleep(0.01)
         await asyncio.gather(sandbox.aclose(), sandbox.aclose())
         await sandbox.aclose()
@@ -314,9 +312,7 @@ def test_killing_the_trainer_ends_server_and_program():
         trainer.kill()
         trainer.wait()
     wait_for(lambda: not Path(f"/proc/{program}").exists() and not Path(home).exists(), seconds=4)
-    wait_for(
-        lambda: not Path(f"/proc/{server}").exists() or " Z " in Path(f"/proc/{server}/stat").read_text()
-    )
+    wait_for(lambda: not Path(f"/proc/{server}").exists() or " Z " in Path(f"/proc/{server}/stat").read_text())
 
 
 def test_a_forked_copy_is_refused_and_does_no_harm(box):

@@ -122,9 +122,7 @@ def plain(code: str, **options) -> subprocess.CompletedProcess:
 def test_no_connection_to_a_local_listener(box):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
-        code = (
-            f"import socket\nsocket.create_connection(('127.0.0.1', {listener.getsockname()[1]})).send(b'a')"
-        )
+        code = f"import socket\nsocket.create_connection(('127.0.0.1', {listener.getsockname()[1]})).send(b'a')"
         assert plain(code).returncode == 0
         listener.accept()[0].close()
         assert box.run_sync(code).error_type == "PermissionError"

@@ -114,9 +114,7 @@ def test_error_shows_only_the_programs_own_lines(box, name):
 
 def test_traceback_quotes_the_line(box):
     text = box.run_sync("def f():\n    return 1 / 0\nf()").render()
-    assert text.startswith(
-        'Traceback (most recent call last):\n  File "<code>", line 3, in <module>\n    f()'
-    )
+    assert text.startswith('Traceback (most recent call last):\n  File "<code>", line 3, in <module>\n    f()')
     assert '  File "<code>", line 2, in f\n    return 1 / 0\n' in text
     assert text.endswith("ZeroDivisionError: division by zero")
 
@@ -275,9 +273,7 @@ def test_crash_names_the_signal(box, name):
     assert result.render() == f"before\nthe process was ended by {signal_name}"
 
 
-@pytest.mark.parametrize(
-    ("code", "status"), [("import os\nos._exit(0)", "ok"), ("import os\nos._exit(3)", "error")]
-)
+@pytest.mark.parametrize(("code", "status"), [("import os\nos._exit(0)", "ok"), ("import os\nos._exit(3)", "error")])
 def test_status_can_be_forged_by_leaving_early(box, code, status):
     assert box.run_sync(code).status == status
 
@@ -313,9 +309,7 @@ def test_text_of_earlier_programs_is_not_in_memory(box):
 
 
 def test_random_numbers_differ_between_runs_and_sets_keep_their_order(box):
-    draws = {
-        box.run_sync("import random, numpy\n(random.random(), numpy.random.rand())").stdout for _ in range(3)
-    }
+    draws = {box.run_sync("import random, numpy\n(random.random(), numpy.random.rand())").stdout for _ in range(3)}
     assert len(draws) == 3
     orders = {box.run_sync("list({'a', 'b', 'c', 'd', 'e', 'f'})").stdout for _ in range(3)}
     assert len(orders) == 1

@@ -140,9 +140,7 @@ def test_nobody_listens():
         EndpointSimilarity("http://127.0.0.1:9/v1", "m", retries=0).matrix(["a"])
 
 
-@pytest.mark.parametrize(
-    "settings", [{"url": "localhost/v1"}, {"batch_size": 0}, {"timeout_s": 0}, {"retries": -1}]
-)
+@pytest.mark.parametrize("settings", [{"url": "localhost/v1"}, {"batch_size": 0}, {"timeout_s": 0}, {"retries": -1}])
 def test_settings_are_checked(settings):
     with pytest.raises(ConfigError):
         EndpointSimilarity(**{"url": "http://x/v1", "model": "m", **settings})

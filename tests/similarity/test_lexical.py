@@ -147,9 +147,7 @@ def test_cosines_are_clipped_at_0():
 def test_similarities_are_found_by_specification():
     assert isinstance(get_similarity("lexical"), LexicalSimilarity)
     for spec in ("titan", "", "lexical:x", "endpoint:http://x/v1", "endpoint:#m", "sentence-transformers:"):
-        with pytest.raises(
-            ConfigError, match="there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL"
-        ):
+        with pytest.raises(ConfigError, match="there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL"):
             get_similarity(spec)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import json
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ ALIASES = {"model": "model_name_or_path"}
 
 
 def parse(
-    dataclass_types: Sequence[type], argv: Sequence[str], *, prog: str, about: str, defaults: Path | None = None
+    dataclass_types: Sequence[Any], argv: Sequence[str], *, prog: str, about: str, defaults: Path | None = None
 ) -> tuple[Any, ...]:
     """Parse `--config FILE.yaml` and flags (which win) into dataclasses.
 
@@ -79,7 +80,7 @@ def _with_config(argv: list[str], known: set[str]) -> list[str]:
         part
         for key, value in config.items()
         if key != "env" and value is not None
-        for part in _as_flags(ALIASES.get(key, key), value)
+        for part in _as_flags(ALIASES.get(str(key), str(key)), value)
     ]
     return [*flags, *argv[:place], *argv[place + 2 :]]
 
@@ -109,7 +110,7 @@ def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
     lines.append("Options stand in the YAML file under the same names; flags win over the file.")
     hosts = []
     for kind in dataclass_types:
-        own = [name for name in kind.__dict__.get("__annotations__", {}) if not name.startswith("_")]
+        own = [name for name in inspect.get_annotations(kind) if not name.startswith("_")]
         if not kind.__module__.startswith("gtpo"):
             hosts.append(kind.__name__)
             continue
@@ -157,7 +158,7 @@ def load_model(model_args: ModelConfig) -> Any:
         raise ConfigError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
     try:
         return AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path,
+            model_args.model_name_or_path or "",
             revision=model_args.model_revision,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation=model_args.attn_implementation,
@@ -167,7 +168,7 @@ def load_model(model_args: ModelConfig) -> Any:
 
 
 def _looks_like_folder(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.startswith("runs/")
+    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
 
 
 def say(message: str) -> None:

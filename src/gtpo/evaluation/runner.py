@@ -113,9 +113,7 @@ def evaluate(
     trajectories = batch.trajectories
     verdicts = verifier.verify_many([t.answer_text for t in trajectories], repeated)
     passed = [verdict.passed for verdict in verdicts]
-    rates = [
-        fmean(passed[i : i + protocol.samples]) for i in range(0, len(passed), protocol.samples)
-    ]  # one a problem
+    rates = [fmean(passed[i : i + protocol.samples]) for i in range(0, len(passed), protocol.samples)]  # one a problem
     rate = fmean(rates)
     reasons = [t.stop_reason.value for t in trajectories]
     return EvalResult(

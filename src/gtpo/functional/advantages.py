@@ -164,9 +164,7 @@ def _number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]
     return group_B, len(groups)
 
 
-def _normalise(
-    returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, scope: str, eps: float
-) -> Tensor:
+def _normalise(returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, scope: str, eps: float) -> Tensor:
     """Centre and scale each return by the set it belongs to; `set_ids` numbers the sets."""
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {SCOPES}, got {scope!r}")

@@ -7,9 +7,7 @@ from torch import Tensor
 from gtpo.functional._checks import as_flags, check_finite, check_floating, check_shape, widen
 
 
-def shaped_accuracy(
-    similarity_G_G: Tensor, passed_G: Tensor, has_code_G: Tensor, *, alpha: float = 0.5
-) -> Tensor:
+def shaped_accuracy(similarity_G_G: Tensor, passed_G: Tensor, has_code_G: Tensor, *, alpha: float = 0.5) -> Tensor:
     """Accuracy reward of the failed rollouts of one group.
 
         shaped[i] = (alpha / |P|) * sum over p in P of sim(c_i, c_p) if i failed and has code, else 0
@@ -34,9 +32,7 @@ def shaped_accuracy(
         ValueError: shapes or dtypes don't fit, a flag is neither 0 nor 1, a similarity in use is not finite,
             or alpha lies outside 0..1.
     """
-    check_shape(
-        "similarity_G_G", similarity_G_G, (None, similarity_G_G.shape[0] if similarity_G_G.dim() else 0)
-    )
+    check_shape("similarity_G_G", similarity_G_G, (None, similarity_G_G.shape[0] if similarity_G_G.dim() else 0))
     check_floating("similarity_G_G", similarity_G_G)
     passed = as_flags("passed_G", passed_G, (similarity_G_G.shape[0],))
     has_code = as_flags("has_code_G", has_code_G, (similarity_G_G.shape[0],))

@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import Any
 
 from gtpo.errors import DataError, TemplateError
-from gtpo.types import Observation, StopReason, Trajectory, Turn
 from gtpo.rollout.formats import ToolFormat
+from gtpo.types import Observation, StopReason, Trajectory, Turn
 
 Messages = Sequence[Mapping[str, Any]]
 

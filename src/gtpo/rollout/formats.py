@@ -45,11 +45,20 @@ _ANSWER = r"When you know the answer, write it in \boxed{} and make no call in t
 class ToolFormat(Protocol):
     """A tool-call syntax."""
 
-    name: str
-    instruction: str
-    """The default system prompt: tells the model of the tool and of `\\boxed{}`."""
-    tools: list[dict[str, Any]] | None
-    """Tool schemas for the chat template, or None if the template need not know of tools."""
+    @property
+    def name(self) -> str:
+        """The name in `FORMATS`."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """The default system prompt: tells the model of the tool and of `\\boxed{}`."""
+        ...
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """Tool schemas for the chat template, or None if the template need not know of tools."""
+        ...
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
         """Return the calls of one turn's text, valid and invalid, in order; empty if it makes none."""
@@ -69,8 +78,8 @@ class ToolFormat(Protocol):
 
 
 def _after_thinking(text: str) -> str:
-    head, sep, tail = text.rpartition("</think>")
-    if sep:
+    _, found, tail = text.rpartition("</think>")
+    if found:
         return tail
     return "" if "<think>" in text else text
 
@@ -139,7 +148,7 @@ def _parse_json_call(body: str) -> ToolCall | InvalidCall:
         return InvalidCall(f"there is no tool named {name!r}; the only tool is 'python'")
     surplus = sorted(set(call) - {"name", "arguments"})
     if surplus:
-        return InvalidCall(f"a call has only \"name\" and \"arguments\", not {', '.join(map(repr, surplus))}")
+        return InvalidCall(f'a call has only "name" and "arguments", not {", ".join(map(repr, surplus))}')
     if not isinstance(arguments, dict):
         return InvalidCall('"arguments" must be an object with one entry, "code"')
     surplus = sorted(set(arguments) - {"code"})
@@ -176,7 +185,8 @@ class FencedFormat:
         """See `ToolFormat.parse`. Blocks without a label, or labelled as text or output, are no calls."""
         calls: list[ToolCall | InvalidCall] = []
         label: str | None = None
-        ticks, lines = "", []
+        ticks = ""
+        lines: list[str] = []
         for line in _after_thinking(text).split("\n"):
             fence = _FENCE.fullmatch(line)
             if label is None:

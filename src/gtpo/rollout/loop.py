@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gtpo.errors import DataError
-from gtpo.sandbox import ExecResult, Sandbox, Status
-from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 from gtpo._async import run_async
+from gtpo.errors import DataError
 from gtpo.rollout.backends.base import Backend
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.settings import RolloutLimits, Sampling
+from gtpo.sandbox import ExecResult, Sandbox, Status
+from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of) as rollouts end."""

@@ -131,9 +131,7 @@ class LocalSandbox:
         No item raises: one that is not even a string becomes `Status.INFRA`. A closed sandbox does raise.
         """
         self._check()
-        results = await asyncio.gather(
-            *(self.run(code, limits=limits) for code in codes), return_exceptions=True
-        )
+        results = await asyncio.gather(*(self.run(code, limits=limits) for code in codes), return_exceptions=True)
         return [self._as_result(result) for result in results]
 
     def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
@@ -259,9 +257,7 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         stderr += f"the process was ended by {detail}\n"
     elif status is Status.INFRA:
         note = detail
-    return ExecResult(
-        status, stdout, stderr, raw.reply["wall_s"], raw.reply.get("error_type"), any(cut), note
-    )
+    return ExecResult(status, stdout, stderr, raw.reply["wall_s"], raw.reply.get("error_type"), any(cut), note)
 
 
 def _cores() -> int:

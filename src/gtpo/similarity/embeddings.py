@@ -29,9 +29,7 @@ class SentenceTransformerSimilarity(EmbeddingSimilarity):
         ConfigError: sentence-transformers is not installed.
     """
 
-    def __init__(
-        self, model: str, *, device: str | None = None, batch_size: int = 32, cache_size: int = 4096
-    ):
+    def __init__(self, model: str, *, device: str | None = None, batch_size: int = 32, cache_size: int = 4096):
         super().__init__(cache_size)
         try:
             import sentence_transformers
@@ -50,7 +48,5 @@ class SentenceTransformerSimilarity(EmbeddingSimilarity):
                 self._model = self._load()
             except (OSError, ValueError) as error:
                 raise SimilarityError(f"can't load the embedding model {self._name!r}: {error}") from error
-        rows = self._model.encode(
-            texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
-        )
+        rows = self._model.encode(texts, batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False)
         return torch.as_tensor(rows)

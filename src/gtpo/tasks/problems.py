@@ -120,18 +120,14 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except FileNotFoundError:
         raise DataError(f"no such file (looked for {path.absolute()})", path=path) from None
     except OSError as error:
-        raise DataError(
-            f"can't be read ({error.strerror}); give a readable JSON Lines file", path=path
-        ) from error
+        raise DataError(f"can't be read ({error.strerror}); give a readable JSON Lines file", path=path) from error
 
 
 def _json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
-        message = (
-            f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8"
-        )
+        message = f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8"
         raise DataError(message, path=path, line=number) from None
     try:
         row = json.loads(text)

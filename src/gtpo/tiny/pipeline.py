@@ -33,8 +33,8 @@ _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
 class TinyArguments:
     """The size of the embedded default."""
 
-    cold_start_traces: int = field(default=4096, metadata={"help": "Traces made for the cold start."})
-    cold_start_steps: int = field(default=500, metadata={"help": "Steps of the cold start, 64 traces each."})
+    cold_start_traces: int = field(default=8192, metadata={"help": "Traces made for the cold start."})
+    cold_start_steps: int = field(default=700, metadata={"help": "Steps of the cold start, 32 traces each."})
     train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
     eval_problems: int = field(default=256, metadata={"help": "Held-out problems, before and after."})
     malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
@@ -93,11 +93,11 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: 
         tool_format=args.tool_format,
         system_prompt=args.system_prompt,
         max_steps=tiny.cold_start_steps,
-        per_device_train_batch_size=64,
+        per_device_train_batch_size=32,
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=50,
-        max_length=args.max_completion_length + 64,
+        max_length=128,
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=20,

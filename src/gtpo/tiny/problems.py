@@ -120,5 +120,3 @@ def _say(draft: _Draft, content: str, tool_format: ToolFormat) -> None:
 def _answered(draft: _Draft, value: int) -> _Draft:
     draft.messages.append({"role": "assistant", "content": f"\\boxed{{{value}}}"})
     return draft
-
-

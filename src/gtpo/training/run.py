@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from gtpo.errors import ConfigError
@@ -99,13 +99,14 @@ def train(
     return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
 
 
-def last_checkpoint(args: GTPOConfig) -> str:
+def last_checkpoint(args: TrainingArguments) -> str:
     """The newest checkpoint of the run.
 
     Raises:
         ConfigError: there is none.
     """
-    found = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    folder = args.output_dir or ""
+    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
     if found is None:
         raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
     return found

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -72,6 +72,9 @@ class GTPOTrainer(GRPOTrainer):
         TemplateError: the chat template can't express a conversation with the tool.
     """
 
+    args: GTPOConfig
+    model: Any
+
     def __init__(
         self,
         model: Any,
@@ -89,7 +92,9 @@ class GTPOTrainer(GRPOTrainer):
     ):
         _check_enough_problems(len(train_dataset), args)
         limits = Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb)
-        encoder = ChatEncoder(processing_class, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
+        encoder = ChatEncoder(
+            processing_class, get_format(args.tool_format), template_kwargs=cast(Any, args.chat_template_kwargs)
+        )
         self.engine = RolloutEngine(encoder, sandbox or LocalSandbox(limits=limits), args.rollout_limits())
         self.verifier = verifier or get_verifier("math")
         self.similarity = similarity or get_similarity(args.similarity)
@@ -121,7 +126,7 @@ class GTPOTrainer(GRPOTrainer):
                 self.model_wrapped,
                 self.accelerator,
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+                gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
             ) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
@@ -157,7 +162,7 @@ class GTPOTrainer(GRPOTrainer):
 
         self.progress.phase("credit")
         training = self.model.training
-        group_size = self.num_generations if training else self.num_generations_eval
+        group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         first = self._round.first
         facts = gather_object(
             [
@@ -234,7 +239,7 @@ def _masked(trajectory: Trajectory) -> bool:
 
 
 def _check_enough_problems(num_problems: int, args: GTPOConfig) -> None:
-    groups = (args.generation_batch_size or 0) // args.num_generations
+    groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
     if num_problems < groups:
         raise ConfigError(
             f"{num_problems} training problems, but a generation batch holds {groups} (generation_batch_size "

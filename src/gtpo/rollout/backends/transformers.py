@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from gtpo.rollout.settings import Sampling
 from gtpo.rollout.backends.base import Generation
+from gtpo.rollout.settings import Sampling
 
 
 class TransformersBackend:

@@ -122,9 +122,7 @@ class Server:
             return None
         return {"id": request["id"], "wall_s": wall_s, **self._verdict(reason, wait_status, request, order)}
 
-    def _watch(
-        self, pid: int, request: dict[str, Any], order: child.Order, deadline: float
-    ) -> tuple[str, int]:
+    def _watch(self, pid: int, request: dict[str, Any], order: child.Order, deadline: float) -> tuple[str, int]:
         """Waits for the child, kills it where it must, and reaps it.
 
         Returns why it was killed ("" if it was not) and its wait status.
@@ -159,9 +157,7 @@ class Server:
         cancelled = received[0]["op"] == "cancel" and received[0]["id"] == request["id"]
         return "cancelled" if cancelled else ""
 
-    def _verdict(
-        self, reason: str, wait_status: int, request: dict[str, Any], order: child.Order
-    ) -> dict[str, Any]:
+    def _verdict(self, reason: str, wait_status: int, request: dict[str, Any], order: child.Order) -> dict[str, Any]:
         """How it ended: from what the server itself saw, and only then from the board."""
         if reason in ("cpu", "wall", "cancelled"):
             return {"status": "timeout", "detail": reason}

@@ -126,9 +126,7 @@ class Worker:
             self._stderr.seek(0)
             said = self._stderr.read().decode(errors="replace").strip()[-2000:]
             self.stop()
-            raise VerifierError(
-                f"can't start a process for math-verify (is it installed?): {said or 'no output'}"
-            )
+            raise VerifierError(f"can't start a process for math-verify (is it installed?): {said or 'no output'}")
         return self._process
 
     def _read(self, deadline: float) -> dict[str, Any] | None:
@@ -180,9 +178,7 @@ class WorkerPool:
     def ask(self, candidate: str | None, gold: str) -> Reply:
         """`Worker.ask` of a worker that is free; waits for one if need be."""
         with self._lock:
-            if (
-                self._owner != os.getpid()
-            ):  # a fork of the process that started the workers: their pipes are not ours
+            if self._owner != os.getpid():  # a fork of the process that started the workers: their pipes are not ours
                 self._reset()
         with self._free:
             with self._lock:

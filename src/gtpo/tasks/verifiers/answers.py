@@ -116,9 +116,7 @@ def plain_number(latex: str) -> PlainNumber | None:
     if "-" in (part["sign"], part["sign2"]):
         value = -value
     unit = (part["unit"] or part["word"]).replace(".", "").strip().lower().removesuffix("s")
-    factor = (
-        Fraction(1, 100) if part["percent"] or unit == "percent" else Fraction(_NUMBER_WORDS.get(unit, 1))
-    )
+    factor = Fraction(1, 100) if part["percent"] or unit == "percent" else Fraction(_NUMBER_WORDS.get(unit, 1))
     return PlainNumber(value, factor, inexact, "" if factor != 1 else unit)
 
 

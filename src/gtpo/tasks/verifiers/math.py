@@ -52,9 +52,7 @@ class MathVerifier:
             ValueError: the arguments differ in length.
         """
         if len(answer_texts) != len(problems):
-            raise ValueError(
-                f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text"
-            )
+            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
         verdicts: list[Verdict | None] = []
         for text, problem in zip(answer_texts, problems, strict=True):
             verdicts.append(_quick_verdict(text, problem))
@@ -124,9 +122,7 @@ def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:
 
 
 def _check_golds(asked: Sequence[tuple[Problem, Reply]]) -> None:
-    bad = {
-        problem.id: (problem.answer, reply.gold_unusable) for problem, reply in asked if reply.gold_unusable
-    }
+    bad = {problem.id: (problem.answer, reply.gold_unusable) for problem, reply in asked if reply.gold_unusable}
     if bad:
         shown = "; ".join(f"{name}: {answer[:80]!r} ({why})" for name, (answer, why) in list(bad.items())[:5])
         raise VerifierError(

@@ -1,0 +1,36 @@
+# Needs Python 3.10 or newer, venv and git; everything else goes into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+ARGS ?=
+
+.PHONY: setup train test check format clean
+
+setup: $(VENV)/.installed
+
+# torch first: what depends on it must find the pinned build already there
+$(VENV)/.installed: requirements/pins.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements/pins.txt)"
+	$(BIN)/pip install --quiet -r requirements/pins.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+train: setup
+	$(BIN)/gtpo tiny $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

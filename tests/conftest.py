@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real problems: $GTPO_DATA_DIR, or shared/data beside the repository; skips where there is none."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("GTPO_DATA_DIR", default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of problems at {folder}; set GTPO_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    from gtpo.tiny.model import make_tokenizer
+
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(tiny_tokenizer):
+    """A character tokenizer with the chat template of Qwen2.5-Instruct, as the host ships it."""
+    from importlib.resources import files
+
+    from gtpo.testing import with_chat_template
+
+    template = files("trl").joinpath("chat_templates", "qwen2_5.jinja").read_text(encoding="utf-8")
+    return with_chat_template(tiny_tokenizer, template, end="<|im_end|>", specials=("<|im_start|>", "<|im_end|>"))

@@ -1,0 +1,214 @@
+"""The loop with a scripted model and the real sandbox: ids, endings and their order, observations."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from gtpo.errors import ConfigError, DataError
+from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
+from gtpo.rollout.loop import messages_for
+from gtpo.sandbox import ExecResult, LocalSandbox, Status
+from gtpo.testing import ScriptedBackend
+from gtpo.types import StopReason
+
+CUT = ScriptedBackend.CUT
+
+
+def python(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+class FakeSandbox:
+    """Answers after a delay, without running anything."""
+
+    def __init__(self, status: Status = Status.OK, delay_s: float = 0.0):
+        self.status, self.delay_s, self.codes = status, delay_s, []
+
+    async def run(self, code, *, limits=None):
+        self.codes.append(code)
+        await asyncio.sleep(self.delay_s)
+        return ExecResult(self.status, stdout=f"<{code}>")
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with_slots = LocalSandbox(slots=2)
+    yield with_slots
+    with_slots.close()
+
+
+def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, **limits):
+    encoder = ChatEncoder(tokenizer, get_format("fenced"))
+    prompts = [messages_for(question, None) for question in scripts]
+    backend = ScriptedBackend(
+        tokenizer,
+        {tuple(encoder.prompt_ids(p)): turns for p, turns in zip(prompts, scripts.values(), strict=True)},
+        max_context=max_context,
+    )
+    engine = RolloutEngine(encoder, sandbox or FakeSandbox(), RolloutLimits(**limits))
+    return engine.run(prompts, backend).trajectories, backend, encoder
+
+
+def test_a_rollout_calls_reads_and_answers(tiny_tokenizer, sandbox):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("x = 6*7\nx"), "\\boxed{42}"]}, sandbox=sandbox)
+    assert rollout.stop_reason is StopReason.ANSWER
+    assert rollout.turns[0].observation.text == "42"
+    assert rollout.turns[0].observation.statuses == ("ok",)
+    assert rollout.code == "x = 6*7\nx"
+    assert rollout.answer_text == "\\boxed{42}"
+
+
+def test_the_next_context_is_what_was_sampled_and_observed_id_for_id(tiny_tokenizer):
+    turns = [python("1"), python("2"), "\\boxed{2}"]
+    (rollout,), backend, _ = roll(tiny_tokenizer, {"q": turns})
+    ids = [*rollout.prompt_ids, *rollout.completion_ids]
+    for context in backend.contexts:
+        assert context == ids[: len(context)]
+    assert len(backend.contexts) == 3
+    assert rollout.logprobs == [
+        -float(i) if keep else 0.0 for i, keep in zip(rollout.completion_ids, rollout.mask, strict=True)
+    ]
+
+
+def test_a_trace_of_the_same_text_has_the_same_ids_and_mask(tiny_tokenizer):
+    turns = [python("6*7"), "```python\nopen", "\\boxed{42}"]
+    (rollout,), _, encoder = roll(tiny_tokenizer, {"q": turns})
+    trace = encoder.trace(
+        [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": turns[0]},
+            {"role": "tool", "content": "<6*7>"},
+            {"role": "assistant", "content": turns[1]},
+            {"role": "tool", "content": rollout.turns[1].observation.text},
+            {"role": "assistant", "content": turns[2]},
+        ]
+    )
+    assert trace.prompt_ids == rollout.prompt_ids
+    assert trace.completion_ids == rollout.completion_ids
+    assert trace.mask == rollout.mask
+    assert trace.turn_ids == rollout.turn_ids
+
+
+def test_an_invalid_call_is_told_what_was_wrong_and_the_rollout_goes_on(tiny_tokenizer):
+    sandbox = FakeSandbox()
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": ["```python\n1", python("1"), "\\boxed{1}"]}, sandbox=sandbox)
+    assert rollout.stop_reason is StopReason.ANSWER
+    assert rollout.turns[0].observation.text.startswith("Invalid call: the ```python block was not closed")
+    assert rollout.turns[0].observation.statuses == ("invalid",)
+    assert sandbox.codes == ["1"]
+    assert (rollout.num_calls, rollout.num_invalid_calls) == (2, 1)
+
+
+def test_several_calls_of_a_turn_are_observed_in_order(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1") + "\n```python\n\n```\n" + python("2"), "ok"]})
+    assert rollout.turns[0].observation.text == "<1>\nInvalid call: the code is empty.\n<2>"
+    assert rollout.turns[0].observation.statuses == ("ok", "invalid", "ok")
+
+
+def test_tool_calls_of_a_batch_run_at_the_same_time(tiny_tokenizer):
+    scripts = {f"q{i}": [python("1"), "\\boxed{1}"] for i in range(20)}
+    start = time.perf_counter()
+    roll(tiny_tokenizer, scripts, sandbox=FakeSandbox(delay_s=0.2))
+    assert time.perf_counter() - start < 2.0  # one after another: 4 s
+
+
+def test_rollouts_end_each_at_their_own_turn_and_keep_the_order_of_their_prompts(tiny_tokenizer):
+    scripts = {"a": [python("1"), python("2"), "A"], "b": ["B"], "c": [python("3"), "C"]}
+    rollouts, _, _ = roll(tiny_tokenizer, scripts)
+    assert [r.answer_text for r in rollouts] == ["A", "B", "C"]
+    assert [len(r.turns) for r in rollouts] == [3, 1, 2]
+
+
+def test_turn_limit_leaves_the_last_call_unexecuted(tiny_tokenizer):
+    sandbox = FakeSandbox()
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), python("2")]}, sandbox=sandbox, max_turns=2)
+    assert rollout.stop_reason is StopReason.TURNS
+    assert sandbox.codes == ["1"]
+    assert rollout.turns[-1].observation is None
+    assert rollout.answer_text is None
+
+
+def test_an_answer_in_the_last_allowed_turn_is_an_answer(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, max_turns=2)
+    assert rollout.stop_reason is StopReason.ANSWER
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"max_turn_tokens": 4}, StopReason.TURN_TOKENS),
+        ({"max_total_tokens": 4}, StopReason.TOTAL_TOKENS),
+        ({"max_context": 12}, StopReason.CONTEXT),
+        ({"max_turn_tokens": 4, "max_total_tokens": 4}, StopReason.TOTAL_TOKENS),
+        ({"max_turn_tokens": 4, "max_total_tokens": 4, "max_context": 8}, StopReason.CONTEXT),
+    ],
+)
+def test_a_turn_that_does_not_end_names_the_tightest_limit(tiny_tokenizer, limits, reason):
+    (rollout,), _, encoder = roll(tiny_tokenizer, {"q": ["abcdefghijklmnop"]}, **limits)
+    assert len(encoder.prompt_ids(messages_for("q", None))) == 4
+    assert rollout.stop_reason is reason
+    assert rollout.answer_text is None
+
+
+def test_a_call_cut_by_a_limit_is_invalid_and_ends_the_rollout(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": ["```python\n1+1" + CUT]})
+    assert rollout.stop_reason is StopReason.TURN_TOKENS
+    assert rollout.num_invalid_calls == 1
+
+
+def test_an_observation_that_leaves_no_room_is_dropped(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, max_total_tokens=10)
+    assert rollout.stop_reason is StopReason.TOTAL_TOKENS
+    assert rollout.turns[-1].observation is None
+    assert rollout.mask == [1] * len(rollout.completion_ids)
+
+
+def test_a_failing_sandbox_ends_the_rollout_and_is_never_shown(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, sandbox=FakeSandbox(Status.INFRA))
+    assert rollout.stop_reason is StopReason.INFRA
+    assert rollout.turns[-1].observation is None
+
+
+def test_long_results_are_cut_in_the_middle_with_a_note(tiny_tokenizer, sandbox):
+    (rollout,), _, _ = roll(
+        tiny_tokenizer, {"q": [python("print('a'*5000)"), "A"]}, sandbox=sandbox, max_observation_chars=100
+    )
+    text = rollout.turns[0].observation.text
+    assert len(text) <= 100
+    assert "characters cut" in text
+
+
+def test_the_models_own_context_length_is_the_bound(tiny_tokenizer):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": ["abcdefghijkl"]}, max_context=10)
+    assert rollout.stop_reason is StopReason.CONTEXT
+    assert len(rollout.completion_ids) == 6
+
+
+def test_a_prompt_that_fills_the_context_is_refused(tiny_tokenizer):
+    with pytest.raises(DataError, match="leaves no room"):
+        roll(tiny_tokenizer, {"q": ["A"]}, max_context=4)
+
+
+def test_the_loop_runs_inside_a_running_event_loop(tiny_tokenizer):
+    async def notebook_cell():
+        return roll(tiny_tokenizer, {"q": [python("1"), "A"]})[0]
+
+    (rollout,) = asyncio.run(notebook_cell())
+    assert rollout.stop_reason is StopReason.ANSWER
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: RolloutLimits(max_turns=0), "max_turns"),
+        (lambda: Sampling(temperature=-1), "temperature"),
+        (lambda: Sampling(top_p=0), "top_p"),
+        (lambda: Sampling(top_k=-1), "top_k"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(make, field):
+    with pytest.raises(ConfigError, match=field):
+        make()

@@ -1,0 +1,164 @@
+"""Credit of whole batches: the worked example, the baseline's reward, masked rollouts, metrics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gtpo.credit import CreditSettings, RolloutFacts, assign_credit, credit_metrics, rollout_facts
+from gtpo.errors import ConfigError
+from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
+
+
+class FixedSimilarity:
+    """The same similarity for every pair of different texts; counts the matrices asked for."""
+
+    def __init__(self, value=0.6):
+        self.value, self.calls = value, 0
+
+    def matrix(self, texts):
+        self.calls += 1
+        return torch.full((len(texts), len(texts)), self.value).fill_diagonal_(1.0)
+
+
+def facts(group=0, passed=True, invalid=(False,), has_call=True, code="x", masked=False):
+    return RolloutFacts(group, passed, tuple(invalid), has_call, code, masked)
+
+
+A = facts(passed=True, invalid=(False, True, False), code="a")
+B = facts(passed=False, invalid=(False, False), code="b")
+
+
+def test_the_worked_example_of_the_paper():
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(), eps=0.0)
+    assert credit.rewards_B_K.tolist() == [pytest.approx([0, -0.1, 1]), pytest.approx([0, 0.3, 0])]
+    assert credit.returns_B_K.tolist() == [pytest.approx([0.72, 0.8, 1.0]), pytest.approx([0.27, 0.3, 0])]
+    assert credit.advantages_B_K[0].tolist() == pytest.approx([0.3179, 0.5673, 1.1907], abs=1e-4)
+    assert credit.advantages_B_K[1].tolist() == pytest.approx([-1.0847, -0.9912, 0], abs=1e-4)
+    assert credit.shaped_B.tolist() == pytest.approx([0, 0.3])
+
+
+def test_alpha_zero_turns_shaping_off_and_compares_nothing():
+    similarity = FixedSimilarity()
+    credit = assign_credit([A, B], similarity, CreditSettings(alpha=0.0))
+    assert credit.shaped_B.tolist() == [0, 0]
+    assert similarity.calls == 0
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_groups_that_need_no_shaping_are_not_compared(passed):
+    similarity = FixedSimilarity()
+    assign_credit([facts(passed=passed), facts(passed=passed)], similarity, CreditSettings())
+    assert similarity.calls == 0
+
+
+def test_grpo_gives_one_reward_a_rollout_and_the_same_advantage_at_each_turn():
+    clean = facts(passed=True, invalid=(False, False))
+    without_call = facts(passed=True, has_call=False)
+    credit = assign_credit([A, B, clean, without_call], FixedSimilarity(), CreditSettings(), algorithm="grpo")
+    assert credit.outcome_B.tolist() == [0, 0, 1, 0]  # A is right but has an invalid call
+    assert credit.advantages_B_K[2, 0] == credit.advantages_B_K[2, 1] > 0
+    assert credit.advantages_B_K[2, 2] == 0
+    assert credit.shaped_B.tolist() == [0, 0, 0, 0]
+
+
+def test_the_baselines_format_reward_does_not_depend_on_the_size_of_the_penalty():
+    credit = assign_credit([A, B], FixedSimilarity(), CreditSettings(format_penalty=0.0), algorithm="grpo")
+    assert credit.outcome_B.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("algorithm", ["gtpo", "grpo"])
+def test_a_masked_rollout_counts_for_nothing_in_its_group(algorithm):
+    masked = facts(passed=True, invalid=(True, True, True, True), code="z", masked=True)
+    group = [A, B, facts(passed=True)]
+    with_masked = assign_credit([masked, *group], FixedSimilarity(), CreditSettings(), algorithm=algorithm)
+    without = assign_credit(group, FixedSimilarity(), CreditSettings(), algorithm=algorithm)
+    assert not with_masked.advantages_B_K[0].any()
+    assert not with_masked.rewards_B_K[0].any()
+    assert torch.equal(with_masked.advantages_B_K[1:, :3], without.advantages_B_K)
+
+
+def test_a_batch_of_masked_rollouts_gets_no_credit():
+    credit = assign_credit([facts(masked=True)] * 2, FixedSimilarity(), CreditSettings())
+    assert not credit.advantages_B_K.any()
+    assert credit_metrics([facts(masked=True)] * 2, credit)["rollouts/frac_masked"] == 1
+
+
+def test_groups_may_come_in_any_order():
+    batch = [A, facts(group=7), B, facts(group=7, passed=False, code="y")]
+    credit = assign_credit(batch, FixedSimilarity(), CreditSettings())
+    alone = assign_credit([A, B], FixedSimilarity(), CreditSettings())
+    assert torch.equal(credit.advantages_B_K[[0, 2]], alone.advantages_B_K)
+
+
+def test_zero_rule_silences_uniform_groups_and_keep_does_not():
+    batch = [facts(passed=False, invalid=(True,)), facts(passed=False)]
+    keep = assign_credit(batch, FixedSimilarity(), CreditSettings(on_uniform_outcome="keep"))
+    zero = assign_credit(batch, FixedSimilarity(), CreditSettings(on_uniform_outcome="zero"))
+    assert keep.advantages_B_K[0, 0] < 0 < keep.advantages_B_K[1, 0]
+    assert not zero.advantages_B_K.any()
+
+
+def test_metrics_of_a_batch():
+    batch = [A, B, facts(group=1), facts(group=1), facts(group=2, passed=False), facts(group=2, passed=False)]
+    credit = assign_credit(batch, FixedSimilarity(), CreditSettings())
+    metrics = credit_metrics(batch, credit)
+    assert metrics["pass_rate"] == pytest.approx(3 / 6)
+    assert metrics["reward/format"] == pytest.approx(-0.1 / 6)
+    assert metrics["reward/shaped"] == pytest.approx(0.3 / 6)
+    assert metrics["groups/frac_all_passed"] == pytest.approx(1 / 3)
+    assert metrics["groups/frac_all_failed"] == pytest.approx(1 / 3)
+    assert metrics["advantage/frac_negative_on_success"] == 0
+
+
+def test_a_success_below_the_mean_of_its_group_is_counted_as_negative():
+    batch = [facts(invalid=(False,) * 4, code="a"), *[facts(code="a")] * 5]
+    metrics = credit_metrics(batch, assign_credit(batch, FixedSimilarity(), CreditSettings()))
+    assert metrics["advantage/frac_negative_on_success"] == pytest.approx(3 / 9)
+
+
+def trajectory(*turns, stop=StopReason.ANSWER):
+    return Trajectory((1,), turns, stop)
+
+
+def test_facts_of_a_trajectory():
+    seen = Observation("1", ("ok",), (9,))
+    turns = (
+        Turn("", (1,), (ToolCall("a"), InvalidCall("empty")), seen),
+        Turn("", (2,), (ToolCall("b"),), seen),
+        Turn("", (3,)),
+    )
+    got = rollout_facts(trajectory(*turns), passed=True, group_id=3)
+    assert got == RolloutFacts(3, True, (True, False, False), True, "a\nb", False)
+
+
+def test_syntax_errors_count_as_invalid_only_on_request():
+    turns = (Turn("", (1,), (ToolCall("(("),)), Turn("", (2,)))
+    plain = rollout_facts(trajectory(*turns), passed=False, group_id=0)
+    strict = rollout_facts(trajectory(*turns), passed=False, group_id=0, penalize_syntax_errors=True)
+    assert plain.invalid_turns == (False, False)
+    assert strict.invalid_turns == (True, False)
+
+
+def test_a_failed_sandbox_masks_its_rollout():
+    assert rollout_facts(trajectory(Turn("", (1,)), stop=StopReason.INFRA), passed=False, group_id=0).masked
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"gamma": 1.1}, "gamma"),
+        ({"alpha": -0.1}, "alpha"),
+        ({"format_penalty": 0.1}, "format_penalty"),
+        ({"scope": "group"}, "scope"),
+        ({"on_uniform_outcome": "drop"}, "on_uniform_outcome"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(change, field):
+    with pytest.raises(ConfigError, match=field):
+        CreditSettings(**change)
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(ConfigError, match="ppo"):
+        assign_credit([A], FixedSimilarity(), CreditSettings(), algorithm="ppo")

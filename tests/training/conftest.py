@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gtpo.rollout.backends import Generation
+from gtpo.sandbox import LocalSandbox
+from gtpo.tasks.problems import Problem
+from gtpo.tiny.model import make_model
+from gtpo.training.config import GTPOConfig
+
+TURNS = ("```python\n1+1\n```", "```python\nleft open", "\\boxed{2}", "\\boxed{3}")
+
+
+class RandomTurns:
+    """Stands for a model that says one of a few things at each turn; the update still trains a real model."""
+
+    max_context = 512
+
+    def __init__(self, tokenizer, seed=0):
+        self.tokenizer, self.rng = tokenizer, random.Random(seed)
+
+    def __call__(self, model, **options):
+        return self
+
+    def generate(self, contexts, max_new_tokens, *, sampling, end_ids):
+        said = [self.tokenizer.encode(self.rng.choice(TURNS)) for _ in contexts]
+        return [Generation((*ids, self.tokenizer.eos_token_id)) for ids in said]
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    box = LocalSandbox(slots=2)
+    yield box
+    box.close()
+
+
+@pytest.fixture
+def small_model(tiny_tokenizer):
+    return make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+
+
+@pytest.fixture
+def problems():
+    return [Problem(id=f"p/{i}", question=f"{i}+{2 - i}", answer="2") for i in range(12)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(**changes):
+        options = {
+            "run_dir": str(tmp_path / "run"),
+            "tool_format": "fenced",
+            "system_prompt": "",
+            "max_turns": 4,
+            "max_turn_tokens": 24,
+            "max_completion_length": 160,
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "max_steps": 2,
+            "learning_rate": 1e-3,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            **changes,
+        }
+        return GTPOConfig(**options)
+
+    return make
+
+
+@pytest.fixture
+def random_turns(monkeypatch, tiny_tokenizer):
+    backend = RandomTurns(tiny_tokenizer)
+    monkeypatch.setattr("gtpo.training.trainer.TransformersBackend", backend)
+    return backend

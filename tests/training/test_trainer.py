@@ -1,0 +1,193 @@
+"""The trainer over the real host: what reaches its loss, what is recorded, what survives a restart."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from gtpo import functional as F
+from gtpo.errors import ConfigError
+from gtpo.sandbox import ExecResult, Status
+from gtpo.training.curves import read_metrics
+from gtpo.training.data import problem_dataset
+from gtpo.training.run import train
+from gtpo.training.trainer import GTPOTrainer
+
+
+@pytest.fixture
+def trainer_for(small_model, tiny_tokenizer, problems, sandbox, config):
+    def make(sandbox=sandbox, **changes):
+        return GTPOTrainer(
+            small_model, config(**changes), problem_dataset(problems, None), tiny_tokenizer, sandbox=sandbox
+        )
+
+    return make
+
+
+def score(trainer):
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # the host sets it in its training loop
+    return trainer._generate_and_score_completions(batch)
+
+
+def test_each_token_gets_the_advantage_of_its_turn_and_observations_get_none(trainer_for, random_turns):
+    trainer = trainer_for()
+    output = score(trainer)
+    advantages, ours = output["advantages"], (output["completion_mask"] * output["tool_mask"]).bool()
+    assert advantages.shape == output["completion_ids"].shape
+    assert not advantages[~ours].any()
+    assert output["tool_mask"].eq(0).any(), "no observation in the batch: the test would show nothing"
+    credit = trainer._round.credit
+    for row, rollout in enumerate(trainer._round.trajectories):
+        for k, value in zip(rollout.turn_ids, advantages[row].tolist(), strict=False):
+            assert value == (credit.advantages_B_K[row, k].item() if k >= 0 else 0.0)
+
+
+def test_the_gradient_passes_through_the_models_own_tokens_only(trainer_for, random_turns):
+    trainer = trainer_for()
+    output = score(trainer)
+    embedded = {}
+
+    def keep(module, args, logits):
+        logits.retain_grad()
+        embedded["hidden"] = logits
+
+    handle = trainer.model.model.register_forward_hook(lambda m, a, out: keep(m, a, out.last_hidden_state))
+    trainer.compute_loss(trainer.model, output).backward()
+    handle.remove()
+    own = (output["completion_mask"] * output["tool_mask"]).bool() & output["advantages"].ne(0)
+    width = own.shape[1]
+    gradient = embedded["hidden"].grad[:, -width - 1 : -1].abs().sum(-1)  # position t predicts token t + 1
+    assert gradient[own].gt(0).all()
+    assert gradient[~own].eq(0).all()
+
+
+def test_grpo_keeps_the_hosts_own_advantages(trainer_for, random_turns):
+    trainer = trainer_for(algorithm="grpo")
+    output = score(trainer)
+    credit = trainer._round.credit
+    assert output["advantages"].dim() == 1
+    assert credit.outcome_B.unique().numel() == 2, "all rewards equal: the test would show nothing"
+    torch.testing.assert_close(output["advantages"], F.grpo_advantages(credit.outcome_B, credit.group_B))
+    torch.testing.assert_close(credit.advantages_B_K[:, 0], output["advantages"])
+
+
+class BrokenSandbox:
+    """Fails on every other call."""
+
+    def __init__(self):
+        self.calls = 0
+
+    async def run(self, code, *, limits=None):
+        self.calls += 1
+        return ExecResult(Status.INFRA if self.calls % 2 else Status.OK, stdout="2")
+
+
+@pytest.mark.parametrize("algorithm", ["gtpo", "grpo"])
+def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_trained_on(trainer_for, random_turns, algorithm):
+    trainer = trainer_for(sandbox=BrokenSandbox(), algorithm=algorithm)
+    output = score(trainer)
+    masked = torch.tensor([t.stop_reason.value == "infra" for t in trainer._round.trajectories])
+    assert 0 < masked.sum() < len(masked)
+    in_loss = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
+    assert torch.equal(in_loss, ~masked)
+    assert not output["advantages"][masked].any()
+    assert torch.isfinite(trainer.compute_loss(trainer.model, output))
+
+
+def test_a_run_leaves_config_metrics_rollouts_and_a_model(
+    small_model, tiny_tokenizer, problems, sandbox, config, random_turns
+):
+    args = config()
+    before = [p.clone() for p in small_model.parameters()]
+    result = train(small_model, tiny_tokenizer, problems, args, sandbox=sandbox, provenance={"model": "small"})
+    assert result.steps == 2
+    assert any(not torch.equal(a, b) for a, b in zip(before, small_model.parameters(), strict=True))
+    written = yaml.safe_load((result.run_dir / "config.yaml").read_text())
+    assert (written["model"], written["config"]["gamma"], written["schema"]) == ("small", 0.9, 1)
+    assert written["versions"]["trl"]
+    lines = read_metrics(result.run_dir)
+    assert [line["step"] for line in lines] == [1, 2]
+    for name in ("pass_rate", "reward/format", "turns", "calls", "invalid_calls", "stop/answer", "entropy"):
+        assert isinstance(lines[0][name], float), name
+    shares = [lines[0][f"time/{phase}_share"] for phase in ("rollout", "verify", "credit", "update")]
+    assert sum(shares) == pytest.approx(1.0, abs=1e-6)
+    assert (result.model_dir / "model.safetensors").exists()
+
+
+def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
+    small_model, tiny_tokenizer, problems, sandbox, config, random_turns
+):
+    args = config(max_steps=1)
+    train(small_model, tiny_tokenizer, problems, args, sandbox=sandbox)
+    (file,) = (tmp for tmp in sorted((tmp_path_of(args) / "rollouts").iterdir()))
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 8
+    assert sorted(row["group"] for row in rows) == [0] * 4 + [1] * 4
+    for row in rows:
+        rewards = [turn["reward"] for turn in row["turns"]]
+        assert row["turns"][-1]["r_acc"] == float(row["passed"])
+        for turn in row["turns"]:
+            assert turn["reward"] == pytest.approx(turn["r_acc"] + turn["r_shaped"] + turn["r_format"], abs=1e-6)
+        returns = [sum(0.9 ** (m - j) * rewards[m] for m in range(j, len(rewards))) for j in range(len(rewards))]
+        assert [turn["return"] for turn in row["turns"]] == pytest.approx(returns, abs=1e-6)
+        assert all((turn["observation"] is None) == (turn["observation_tokens"] == 0) for turn in row["turns"])
+
+
+def tmp_path_of(args):
+    from pathlib import Path
+
+    return Path(args.run_dir)
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config):
+    from gtpo.tiny.model import make_model
+
+    def fresh():
+        return make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+
+    options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = train(fresh(), tiny_tokenizer, problems, config(run_dir=str(tmp_path / "whole"), max_steps=4, **options))
+    halved = str(tmp_path / "halved")
+    train(fresh(), tiny_tokenizer, problems, config(run_dir=halved, max_steps=3, **options))
+    resumed = train(fresh(), tiny_tokenizer, problems, config(run_dir=halved, max_steps=4, **options), resume=True)
+    assert resumed.steps == 4
+    kept = ("step", "loss", "pass_rate", "turns", "entropy", "grad_norm")
+    first, second = ([{k: line[k] for k in kept} for line in read_metrics(run.run_dir)] for run in (whole, resumed))
+    assert second == [pytest.approx(line) for line in first]
+    assert len(list((resumed.run_dir / "rollouts").iterdir())) == 4
+
+
+def test_resuming_without_a_checkpoint_is_refused(small_model, tiny_tokenizer, problems, config):
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        train(small_model, tiny_tokenizer, problems, config(), resume=True)
+
+
+def test_fewer_problems_than_a_batch_holds_are_refused(trainer_for):
+    with pytest.raises(ConfigError, match="12 training problems, but a generation batch holds 16"):
+        trainer_for(per_device_train_batch_size=64)
+
+
+def test_a_group_size_that_does_not_divide_the_batch_is_refused(config):
+    with pytest.raises(ValueError, match="must be divisible by num_generations"):
+        config(num_generations=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"gamma": 2.0}, "gamma"),
+        ({"max_turns": 0}, "max_turns"),
+        ({"tool_format": "xml"}, "unknown tool format"),
+        ({"record_every": -1}, "record_every"),
+        ({"use_vllm": True}, "use_vllm"),
+        ({"scale_rewards": "batch"}, "scale_rewards"),
+    ],
+)
+def test_settings_that_can_not_work_are_refused_by_name(config, change, fault):
+    with pytest.raises(ConfigError, match=fault):
+        config(**change)
