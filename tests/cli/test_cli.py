@@ -1,0 +1,192 @@
+"""The command line as a user meets it: help, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gtpo import __version__
+from gtpo.cli import COMMANDS, main
+from gtpo.tiny.model import make_model
+
+GOOD = '{"question": "1+1?", "answer": "2"}\n'
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory, tiny_tokenizer):
+    folder = tmp_path_factory.mktemp("model")
+    make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def problem_file(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) + "\n" for i in range(8)))
+    return path
+
+
+def fails(capsys, *argv):
+    assert main([str(arg) for arg in argv]) == 2
+    return capsys.readouterr().err
+
+
+def test_help_lists_the_commands_and_each_command_its_own_options(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+    for name, option in (("train", "--gamma"), ("eval", "--problems"), ("cold-start", "--traces"), ("tiny", "--alpha")):
+        with pytest.raises(SystemExit) as left:
+            main([name, "--help"])
+        assert left.value.code == 0
+        shown = capsys.readouterr().out
+        assert option in shown
+        assert len(shown.splitlines()) < 70, "short enough to read"
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"gtpo {__version__}\n"
+
+
+def test_an_unknown_command_is_refused(capsys):
+    assert "no command 'trian'" in fails(capsys, "trian")
+
+
+def test_an_unknown_flag_or_key_names_the_nearest_known_one(capsys, tmp_path):
+    assert "unknown option --gama; did you mean 'gamma'?" in fails(capsys, "train", "--gama", "1")
+    config = tmp_path / "c.yaml"
+    config.write_text("learning_rat: 1.0e-5\n")
+    error = fails(capsys, "train", "--config", config)
+    assert "c.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'?" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"), [("a: [", "not valid YAML"), ("- 1", "must hold a mapping"), (None, "can't be read")]
+)
+def test_a_broken_config_file_is_named(capsys, tmp_path, text, fault):
+    config = tmp_path / "c.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert fault in fails(capsys, "train", "--config", config)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (GOOD + '{"question": ', "problems.jsonl:2"),
+        (GOOD + '{"question": "1+1?"}', "'answer'"),
+        (GOOD + '{"question": " ", "answer": "2"}', "'question'"),
+        ("", "problems.jsonl"),
+    ],
+)
+def test_a_broken_problem_file_is_named_before_the_model_loads(capsys, tmp_path, text, fault):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(text)
+    error = fails(capsys, "train", "--model", tmp_path / "no-model", "--train_file", path, "--run_dir", tmp_path / "r")
+    assert fault in error
+    assert "no such folder" not in error
+
+
+def test_a_model_that_is_not_there_is_named(capsys, tmp_path, problem_file):
+    argv = ("train", "--train_file", problem_file, "--run_dir", tmp_path / "r")
+    assert "no model: give --model" in fails(capsys, *argv)
+    assert "no such folder" in fails(capsys, *argv, "--model", tmp_path / "none")
+
+
+def test_a_model_without_chat_template_is_refused(capsys, tmp_path, problem_file, model_dir):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model_dir, bare)
+    (bare / "chat_template.jinja").unlink()
+    error = fails(capsys, "train", "--model", bare, "--train_file", problem_file, "--run_dir", tmp_path / "r")
+    assert "has no chat template" in error
+
+
+def test_a_template_without_tools_is_refused_for_the_format_that_needs_them(capsys, tmp_path, problem_file, model_dir):
+    error = fails(capsys, "train", "--model", model_dir, "--train_file", problem_file, "--run_dir", tmp_path / "r")
+    assert "--tool_format fenced" in error
+
+
+def test_a_group_size_that_does_not_divide_the_batch_is_refused(capsys, tmp_path):
+    argv = ("--num_generations", "3", "--per_device_train_batch_size", "8", "--run_dir", tmp_path / "r")
+    assert "divisible by num_generations" in fails(capsys, "train", *argv)
+
+
+def test_a_value_out_of_range_is_refused_by_name(capsys, tmp_path):
+    assert "gamma must be in [0, 1]" in fails(capsys, "train", "--gamma", "2", "--run_dir", tmp_path / "r")
+
+
+def test_train_and_eval_run_from_a_config_file(capsys, tmp_path, problem_file, model_dir):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {model_dir}\ntrain_file: {problem_file}\nrun_dir: {tmp_path / 'run'}\ntool_format: fenced\n"
+        "max_steps: 5\nnum_generations: 2\nper_device_train_batch_size: 4\nmax_turns: 2\nmax_turn_tokens: 8\n"
+        "max_completion_length: 64\nbf16: false\nsave_strategy: 'no'\nreport_to: none\ndisable_tqdm: true\n"
+        "learning_rate: 1e-4\n"
+    )
+    assert main(["train", "--config", str(config), "--max_steps", "1", "--gamma=0.5"]) == 0
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "gamma: 0.5" in written
+    assert "max_steps: 1" in written
+    assert "learning_rate: 0.0001" in written
+    capsys.readouterr()
+    output = tmp_path / "eval.json"
+    argv = ["--tool_format", "fenced", "--max_turns", "2", "--max_turn_tokens", "8", "--samples", "2"]
+    model = str(tmp_path / "run" / "model")
+    assert main(["eval", "--model", model, "--problems", str(problem_file), "--output", str(output), *argv]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    saved = json.loads(output.read_text())
+    assert summary["problems"] == 8
+    assert len(saved["samples"]) == 16
+    assert saved["protocol"]["limits"]["max_turns"] == 2
+    assert saved["pass_rate"] == sum(sample["passed"] for sample in saved["samples"]) / 16
+
+
+def test_cold_start_runs_and_leaves_a_model(tmp_path, model_dir):
+    traces = tmp_path / "traces.jsonl"
+    conversation = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "\\boxed{2}"}]
+    traces.write_text((json.dumps({"messages": conversation}) + "\n") * 4)
+    argv = ["--traces", str(traces), "--model", str(model_dir), "--run_dir", str(tmp_path / "cold")]
+    options = ["--tool_format", "fenced", "--max_steps", "1", "--bf16", "false", "--report_to", "none"]
+    assert main(["cold-start", *argv, *options, "--disable_tqdm", "true"]) == 0
+    assert (tmp_path / "cold" / "model" / "model.safetensors").exists()
+
+
+def test_an_adapter_is_saved_and_merged(tmp_path, model_dir):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    traces = tmp_path / "traces.jsonl"
+    conversation = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "\\boxed{2}"}]
+    traces.write_text((json.dumps({"messages": conversation}) + "\n") * 4)
+    argv = ["--traces", str(traces), "--model", str(model_dir), "--run_dir", str(tmp_path / "cold")]
+    options = ["--tool_format", "fenced", "--max_steps", "2", "--bf16", "false", "--report_to", "none"]
+    lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0.01"]
+    assert main(["cold-start", *argv, *options, *lora, "--disable_tqdm", "true", "--logging_steps", "1"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "cold" / "model")
+    adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "cold" / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(model_dir)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        logits = [model(input_ids=ids).logits for model in (merged, adapted, base)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(logits[0], logits[2], atol=1e-4)
+
+
+def test_doctor_reports_the_sandbox(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert "sandbox   works" in shown
+    assert "torch" in shown
+
+
+def test_the_installed_command_answers():
+    done = subprocess.run([sys.executable, "-m", "gtpo.cli", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Group Turn Policy Optimization" in done.stdout
