@@ -190,3 +190,20 @@ def test_the_installed_command_answers():
     done = subprocess.run([sys.executable, "-m", "gtpo.cli", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "Group Turn Policy Optimization" in done.stdout
+
+
+def test_problems_whose_answers_can_not_be_read_are_left_out_and_named(capsys, tmp_path):
+    from gtpo.commands.arguments import verifiable
+    from gtpo.errors import DataError
+    from gtpo.tasks.problems import Problem
+    from gtpo.tasks.verifiers import get_verifier
+
+    good, bad = Problem("good", "q", "3"), Problem("bad", "q", "\\qquad")
+    verifier = get_verifier("math")
+    try:
+        assert verifiable([good, bad], verifier) == [good]
+        assert "left out: problem bad" in capsys.readouterr().err
+        with pytest.raises(DataError, match="can be verified"):
+            verifiable([bad], verifier)
+    finally:
+        verifier.close()

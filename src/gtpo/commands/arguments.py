@@ -14,7 +14,10 @@ from typing import Any
 import yaml
 from trl import ModelConfig, TrlParser
 
-from gtpo.errors import ConfigError
+from gtpo._malloc import keep_freed_memory
+from gtpo.errors import ConfigError, DataError
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verifier
 
 ALIASES = {"model": "model_name_or_path"}
 """Short names, for flags and for keys of a config file."""
@@ -153,6 +156,8 @@ def load_model(model_args: ModelConfig) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
     dtype = model_args.dtype or "float32"
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
@@ -169,6 +174,21 @@ def load_model(model_args: ModelConfig) -> Any:
 
 def _looks_like_folder(name: str) -> bool:
     return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+
+
+def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]:
+    """The problems whose gold answers can be read; says which ones are left out, and why.
+
+    Raises:
+        DataError: none is left.
+    """
+    unusable = verifier.unusable(problems)
+    for problem_id, why in unusable.items():
+        say(f"left out: problem {problem_id}: {why}")
+    left = [problem for problem in problems if problem.id not in unusable]
+    if not left:
+        raise DataError("no problem has an answer that can be verified", field="answer")
+    return left
 
 
 def say(message: str) -> None:

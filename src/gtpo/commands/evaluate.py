@@ -10,7 +10,7 @@ from typing import Optional
 from tqdm.auto import tqdm
 from trl import ModelConfig
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalProtocol, evaluate
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     problems = load_problems(args.problems)
     if args.max_problems is not None and args.max_problems < len(problems):
         problems = sample(problems, args.max_problems, args.sample_seed)
+    verifier = get_verifier("math")
+    problems = verifiable(problems, verifier)
     limits = RolloutLimits(args.max_turns, args.max_turn_tokens, args.max_total_tokens)
     tokenizer = load_tokenizer(model_args)
     tool_format = get_format(args.tool_format)
@@ -80,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             problems,
             RolloutEngine(encoder, LocalSandbox(), limits),
             backend,
-            get_verifier("math"),
+            verifier,
             protocol,
             progress=progress,
         )

@@ -8,7 +8,7 @@ from typing import Optional
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, get_format
 from gtpo.sandbox import Limits, LocalSandbox
@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if problem_args.train_file is None:
         raise ConfigError("no problems: give --train_file FILE.jsonl (or run `gtpo tiny`, which needs none)")
-    problems = load_problems(problem_args.train_file, limit=problem_args.max_problems)
+    verifier = get_verifier("math")
+    problems = verifiable(load_problems(problem_args.train_file, limit=problem_args.max_problems), verifier)
     tokenizer = load_tokenizer(model_args)
     ChatEncoder(tokenizer, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
     RunRecorder(args.run_dir)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         provenance={"problems": asdict(problem_args), "model": asdict(model_args)},
         label=args.algorithm,
         sandbox=sandbox,
-        verifier=get_verifier("math"),
+        verifier=verifier,
         peft_config=get_peft_config(model_args),
     )
     say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")

@@ -43,6 +43,10 @@ class Verifier(Protocol):
         """
         ...
 
+    def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """The problems that can't be verified, as id and why; to be left out before a run, which they would end."""
+        ...
+
     def close(self) -> None:
         """Frees processes and connections. Calling it twice is fine."""
         ...

@@ -1,0 +1,95 @@
+"""What the README tells people to do is really done here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gtpo.cli import main
+from gtpo.tiny.model import make_model
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+SMALL = {
+    "traces": [],
+    "cold-start": "--max_steps 2 --per_device_train_batch_size 2 --bf16 false --report_to none --disable_tqdm true",
+    "train": "--max_steps 1 --num_generations 2 --per_device_train_batch_size 4 --max_turn_tokens 8 --bf16 false "
+    "--report_to none --disable_tqdm true",
+    "eval": "--max_turn_tokens 8",
+    "doctor": [],
+}
+"""What makes the README's commands run in seconds."""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_first_line_says_which_gtpo_this_is():
+    assert "Group Turn Policy Optimization" in README.splitlines()[0]
+    assert "2511.14846" in README
+
+
+def test_the_python_example_prints_the_advantages_of_the_worked_example(capsys):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})
+    shown = capsys.readouterr().out
+    numbers = [float(number) for number in re.findall(r"-?\d+\.\d*", shown)]
+    expected = [0.3178, 0.3178, 0, 0.5671, 0, 1.1903, -1.0844, 0, -0.9909, -0.9909, 0, 0]
+    assert numbers == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_commands_for_an_own_model_run_in_their_order(tmp_path, monkeypatch, tiny_tokenizer):
+    monkeypatch.chdir(tmp_path)
+    make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained("model")
+    tiny_tokenizer.save_pretrained("model")
+    row = {"question": "48/2?", "answer": "24", "solution": "It is 48/2 = <<48/2=24>>24.\n#### 24"}
+    rows = "".join(json.dumps(row) + "\n" for _ in range(4))
+    for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
+        Path(name).write_text(rows)
+    commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
+    commands = [command for command in commands if command[0] == "gtpo"]
+    assert [command[1] for command in commands] == ["doctor", "traces", "cold-start", "train", "eval"]
+    for _, name, *argv in commands:
+        small = SMALL[name]
+        argv = ["model" if arg == "MODEL" else arg for arg in argv]
+        assert main([name, *argv, *(small.split() if isinstance(small, str) else small)]) == 0, name
+    assert Path("runs/gtpo/model").is_dir()
+
+
+@pytest.mark.parametrize("target", ["train", "test"])
+def test_the_make_targets_bootstrap_their_own_environment(target):
+    assert f"make {target}" in README
+    plan = subprocess.run(
+        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert plan.index("-m venv") < plan.index("torch==") < plan.index("requirements/pins.txt\n")
+
+
+def test_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
+
+
+def test_pins_lie_within_the_supported_ranges():
+    from packaging.requirements import Requirement
+
+    pins = dict(
+        line.split(";")[0].strip().split("==")
+        for line in (ROOT / "requirements" / "pins.txt").read_text().splitlines()
+        if "==" in line and 'python_version < "3.11"' not in line
+    )
+    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
+    text = (ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^dependencies = \[(.*?)^\]", text, flags=re.S | re.M)
+    requirements = [Requirement(spec) for spec in re.findall(r'"([^"]+)"', listed)]
+    assert len(requirements) > 5
+    for requirement in requirements:
+        assert pins[requirement.name.lower()] in requirement.specifier, requirement
