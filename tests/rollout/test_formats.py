@@ -52,6 +52,7 @@ VALID_FENCES = [
     ("one block", "```python\nprint(1)\n```", ["print(1)"]),
     ("reasoning around it", "Let me see.\n```python\n1+1\n```\nThat is it.", ["1+1"]),
     ("two blocks", "```python\n1\n```\n```py\n2\n```", ["1", "2"]),
+    ("carriage returns", "```python\r\n1\r\n2\r\n```\r\n", ["1\n2"]),
     ("capitals and spaces", "  ```Python  \n1\n  ```", ["1"]),
     ("longer fence may hold shorter ones", "````python\ns='''\n```\n'''\n````", ["s='''\n```\n'''"]),
     ("an output block is no call", "```output\n3\n```", []),

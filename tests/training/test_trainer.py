@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
 ):
     args = config(max_steps=1)
     train(small_model, tiny_tokenizer, problems, args, sandbox=sandbox)
-    (file,) = (tmp for tmp in sorted((tmp_path_of(args) / "rollouts").iterdir()))
+    (file,) = (Path(args.run_dir) / "rollouts").iterdir()
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 8
     assert sorted(row["group"] for row in rows) == [0] * 4 + [1] * 4
@@ -136,12 +137,6 @@ def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
         returns = [sum(0.9 ** (m - j) * rewards[m] for m in range(j, len(rewards))) for j in range(len(rewards))]
         assert [turn["return"] for turn in row["turns"]] == pytest.approx(returns, abs=1e-6)
         assert all((turn["observation"] is None) == (turn["observation_tokens"] == 0) for turn in row["turns"])
-
-
-def tmp_path_of(args):
-    from pathlib import Path
-
-    return Path(args.run_dir)
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config):
@@ -165,6 +160,16 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer,
 def test_resuming_without_a_checkpoint_is_refused(small_model, tiny_tokenizer, problems, config):
     with pytest.raises(ConfigError, match="no checkpoint"):
         train(small_model, tiny_tokenizer, problems, config(), resume=True)
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten_unasked(
+    small_model, tiny_tokenizer, problems, sandbox, config, random_turns
+):
+    train(small_model, tiny_tokenizer, problems, config(max_steps=1), sandbox=sandbox)
+    with pytest.raises(ConfigError, match=r"holds a run already.*--resume.*--overwrite"):
+        train(small_model, tiny_tokenizer, problems, config(), sandbox=sandbox)
+    again = train(small_model, tiny_tokenizer, problems, config(max_steps=2, overwrite=True), sandbox=sandbox)
+    assert [line["step"] for line in read_metrics(again.run_dir)] == [1, 2]
 
 
 def test_fewer_problems_than_a_batch_holds_are_refused(trainer_for):

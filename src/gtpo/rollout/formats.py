@@ -187,7 +187,7 @@ class FencedFormat:
         label: str | None = None
         ticks = ""
         lines: list[str] = []
-        for line in _after_thinking(text).split("\n"):
+        for line in _after_thinking(text).replace("\r\n", "\n").split("\n"):
             fence = _FENCE.fullmatch(line)
             if label is None:
                 if fence:

@@ -92,6 +92,7 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: 
         run_dir=str(Path(args.run_dir) / "cold-start"),
         tool_format=args.tool_format,
         system_prompt=args.system_prompt,
+        overwrite=args.overwrite,
         max_steps=tiny.cold_start_steps,
         per_device_train_batch_size=32,
         learning_rate=3e-3,

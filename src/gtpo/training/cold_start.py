@@ -20,7 +20,7 @@ from gtpo.training.data import trace_dataset
 from gtpo.training.host import save_policy, settle
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import MetricsCallback, TrainResult, last_checkpoint
+from gtpo.training.run import MetricsCallback, TrainResult, begin
 
 
 @dataclass
@@ -28,6 +28,9 @@ class ColdStartConfig(SFTConfig):
     """Settings of a cold start; every option of TRL's `SFTConfig` keeps its name and meaning."""
 
     run_dir: str = field(default="runs/cold-start", metadata={"help": "Directory of the run; made if missing."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
+    )
     tool_format: str = field(
         default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
     )
@@ -71,12 +74,11 @@ def cold_start(
         RecordError: the run's directory can't be written.
     """
     recorder = RunRecorder(args.run_dir)
-    checkpoint = last_checkpoint(args) if resume else None
     tool_format = get_format(args.tool_format)
     prompt = tool_format.instruction if args.system_prompt is None else args.system_prompt or None
     encoder = ChatEncoder(tokenizer, tool_format)
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
-    recorder.rewind(int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0)
+    checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     recorder.write_config(
         {**(provenance or {}), "traces": len(dataset), "traces_too_long": too_long, "config": args.to_dict()}
     )

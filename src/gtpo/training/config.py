@@ -22,6 +22,9 @@ class GTPOConfig(GRPOConfig):
     """Settings of a GTPO (or GRPO) run with a Python tool."""
 
     run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
+    )
     algorithm: Literal["gtpo", "grpo"] = field(
         default="gtpo", metadata={"help": "gtpo, or grpo: the paper's baseline with one reward a rollout."}
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import copy
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AutoPeftModelForCausalLM
 
 from gtpo._malloc import keep_freed_memory
+
+logger = logging.getLogger(__name__)
 
 
 def settle(args: Any) -> None:
@@ -27,17 +30,25 @@ def settle(args: Any) -> None:
 def save_policy(trainer: Any, run_dir: str | Path) -> Path:
     """Save what was trained to `<run_dir>/model`, as a whole model that any library loads.
 
-    A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged into a float32 copy of its base for `model`:
-    in bfloat16 most of a small change would be rounded away.
+    A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged in float32 into a copy of its base for `model`:
+    in bfloat16 most of a small change would be rounded away. The copy is loaded anew, on the CPU; a base that was
+    never on disk can't be, and then the adapter is all that is saved.
+
+    Returns:
+        The folder of the model, or of the adapter if there is no model.
     """
-    model_dir = Path(run_dir) / "model"
+    model_dir, adapter_dir = Path(run_dir) / "model", Path(run_dir) / "adapter"
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if not is_peft_model(policy):
         trainer.save_model(str(model_dir))
         return model_dir
-    trainer.save_model(str(Path(run_dir) / "adapter"))
+    trainer.save_model(str(adapter_dir))
+    if not policy.active_peft_config.base_model_name_or_path:
+        logger.warning("the base of the adapter has no name or folder: saved %s, merged nothing", adapter_dir)
+        return adapter_dir
     if trainer.accelerator.is_main_process:
-        merged = copy.deepcopy(policy).float().merge_and_unload()
+        base_dtype = policy.get_base_model().dtype
+        merged = AutoPeftModelForCausalLM.from_pretrained(adapter_dir, dtype=base_dtype).float().merge_and_unload()
         merged.save_pretrained(str(model_dir))
         trainer.processing_class.save_pretrained(str(model_dir))
     return model_dir

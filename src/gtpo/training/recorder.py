@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from gtpo.errors import RecordError
+from gtpo.errors import ConfigError, RecordError
 from gtpo.versions import installed_versions
 
 SCHEMA_VERSION = 1
@@ -67,6 +67,21 @@ class RunRecorder:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
             raise self._error(self.metrics_path, error) from error
+
+    def start_afresh(self, *, overwrite: bool) -> None:
+        """Make room for a new run.
+
+        Raises:
+            ConfigError: the directory holds a run already, and it is not to be overwritten.
+        """
+        checkpoints = self.run_dir / "checkpoints"
+        if not overwrite and (self.metrics_path.exists() or checkpoints.exists()):
+            raise ConfigError(
+                f"{self.run_dir} holds a run already: go on with it (--resume), choose another --run_dir, or delete "
+                "its records and checkpoints (--overwrite)"
+            )
+        self.rewind(0)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, since training resumes from there."""

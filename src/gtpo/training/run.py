@@ -77,12 +77,11 @@ def train(
         trainer_options: passed on to `GTPOTrainer`.
 
     Raises:
-        ConfigError: `resume` without a checkpoint, or settings that contradict each other.
+        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
         RecordError: the run's directory can't be written.
     """
     recorder = RunRecorder(args.run_dir)
-    checkpoint = last_checkpoint(args) if resume else None
-    recorder.rewind(_step_of(checkpoint))
+    checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     trainer = GTPOTrainer(
         model,
         args,
@@ -99,6 +98,16 @@ def train(
     return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
 
 
+def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
+    """Make the run's directory ready; returns the checkpoint to resume from, if that is asked for."""
+    if not resume:
+        recorder.start_afresh(overwrite=overwrite)
+        return None
+    checkpoint = last_checkpoint(args)
+    recorder.rewind(int(checkpoint.rsplit("-", 1)[1]))
+    return checkpoint
+
+
 def last_checkpoint(args: TrainingArguments) -> str:
     """The newest checkpoint of the run.
 
@@ -110,7 +119,3 @@ def last_checkpoint(args: TrainingArguments) -> str:
     if found is None:
         raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
     return found
-
-
-def _step_of(checkpoint: str | None) -> int:
-    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
