@@ -12,6 +12,7 @@ A rollout whose sandbox failed (`StopReason.INFRA`) is masked: no reward, no adv
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -122,12 +123,7 @@ class GTPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         self.progress.phase("rollouts")
         with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                gradient_checkpointing_kwargs=cast(Any, self.args.gradient_checkpointing_kwargs),
-            ) as model,
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator, **self._unwrapping()) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             backend = TransformersBackend(
@@ -145,6 +141,15 @@ class GTPOTrainer(GRPOTrainer):
             "logprobs": None,
             "env_mask": [[0] * len(t.mask) if _masked(t) else t.mask for t in batch.trajectories],
         }
+
+    def _unwrapping(self) -> dict[str, Any]:
+        """Options of the host's `unwrap_model_for_generation`; the second came with TRL 1.16."""
+        options = {
+            "gather_deepspeed3_params": self.args.ds3_gather_for_generation,
+            "gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs,
+        }
+        known = inspect.signature(unwrap_model_for_generation).parameters
+        return {name: value for name, value in options.items() if name in known}
 
     def outcome(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
         """The host's reward function. Verifies the answers and assigns credit to the groups of all processes.
