@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -71,7 +72,7 @@ def test_traces_mix_good_malformed_wrong_and_guessed_steps(traces, tiny_tokenize
 def test_every_observation_of_a_trace_is_what_the_call_really_gives(traces):
     checked = 0
     for trace in traces[:100]:
-        for said, seen in zip(trace, trace[1:], strict=False):
+        for said, seen in itertools.pairwise(trace):
             if seen["role"] == "tool":
                 (call,) = get_format("fenced").parse(said["content"])
                 expected = call.observation if isinstance(call, InvalidCall) else str(eval(call.code))

@@ -34,7 +34,7 @@ class TinyArguments:
     """The size of the embedded default."""
 
     cold_start_traces: int = field(default=8192, metadata={"help": "Traces made for the cold start."})
-    cold_start_steps: int = field(default=700, metadata={"help": "Steps of the cold start, 32 traces each."})
+    cold_start_steps: int = field(default=900, metadata={"help": "Steps of the cold start, 32 traces each."})
     train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
     eval_problems: int = field(default=256, metadata={"help": "Held-out problems, before and after."})
     malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
