@@ -16,12 +16,11 @@ from torch import Tensor
 
 from gtpo import functional as F
 from gtpo.errors import ConfigError
+from gtpo.functional.advantages import SCOPES, UNIFORM_OUTCOMES
 from gtpo.similarity import CodeSimilarity
 from gtpo.types import StopReason, Trajectory
 
 ALGORITHMS = ("gtpo", "grpo")
-SCOPES = ("pooled", "initial", "turn")
-UNIFORM_RULES = ("keep", "zero")
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class CreditSettings:
             raise ConfigError(f"format_penalty must be at most 0, got {self.format_penalty}")
         if self.scope not in SCOPES:
             raise ConfigError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
-        if self.on_uniform_outcome not in UNIFORM_RULES:
+        if self.on_uniform_outcome not in UNIFORM_OUTCOMES:
             raise ConfigError(
-                f"on_uniform_outcome must be one of {', '.join(UNIFORM_RULES)}, got {self.on_uniform_outcome!r}"
+                f"on_uniform_outcome must be one of {', '.join(UNIFORM_OUTCOMES)}, got {self.on_uniform_outcome!r}"
             )
 
 

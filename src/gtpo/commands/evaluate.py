@@ -13,7 +13,7 @@ from trl import ModelConfig
 from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalProtocol, evaluate
-from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
+from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format, system_prompt_for
 from gtpo.rollout.backends import TransformersBackend
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import load_problems, sample
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(model_args)
     tool_format = get_format(args.tool_format)
     encoder = ChatEncoder(tokenizer, tool_format)
-    prompt = tool_format.instruction if args.system_prompt is None else args.system_prompt or None
+    prompt = system_prompt_for(tool_format, args.system_prompt)
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
     protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed)
     model = load_model(model_args)

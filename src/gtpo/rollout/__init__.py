@@ -1,7 +1,7 @@
 """Multi-turn rollouts with exact tokens: what was sampled is what is trained on."""
 
 from gtpo.rollout.encoding import ChatEncoder
-from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
+from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format, system_prompt_for
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
 from gtpo.rollout.settings import RolloutLimits, Sampling
 
@@ -16,4 +16,5 @@ __all__ = [
     "ToolCallFormat",
     "ToolFormat",
     "get_format",
+    "system_prompt_for",
 ]

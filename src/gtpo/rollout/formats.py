@@ -239,3 +239,8 @@ def get_format(name: str) -> ToolFormat:
         return FORMATS[name]
     except KeyError:
         raise ConfigError(f"unknown tool format {name!r}; known: {', '.join(sorted(FORMATS))}") from None
+
+
+def system_prompt_for(tool_format: ToolFormat, setting: str | None) -> str | None:
+    """The system prompt that a setting means: None the format's own instruction, "" none at all."""
+    return tool_format.instruction if setting is None else setting or None

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
 from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
 from gtpo.rollout.backends import TransformersBackend
-from gtpo.sandbox import Limits, LocalSandbox, Sandbox
+from gtpo.sandbox import LocalSandbox, Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.tiny.model import make_model, make_tokenizer
@@ -23,7 +23,7 @@ from gtpo.tiny.problems import Behaviour, make_problems, mixed_traces
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.config import GTPOConfig
 from gtpo.training.curves import learning_curve
-from gtpo.training.run import last_checkpoint, train
+from gtpo.training.run import last_checkpoint, system_prompt_of, train
 
 _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
 """Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
@@ -53,7 +53,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     """
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
-    sandbox = LocalSandbox(limits=Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb))
+    sandbox = LocalSandbox(limits=args.tool_limits())
     tokenizer = make_tokenizer()
     held_out = make_problems(tiny.eval_problems, seed=_EVAL_SEED)
     problems = make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
@@ -115,9 +115,7 @@ def _evaluate(
     encoder = ChatEncoder(tokenizer, get_format(args.tool_format))
     engine = RolloutEngine(encoder, sandbox, args.rollout_limits())
     backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.rollout_batch_size)
-    protocol = EvalProtocol(
-        args.tool_format, args.system_prompt or None, 1, args.sampling(), args.rollout_limits(), seed=0
-    )
+    protocol = EvalProtocol(args.tool_format, system_prompt_of(args), 1, args.sampling(), args.rollout_limits(), seed=0)
     with tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
         result = evaluate(
             problems,

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder, get_format
+from gtpo.rollout import ChatEncoder, get_format, system_prompt_for
 from gtpo.training.data import trace_dataset
 from gtpo.training.host import save_policy, settle
 from gtpo.training.progress import StepProgress
@@ -75,7 +75,7 @@ def cold_start(
     """
     recorder = RunRecorder(args.run_dir)
     tool_format = get_format(args.tool_format)
-    prompt = tool_format.instruction if args.system_prompt is None else args.system_prompt or None
+    prompt = system_prompt_for(tool_format, args.system_prompt)
     encoder = ChatEncoder(tokenizer, tool_format)
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)

@@ -14,6 +14,7 @@ from trl import GRPOConfig
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutLimits, Sampling, get_format
+from gtpo.sandbox import Limits
 from gtpo.training.host import settle
 
 
@@ -109,6 +110,10 @@ class GTPOConfig(GRPOConfig):
             max_context=self.max_context,
             max_observation_chars=self.max_observation_chars,
         )
+
+    def tool_limits(self) -> Limits:
+        """What one call may use."""
+        return Limits(cpu_s=self.tool_cpu_s, wall_s=self.tool_wall_s, memory_mb=self.tool_memory_mb)
 
     def sampling(self) -> Sampling:
         """The sampling distribution of rollouts."""

@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import get_format
+from gtpo.rollout import get_format, system_prompt_for
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
@@ -50,7 +50,7 @@ class TrainResult:
 
 def system_prompt_of(args: GTPOConfig) -> str | None:
     """The system prompt that the rollouts use."""
-    return get_format(args.tool_format).instruction if args.system_prompt is None else args.system_prompt or None
+    return system_prompt_for(get_format(args.tool_format), args.system_prompt)
 
 
 def train(

@@ -32,7 +32,7 @@ from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
 from gtpo.rollout.backends import TransformersBackend
-from gtpo.sandbox import Limits, LocalSandbox, Sandbox
+from gtpo.sandbox import LocalSandbox, Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
@@ -92,11 +92,10 @@ class GTPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         _check_enough_problems(len(train_dataset), args)
-        limits = Limits(cpu_s=args.tool_cpu_s, wall_s=args.tool_wall_s, memory_mb=args.tool_memory_mb)
         encoder = ChatEncoder(
             processing_class, get_format(args.tool_format), template_kwargs=cast(Any, args.chat_template_kwargs)
         )
-        self.engine = RolloutEngine(encoder, sandbox or LocalSandbox(limits=limits), args.rollout_limits())
+        self.engine = RolloutEngine(encoder, sandbox or LocalSandbox(limits=args.tool_limits()), args.rollout_limits())
         self.verifier = verifier or get_verifier("math")
         self.similarity = similarity or get_similarity(args.similarity)
         self.recorder = recorder
