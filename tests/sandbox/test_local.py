@@ -56,18 +56,14 @@ def test_settings_out_of_range(options):
 
 def test_level_claims_no_more_than_holds(confined, unconfined):
     level = confined.level()
-    assert (level.name, level.network_denied, level.processes_denied, level.signals_denied) == (
-        "seccomp",
-        *(True, True, True),
-    )
-    assert not level.filesystem_reads_confined
-    assert not level.filesystem_writes_confined
-    assert "files are not confined" in level.sentence
+    assert (level.network_denied, level.processes_denied, level.signals_denied) == (True, True, True)
+    assert level.filesystem_writes_confined
+    assert level.filesystem_reads_confined
+    assert level.paths_hidden == (level.name == "namespaces")
+    assert level.name in ("namespaces", "landlock")
     weak = unconfined.level()
-    assert (weak.name, weak.network_denied, weak.processes_denied, weak.signals_denied) == (
-        "weak",
-        *[False] * 3,
-    )
+    assert (weak.name, weak.network_denied, weak.processes_denied, weak.signals_denied) == ("weak", *[False] * 3)
+    assert weak.sentence.startswith("Denied: nothing.")
 
 
 def test_refuses_to_start_without_a_filter(monkeypatch, tidy):
@@ -76,12 +72,12 @@ def test_refuses_to_start_without_a_filter(monkeypatch, tidy):
         LocalSandbox(slots=1)
 
 
-def test_refuses_to_start_if_the_filter_does_not_hold(monkeypatch, tidy):
-    """The server is asked for no filter; its self-test, not the platform's name, decides."""
+def test_refuses_to_start_if_nothing_holds(monkeypatch, tidy):
+    """The server is asked to confine nothing; its self-test, not the platform's name, decides."""
     honest = _slot.Slot.__init__
-    monkeypatch.setattr(_slot.Slot, "__init__", lambda self, confine: honest(self, False))
-    with pytest.raises(SandboxError, match="network, processes, signals not denied"):
-        LocalSandbox(slots=1)
+    monkeypatch.setattr(_slot.Slot, "__init__", lambda self, launch: honest(self, _slot.Launch(False, False)))
+    with pytest.raises(SandboxError, match=r"only the level 'weak' here, not 'seccomp'.*require='weak'"):
+        LocalSandbox(slots=1, require="seccomp")
 
 
 def test_weak_sandbox_still_limits_and_kills_the_group(unconfined, tmp_path):
@@ -152,7 +148,7 @@ def test_one_sandbox_serves_several_loops_and_threads(tidy):
 
 
 def test_cancelling_kills_the_program(box):
-    (slot,) = box._slots
+    slot = box._seats[0].light
     server = slot.pid
 
     async def main():
@@ -193,7 +189,7 @@ def test_time_out_of_the_callers_own(box):
 
 
 def test_dead_server_is_replaced(box):
-    (slot,) = box._slots
+    slot = box._seats[0].light
     dead = slot.pid
     os.kill(dead, signal.SIGKILL)
     assert box.run_sync("1").stdout == "1\n"
@@ -201,7 +197,7 @@ def test_dead_server_is_replaced(box):
 
 
 def test_server_killed_while_running_means_one_retry_then_infra(box):
-    (slot,) = box._slots
+    slot = box._seats[0].light
     results = []
     worker = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
     worker.start()
@@ -219,16 +215,17 @@ def test_server_killed_while_running_means_one_retry_then_infra(box):
 
 def test_silent_server_is_given_up(box, monkeypatch):
     monkeypatch.setattr(_slot, "GRACE_S", 0.3)
-    (slot,) = box._slots
+    slot = box._seats[0].light
     stopped = slot.pid
     os.kill(stopped, signal.SIGSTOP)
     assert box.run_sync("1", limits=Limits(wall_s=0.2)).stdout == "1\n"
     assert not Path(f"/proc/{stopped}").exists()
 
 
-def test_slow_cleaning_costs_the_server_and_not_the_result(box, monkeypatch):
+def test_slow_cleaning_costs_the_server_and_not_the_result(unconfined, monkeypatch):
     monkeypatch.setattr(_slot, "CLEAN_S", 0.0001)
-    (slot,) = box._slots
+    unconfined.run_sync("1")
+    box, slot = unconfined, unconfined._seats[0].light
     slow = slot.pid
     result = box.run_sync("for i in range(2000): open(str(i), 'w').close()\n1")
     assert (result.status, result.stdout) == (Status.OK, "1\n")
@@ -238,7 +235,7 @@ def test_slow_cleaning_costs_the_server_and_not_the_result(box, monkeypatch):
 
 def test_server_that_cannot_start_is_infra_not_an_exception(monkeypatch, tidy):
     sandbox = LocalSandbox(slots=1)
-    os.kill(sandbox._slots[0].pid, signal.SIGKILL)
+    os.kill(sandbox._seats[0].light.pid, signal.SIGKILL)
     monkeypatch.setattr(_slot, "_BOOT", "raise SystemExit('no luck')")
     result = sandbox.run_sync("1")
     assert result.status is Status.INFRA
@@ -252,7 +249,8 @@ def test_closing_ends_what_runs_and_leaves_nothing(tidy):
     async def main():
         sandbox = LocalSandbox(slots=2)
         jobs = [asyncio.create_task(sandbox.run(SLEEP)) for _ in range(4)]
-        while not all(children_of(slot.pid) for slot in sandbox._slots if slot.pid) or not sandbox._slots[1].pid:
+        lights = [seat.light for seat in sandbox._seats]
+        while not all(children_of(slot.pid) for slot in lights if slot.pid) or not sandbox._seats[1].light.pid:
             await asyncio.sleep(0.01)
         await asyncio.gather(sandbox.aclose(), sandbox.aclose())
         await sandbox.aclose()
@@ -287,7 +285,7 @@ def test_forgotten_sandbox_is_cleared_away(tidy):
 
 
 def test_many_calls_leave_no_descriptor_and_no_process(confined):
-    server = confined._slots[0].pid
+    server = confined._seats[0].light.pid
     before = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd"))
     asyncio.run(confined.run_many(["1/0", "1", "import os\nos.abort()"] * 30))
     assert (len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{server}/fd"))) == before
@@ -299,19 +297,19 @@ import os, sys, time, threading
 from gtpo.sandbox import LocalSandbox
 sandbox = LocalSandbox(slots=1)
 threading.Thread(target=sandbox.run_sync, args=("import time\\ntime.sleep(60)",), daemon=True).start()
-print(sandbox._slots[0].pid, sandbox._slots[0]._home, flush=True)
+print(sandbox._seats[0].light.pid, flush=True)
 time.sleep(60)
 """
 
 
 def test_killing_the_trainer_ends_server_and_program():
     with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
-        server, home = trainer.stdout.readline().split()
+        server = trainer.stdout.readline().strip()
         wait_for(lambda: children_of(int(server)))
         (program,) = children_of(int(server))
         trainer.kill()
         trainer.wait()
-    wait_for(lambda: not Path(f"/proc/{program}").exists() and not Path(home).exists(), seconds=4)
+    wait_for(lambda: not Path(f"/proc/{program}").exists(), seconds=1)
     wait_for(lambda: not Path(f"/proc/{server}").exists() or " Z " in Path(f"/proc/{server}/stat").read_text())
 
 
@@ -335,6 +333,6 @@ def test_code_must_be_a_string(box, code):
 
 def test_default_slots_oversubscribe_the_cores(tidy):
     sandbox = LocalSandbox()
-    assert len(sandbox._slots) == max(2, 3 * len(os.sched_getaffinity(0)))
-    assert [slot.pid is None for slot in sandbox._slots].count(False) == 1
+    assert len(sandbox._seats) == max(2, 3 * len(os.sched_getaffinity(0)))
+    assert [seat.light.pid is None for seat in sandbox._seats].count(False) == 1
     sandbox.close()

@@ -62,4 +62,6 @@ def _sandbox() -> tuple[bool, str]:
         return False, f"does not work: {error}"
     if result.stdout.strip() != "42":
         return False, f"does not work: 6 * 7 gave {result.status.value} {result.stderr or result.stdout!r}"
-    return True, f"works, level {level.name}: {level.sentence}"
+    landlock = f" Landlock ABI {level.landlock_abi}." if level.landlock_abi else ""
+    notes = "".join(f" Note: {note}." for note in level.notes)
+    return True, f"works, level {level.name}. {level.sentence}{landlock}{notes}"

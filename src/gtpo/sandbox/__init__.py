@@ -1,9 +1,12 @@
 """Running a model's Python code.
 
-`LocalSandbox` runs it on this machine. Its threat model stands at the top of `gtpo.sandbox.local`.
+`LocalSandbox` runs it on this machine; its threat model stands at the top of `gtpo.sandbox.local`.
+`SandboxFusionSandbox` sends it to a server of SandboxFusion's HTTP API.
 """
 
-from gtpo.sandbox.base import ExecResult, Level, Limits, Sandbox, Status
+from gtpo.sandbox.base import ExecResult, Limits, Sandbox, Status
+from gtpo.sandbox.levels import Level
 from gtpo.sandbox.local import LocalSandbox
+from gtpo.sandbox.remote import SandboxFusionSandbox
 
-__all__ = ["ExecResult", "Level", "Limits", "LocalSandbox", "Sandbox", "Status"]
+__all__ = ["ExecResult", "Level", "Limits", "LocalSandbox", "Sandbox", "SandboxFusionSandbox", "Status"]

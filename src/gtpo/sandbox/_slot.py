@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
+import json
+import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gtpo.errors import SandboxError
@@ -21,7 +26,10 @@ from gtpo.sandbox.base import Limits
 START_S = 60.0
 GRACE_S = 10.0
 CLEAN_S = 60.0
-_BOOT = "import sys; sys.path[0] = sys.argv[1]; from _child.server import main; main()"
+UID = 61234
+"""The user that a server becomes where it starts as root; no account is needed for it."""
+_ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1033, 1, 2, 4, 8
+_BOOT = "import sys; sys.path[0] = sys.argv[1]; from _child.start import main; main()"
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
@@ -34,6 +42,23 @@ _ENVIRONMENT = {
 
 class SlotDied(Exception):
     """The server of a slot is gone or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a server is to be started; see `_child.start.Config`.
+
+    Args:
+        confine: whether it gives anything away; False only where the user asked for it.
+        namespaces: whether it makes namespaces and a new root.
+        preload: modules to import before the first program.
+        warm: programs to run once before the first one.
+    """
+
+    confine: bool
+    namespaces: bool
+    preload: tuple[str, ...] = ()
+    warm: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,21 +106,26 @@ class Slot:
     """At most one fork server, started when first needed. Used by one thread at a time.
 
     Args:
-        confine: whether its children get the system-call filter.
+        launch: how to start it.
     """
 
-    def __init__(self, confine: bool) -> None:
-        self._confine = confine
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
         self._numbers = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._home = ""
-        self.refused: frozenset[str] = frozenset()
+        self.hello: dict[str, Any] = {}
 
     @property
     def pid(self) -> int | None:
         """Process number of the server, None if it is not running."""
-        return self._process.pid if self._process else None
+        return self.hello.get("pid") if self._process else None
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """What a child of the server could not do when the server started."""
+        return frozenset(self.hello["refused"])
 
     def start(self) -> None:
         """Starts the server unless it is there already.
@@ -105,11 +135,13 @@ class Slot:
         """
         if self._channel is not None:
             return
+        self.hello = {}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs, tempfile.TemporaryFile() as log:
+        with theirs, tempfile.TemporaryFile() as log, _witness() as witness:
             self._channel = Channel(ours)
             try:
-                self._home = os.path.realpath(tempfile.mkdtemp(prefix=f"gtpo-sandbox-{os.getpid()}-"))
+                if not self.launch.confine:
+                    self._home = os.path.realpath(tempfile.mkdtemp(prefix=f"gtpo-sandbox-{os.getpid()}-"))
                 command = [
                     sys.executable,
                     "-s",
@@ -119,11 +151,11 @@ class Slot:
                     _BOOT,
                     os.path.dirname(os.path.abspath(__file__)),
                 ]
-                command += [str(theirs.fileno()), self._home, str(int(self._confine)), *site_directories()]
+                command += [str(theirs.fileno()), self._config(witness)]
                 self._process = subprocess.Popen(
                     command,
                     env=_ENVIRONMENT,
-                    cwd=self._home,
+                    cwd=self._home or "/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=log,
@@ -141,9 +173,17 @@ class Slot:
                 log.seek(0)
                 said = log.read().decode("utf-8", "replace").strip()[-2000:]
                 raise SandboxError(f"the sandbox server ended while starting: {said}")
-            self.refused = frozenset(received[0]["refused"])
+            self.hello, _ = received
+            if "failed" in self.hello:
+                self.stop()
+                raise SandboxError(f"the sandbox server can't start: {self.hello['failed']}")
+            self.hello.setdefault("pid", self._process.pid)
 
-    def execute(self, code: str, limits: Limits, call: Call) -> Raw | None:
+    def _config(self, witness: str) -> str:
+        config: dict[str, Any] = {"home": self._home, "witness": witness, "site": site_directories(), "uid": UID}
+        return json.dumps(config | asdict(self.launch))
+
+    def execute(self, code: str, limits: Limits, call: Call, seed: int | None = None) -> Raw | None:
         """Runs one program; None if `call` was cancelled before it began.
 
         Raises:
@@ -156,10 +196,12 @@ class Slot:
         self.start()
         assert self._channel is not None
         request = {"op": "run", "id": next(self._numbers), "cpu_s": limits.cpu_s, "wall_s": limits.wall_s}
+        request["seed"] = seed
         request |= {"memory_mb": limits.memory_mb, "output_bytes": limits.output_bytes}
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(_anonymous_file(name)) for name in ("code", "stdout", "stderr")]
-            files[0].write(code.encode("utf-8", "surrogatepass"))
+            keep = limits.output_bytes + 1
+            files = [stack.enter_context(_code_file(code))]
+            files += [stack.enter_context(_output_file(name, keep)) for name in ("stdout", "stderr")]
             self._channel.sock.settimeout(limits.wall_s + GRACE_S)
             try:
                 if not call.begin(self._channel, request, tuple(file.fileno() for file in files)):
@@ -175,7 +217,6 @@ class Slot:
                 raise SlotDied("the server ended")
             if not received[0]["clean"]:
                 self._await_cleaning()
-            keep = limits.output_bytes + 1
             return Raw(received[0], *(_read(file.fileno(), keep) for file in files[1:]))
 
     def _await_cleaning(self) -> None:
@@ -196,16 +237,41 @@ class Slot:
             self._channel = None
         if self._process is not None:
             if kill:
-                self._process.kill()
+                self._kill()
             try:
                 self._process.wait(5.0)
             except subprocess.TimeoutExpired:
+                self._kill()
                 self._process.kill()
                 self._process.wait()
             self._process = None
         if self._home:
             remove(self._home)
             self._home = ""
+
+    def _kill(self) -> None:
+        """Ends the server at once; a process that started it in its namespaces then ends by itself."""
+        assert self._process is not None
+        if self.pid is None or self.pid == self._process.pid:
+            self._process.kill()
+        else:
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _witness() -> Iterator[str]:
+    """A file that anybody may change, in a directory that anybody may add to: only a sandbox is in the way."""
+    directory = os.path.realpath(tempfile.mkdtemp(prefix=f"gtpo-witness-{os.getpid()}-"))
+    try:
+        os.chmod(directory, 0o777)
+        path = os.path.join(directory, "witness")
+        with open(path, "w", encoding="ascii") as file:
+            file.write("outside\n")
+        os.chmod(path, 0o666)
+        yield path
+    finally:
+        remove(directory)
 
 
 def site_directories() -> list[str]:
@@ -214,17 +280,42 @@ def site_directories() -> list[str]:
     return [path for path in sys.path if os.path.basename(path) in names and os.path.isdir(path)]
 
 
+def _code_file(code: str) -> Any:
+    """The program's text in a file without a name, which nobody can change any more where the system can seal it."""
+    file = _anonymous_file("code")
+    file.write(code.encode("utf-8", "surrogatepass"))
+    _seal(file, _SEAL_WRITE | _SEAL_GROW | _SEAL_SHRINK | _SEAL_SEAL)
+    return file
+
+
+def _output_file(name: str, size: int) -> Any:
+    """A file without a name for one stream; where the system can seal it, it holds `size` bytes in whole pages.
+
+    A write past the seal fails as a whole, so the size must end at a page for every byte of it to be reached.
+    """
+    file = _anonymous_file(name)
+    file.truncate(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+    _seal(file, _SEAL_GROW | _SEAL_SHRINK | _SEAL_SEAL)
+    return file
+
+
 def _anonymous_file(name: str) -> Any:
     """A file without a name, in memory where the system can."""
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create(f"gtpo-{name}"), "r+b", buffering=0)
+        return open(os.memfd_create(f"gtpo-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
 
 
+def _seal(file: Any, seals: int) -> None:
+    if hasattr(os, "memfd_create"):
+        fcntl.fcntl(file.fileno(), _ADD_SEALS, seals)
+
+
 def _read(fd: int, count: int) -> bytes:
-    """The first `count` bytes of a file, wherever its offset stands."""
+    """What was written to a file up to its offset, which the program shared; at most `count` bytes."""
     parts, offset = [], 0
-    while offset < count and (part := os.pread(fd, count - offset, offset)):
+    end = min(count, os.lseek(fd, 0, os.SEEK_CUR))
+    while offset < end and (part := os.pread(fd, end - offset, offset)):
         parts.append(part)
         offset += len(part)
     return b"".join(parts)

@@ -7,12 +7,13 @@ exit status it likes, so a reward must not be given for `Status.OK` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
 from gtpo.errors import ConfigError
+from gtpo.sandbox.levels import Level
 
 NO_OUTPUT = "[no output]"
 NOT_RUN = "[the code was not run]"
@@ -79,6 +80,8 @@ class ExecResult:
         error_type: class name of the exception that ended it, as far as the process could report it.
         truncated: a stream was cut at `Limits.output_bytes`.
         note: one line by the supervisor, e.g. which limit was reached; for `infra` the cause, for logs only.
+        cpu_s: processor time in seconds, as far as it is known.
+        max_rss_mb: largest resident memory in MiB, shared pages of the server included.
     """
 
     status: Status
@@ -88,6 +91,8 @@ class ExecResult:
     error_type: str | None = None
     truncated: bool = False
     note: str = ""
+    cpu_s: float = 0.0
+    max_rss_mb: float = 0.0
 
     def render(self, max_chars: int = 2000) -> str:
         """The one text that the model sees of this result.
@@ -125,37 +130,25 @@ def _cut_middle(text: str, max_chars: int) -> str:
     return f"{text[:head]}\n[... {len(text) - keep} characters cut ...]\n{text[len(text) - tail :]}"
 
 
-@dataclass(frozen=True)
-class Level:
-    """What a sandbox really holds here, as tested when it started.
-
-    Args:
-        name: short name of the level.
-        network_denied: no socket to anything outside the process.
-        processes_denied: no new process and no other program.
-        signals_denied: no signal to another process.
-        filesystem_reads_confined: files outside the working directory can't be read.
-        filesystem_writes_confined: files outside the working directory can't be changed.
-        sentence: the same in words.
-    """
-
-    name: str
-    network_denied: bool
-    processes_denied: bool
-    signals_denied: bool
-    filesystem_reads_confined: bool
-    filesystem_writes_confined: bool
-    sentence: str
-
-
 @runtime_checkable
 class Sandbox(Protocol):
     """Runs untrusted Python code, each piece in a fresh process; nothing of one piece is seen by the next."""
 
-    async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
-        """Runs one program to its end or its limits; whatever the code does is a result."""
+    async def run(
+        self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> ExecResult:
+        """Runs one program to its end or its limits; whatever the code does is a result.
 
-    async def run_many(self, codes: Sequence[str], *, limits: Limits | None = None) -> list[ExecResult]:
+        Args:
+            code: source text.
+            limits: of this program; the sandbox's own by default.
+            seed: of `random` and numpy's global generator; fresh randomness by default.
+            key: whose turn it takes; programs of different keys are served in turn.
+        """
+
+    async def run_many(
+        self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> list[ExecResult]:
         """Runs all, as many at once as there are slots; results in the order of `codes`; no item raises."""
 
     def level(self) -> Level:

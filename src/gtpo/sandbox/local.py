@@ -1,24 +1,24 @@
 """A code sandbox on this machine: a fresh process for each program, forked from a small server per slot.
 
-Threat model. The code is written by a language model in training: mostly careless, sometimes adversarial
-because a reward can be had by it. On Linux (x86-64 or aarch64) this sandbox
+Threat model. The code is written by a language model in training: mostly careless, sometimes adversarial because a
+reward can be had by it. On Linux (x86-64 or aarch64) this sandbox
 
 - denies the network: no sockets, not even to the same machine or of the AF_UNIX family;
-- denies processes: no fork, no exec, so nothing that it starts can outlive it (threads are allowed and die
-  with it);
-- denies signals to, tracing of, and limits on other processes, and the system calls that reach the kernel's
-  wider surface (io_uring, bpf, namespaces, mounts, keys);
-- bounds processor time, wall-clock time, address space, output, open files and the size of each file, by a
-  supervisor that needs no co-operation of the code;
-- gives an empty environment, an empty stdin, an empty working directory that is removed afterwards, and no
-  descriptor and no memory of the trainer or of earlier programs.
+- denies processes: no fork, no exec, so nothing that it starts can outlive it (threads are allowed and die with it);
+- denies signals to, tracing of, and limits on other processes, and the system calls that reach the kernel's wider
+  surface (io_uring, bpf, namespaces, mounts, keys);
+- confines files: only the Python installation can be read, only a private directory in memory can be written, and
+  it is emptied after each program;
+- bounds processor time, wall-clock time, address space, output, open files and the size of files, by a supervisor
+  that needs no co-operation of the code;
+- gives an empty environment, an empty stdin, no descriptor and no memory of the trainer or of earlier programs.
 
-It does NOT confine the file system: code can read and change whatever the user of the trainer can,
-including files of answers, `/proc` of the user's other processes (their environment and, where the kernel's
-ptrace policy lets it, their memory), `/dev/shm`, and the disk's free space, which is bounded only by time
-and by 16 MiB a file. It is not a defence against bugs of the kernel. Statuses and error types come partly
-from a process that the code controls. For code that is hostile rather than careless, run the trainer as a
-user who may touch nothing of worth, or use a sandbox on another machine.
+How much of it holds depends on the machine; `gtpo.sandbox.levels` names the levels, `level()` tells what was found by
+trying, and `require=` refuses to start below one. Nothing falls to a weaker level without being told to.
+
+It is not a defence against bugs of the kernel or against side channels. Statuses and error types come partly from a
+process that the code controls, so no reward may hang on them alone. For code that is hostile rather than careless
+use a sandbox on another machine (`gtpo.sandbox.SandboxFusionSandbox`), behind gVisor or a virtual machine.
 
 Elsewhere (macOS) none of the denials hold, nor do the address-space limit and the exact processor-time limit;
 `require="weak"` must be given to run there at all.
@@ -29,21 +29,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import threading
 import weakref
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
 from gtpo.errors import ConfigError, SandboxError
+from gtpo.sandbox import tiers
 from gtpo.sandbox._child import seccomp
-from gtpo.sandbox._slot import Call, Raw, Slot, SlotDied
-from gtpo.sandbox.base import ExecResult, Level, Limits, Status
+from gtpo.sandbox._dispatch import Dispatcher
+from gtpo.sandbox._slot import Call, Launch, Raw, Slot, SlotDied
+from gtpo.sandbox.base import ExecResult, Limits, Status
+from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
 _ATTEMPTS = 2
-_WANTED = frozenset(("network", "processes", "signals"))
+Require = Literal["namespaces", "landlock", "seccomp", "weak"]
+
+
+class _Seat:
+    """One program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded."""
+
+    def __init__(self, launch: Launch, science: tuple[str, ...], warm: tuple[str, ...]) -> None:
+        self.light = Slot(launch)
+        self.scientific = Slot(replace(launch, preload=science, warm=warm))
+
+    def slot_for(self, code: str) -> Slot:
+        return self.scientific if tiers.needs_science(code) else self.light
+
+    def stop(self) -> None:
+        for slot in (self.light, self.scientific):
+            with contextlib.suppress(OSError):
+                slot.stop()
 
 
 class LocalSandbox:
@@ -54,9 +73,12 @@ class LocalSandbox:
 
     Args:
         slots: programs at once; by default three for each core (time-outs wait more than they work), at
-        least 2.
+            least 2.
         limits: for each program, unless `run` is given others.
-        require: "seccomp" refuses to start where the denials above do not hold; "weak" takes what there is.
+        require: the weakest level of `gtpo.sandbox.levels` to start with. The strongest that this machine allows
+            is used in any case.
+        warm: further programs to run once in the scientific server before its first call, so that what they load
+            and cache is there.
 
     Raises:
         ConfigError: `slots` or `require` is out of range.
@@ -67,97 +89,90 @@ class LocalSandbox:
         self,
         slots: int | None = None,
         limits: Limits | None = None,
-        require: Literal["seccomp", "weak"] = "seccomp",
+        require: Require = "landlock",
+        warm: Sequence[str] = (),
     ) -> None:
         if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
             raise ConfigError(f"slots must be a whole number of at least 1, not {slots!r}")
-        if require not in ("seccomp", "weak"):
-            raise ConfigError(f"require must be 'seccomp' or 'weak', not {require!r}")
+        if require not in REQUIREMENTS:
+            raise ConfigError(f"require must be one of {', '.join(REQUIREMENTS)}, not {require!r}")
         self.limits = Limits() if limits is None else limits
         confine = seccomp.supported()
-        if require == "seccomp" and not confine:
+        if require != "weak" and not confine:
             raise SandboxError(
-                "the sandbox has no seccomp filter for this system (it needs Linux on x86-64 or aarch64); "
-                "give require='weak' to run code with your own user's network and processes open to it"
+                "the sandbox has no confinement for this system (it needs Linux on x86-64 or aarch64); "
+                "give require='weak' to run code with your own user's files, network and processes open to it"
             )
-        self._slots = [Slot(confine) for _ in range(slots or max(2, 3 * _cores()))]
-        self._slots[0].start()
-        self._refused = self._slots[0].refused
-        if require == "seccomp" and not self._refused >= _WANTED:
-            self._slots[0].stop()
-            missing = ", ".join(sorted(_WANTED - self._refused))
-            raise SandboxError(
-                f"the seccomp filter does not hold here: {missing} not denied; "
-                "give require='weak' to run code all the same"
-            )
+        first, notes = _start_first(Launch(confine=confine, namespaces=confine))
+        self._refused = first.refused
+        self._level = level_of(self._refused, first.hello["landlock"], (*notes, *first.hello["notes"]))
+        if not self._refused >= REQUIREMENTS[require]:
+            first.stop()
+            raise SandboxError(_too_weak(self._level, require))
+        science = tuple(tiers.installed())
+        programs = (*tiers.warm_up(list(science)), *warm)
+        self._seats = [_Seat(first.launch, science, programs) for _ in range(slots or max(2, 3 * _cores()))]
+        self._seats[0].light = first
         self._owner = os.getpid()
-        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
-        for slot in reversed(self._slots):
-            self._free.put(slot)
-        self._threads = ThreadPoolExecutor(len(self._slots), thread_name_prefix="gtpo-sandbox")
+        self._dispatcher = Dispatcher(self._seats)
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
-        self._closing = threading.Lock()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _stop_all, self._slots, self._threads, self._owner)
+        self._finalizer = weakref.finalize(self, _stop_all, self._seats, self._owner)
 
-    async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
+    async def run(
+        self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> ExecResult:
         """Runs one program in a fresh process, in its turn.
 
         Whatever the program does is a result. A failure of the sandbox is tried once more, then is
         `Status.INFRA`. Cancelling the task kills the program before this returns.
 
+        Args:
+            code: source text.
+            limits: of this program; the sandbox's own by default.
+            seed: of `random` and numpy's global generator; fresh randomness by default.
+            key: whose turn it takes; programs of different keys are served in turn.
+
         Raises:
             SandboxError: the sandbox is closed, or belongs to another process.
             TypeError: `code` is not a string.
         """
-        call = self._admit(code)
+        call, job = self._submit(code, limits, seed, key)
+        waiting = asyncio.wrap_future(job)
         try:
-            job = self._threads.submit(self._run, code, limits or self.limits, call)
-            waiting = asyncio.wrap_future(job)
-            try:
-                return await asyncio.shield(waiting)
-            except asyncio.CancelledError:
-                call.cancel()
-                if not job.cancel():
-                    await asyncio.wait([waiting])
-                raise
-        finally:
-            self._dismiss(call)
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            call.cancel()
+            if not job.cancel():
+                await asyncio.wait([waiting])
+            raise
 
-    async def run_many(self, codes: Sequence[str], *, limits: Limits | None = None) -> list[ExecResult]:
+    async def run_many(
+        self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> list[ExecResult]:
         """Runs all, as many at once as there are slots; results in the order of `codes`.
 
         No item raises: one that is not even a string becomes `Status.INFRA`. A closed sandbox does raise.
         """
         self._check()
-        results = await asyncio.gather(*(self.run(code, limits=limits) for code in codes), return_exceptions=True)
-        return [self._as_result(result) for result in results]
+        jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
+        return [self._as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
 
-    def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
+    def run_sync(
+        self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> ExecResult:
         """`run` for callers without an event loop; waits in the calling thread."""
-        call = self._admit(code)
+        call, job = self._submit(code, limits, seed, key)
         try:
-            return self._run(code, limits or self.limits, call)
-        finally:
-            self._dismiss(call)
+            return job.result()
+        except BaseException:
+            call.cancel()
+            raise
 
     def level(self) -> Level:
         """What holds here, as a child of the first server found by trying."""
-        if self._refused >= _WANTED:
-            return Level(
-                "seccomp",
-                *(True, True, True, False, False),
-                "Network, new processes and signals to others are denied by a seccomp filter; "
-                "reads and writes of files are not confined.",
-            )
-        holds = {name: name in self._refused for name in sorted(_WANTED)}
-        denied = ", ".join(name for name, held in holds.items() if held) or "nothing"
-        return Level(
-            "weak",
-            *(holds["network"], holds["processes"], holds["signals"], False, False),
-            f"Time and output are limited; denied: {denied}; reads and writes of files are not confined.",
-        )
+        return self._level
 
     async def aclose(self) -> None:
         """Kills what is running, gives back every process, thread, descriptor and directory; idempotent."""
@@ -170,16 +185,9 @@ class LocalSandbox:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
-        if os.getpid() != self._owner:
-            return
-        with self._closing:
-            if self._finalizer.alive:
-                for _ in self._slots:
-                    self._free.get()
-                self._finalizer()
-                for slot in self._slots:
-                    self._free.put(slot)
-                self._threads.shutdown(wait=True)
+        if os.getpid() == self._owner:
+            self._dispatcher.shutdown()
+            self._finalizer()
 
     async def __aenter__(self) -> LocalSandbox:
         return self
@@ -195,43 +203,44 @@ class LocalSandbox:
         if os.getpid() != self._owner:
             raise SandboxError("the sandbox belongs to the process that made it; make a new one after a fork")
 
-    def _admit(self, code: str) -> Call:
+    def _submit(
+        self, code: str, limits: Limits | None, seed: int | None, key: Hashable
+    ) -> tuple[Call, Future[ExecResult]]:
         if not isinstance(code, str):
             raise TypeError(f"code must be a string, not {type(code).__name__}")
         call = Call()
         with self._lock:
             self._check()
             self._calls.add(call)
-        return call
+            within = limits or self.limits
+            job = self._dispatcher.submit(lambda seat: self._run(seat, code, within, call, seed), key=key)
+        job.add_done_callback(lambda _: self._dismiss(call))
+        return call, job
 
     def _dismiss(self, call: Call) -> None:
         with self._lock:
             self._calls.discard(call)
 
-    def _run(self, code: str, limits: Limits, call: Call) -> ExecResult:
-        """One program on the next free slot, in a worker thread; never raises an Exception."""
-        slot = self._free.get()
-        try:
-            cause = ""
-            for _ in range(_ATTEMPTS):
-                try:
-                    raw = slot.execute(code, limits, call)
-                except (SlotDied, SandboxError, OSError) as error:
-                    cause = str(error)
-                    continue
-                if raw is None or call.cancelled:
-                    return ExecResult(Status.INFRA, note="cancelled")
-                if not slot.refused >= self._refused:
-                    slot.stop()
-                    cause = "a restarted server holds less than the first one did"
-                    continue
-                result = _result(raw, limits)
-                if result.status is not Status.INFRA:
-                    return result
-                cause = result.note
-            return ExecResult(Status.INFRA, note=cause)
-        finally:
-            self._free.put(slot)
+    def _run(self, seat: _Seat, code: str, limits: Limits, call: Call, seed: int | None) -> ExecResult:
+        """One program on a free seat, in a worker thread; never raises an Exception."""
+        slot, cause = seat.slot_for(code), ""
+        for _ in range(_ATTEMPTS):
+            try:
+                raw = slot.execute(code, limits, call, seed)
+            except (SlotDied, SandboxError, OSError) as error:
+                cause = str(error)
+                continue
+            if raw is None or call.cancelled:
+                return ExecResult(Status.INFRA, note="cancelled")
+            if not slot.refused >= self._refused:
+                slot.stop()
+                cause = "a later server holds less than the first one did"
+                continue
+            result = _result(raw, limits)
+            if result.status is not Status.INFRA:
+                return result
+            cause = result.note
+        return ExecResult(Status.INFRA, note=cause)
 
     @staticmethod
     def _as_result(result: ExecResult | BaseException) -> ExecResult:
@@ -257,7 +266,40 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         stderr += f"the process was ended by {detail}\n"
     elif status is Status.INFRA:
         note = detail
-    return ExecResult(status, stdout, stderr, raw.reply["wall_s"], raw.reply.get("error_type"), any(cut), note)
+    return ExecResult(
+        status,
+        stdout,
+        stderr,
+        raw.reply["wall_s"],
+        raw.reply.get("error_type"),
+        any(cut),
+        note,
+        raw.reply["cpu_s"],
+        raw.reply["max_rss_kib"] / 1024,
+    )
+
+
+def _start_first(launch: Launch) -> tuple[Slot, tuple[str, ...]]:
+    """The first server, with namespaces if `launch` wants them and the machine has them; and what it could not have."""
+    first = Slot(launch)
+    try:
+        first.start()
+        return first, ()
+    except SandboxError as error:
+        if not launch.namespaces:
+            raise
+        without = Slot(replace(launch, namespaces=False))
+        without.start()
+        return without, (f"no namespaces: {error}",)
+
+
+def _too_weak(level: Level, require: str) -> str:
+    notes = f" ({'; '.join(level.notes)})" if level.notes else ""
+    weaker = [name for name in REQUIREMENTS if list(REQUIREMENTS).index(name) >= list(REQUIREMENTS).index(level.name)]
+    return (
+        f"the sandbox reaches only the level '{level.name}' here, not '{require}'{notes}. {level.sentence} "
+        f"Give require='{weaker[0]}' if that is enough for you"
+    )
 
 
 def _cores() -> int:
@@ -266,11 +308,9 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _stop_all(slots: list[Slot], threads: ThreadPoolExecutor, owner: int) -> None:
+def _stop_all(seats: list[_Seat], owner: int) -> None:
     """Ends the servers; does nothing in a forked copy of the process, whose servers they are not."""
     if os.getpid() != owner:
         return
-    for slot in slots:
-        with contextlib.suppress(OSError):
-            slot.stop()
-    threads.shutdown(wait=False)
+    for seat in seats:
+        seat.stop()

@@ -21,13 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from . import seccomp
+from . import kernel, seccomp
 from .snippet import Cell
 
 BOARD_BYTES = 256
 FILE_BYTES = 16 << 20
 _OPEN_FILES = 128
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Order:
         file_bytes: size of any one file.
         filter: the system-call filter, or None.
         parent: process number of the server.
+        seed: of the generators of random numbers; None for fresh randomness.
     """
 
     fds: tuple[int, int, int]
@@ -51,6 +51,7 @@ class Order:
     file_bytes: int
     filter: bytes | None
     parent: int
+    seed: int | None
 
 
 def main(order: Order, board: mmap.mmap) -> NoReturn:
@@ -61,6 +62,7 @@ def main(order: Order, board: mmap.mmap) -> NoReturn:
         _descriptors(order)
         _surroundings(order)
         _limits(order)
+        _randomness(order.seed)
         if order.filter is not None:
             seccomp.install(order.filter, os.getpid())
         status, detail = Cell(code).run()
@@ -72,13 +74,22 @@ def main(order: Order, board: mmap.mmap) -> NoReturn:
     os._exit(0 if status == "ok" else 1)
 
 
-def refusals(filter_program: bytes, server: int) -> list[str]:
-    """Puts the filter on the calling process, tries what it must refuse, returns what it did refuse."""
+def refusals(filter_program: bytes, server: int, witness: str) -> list[str]:
+    """Puts the filter on the calling process, tries what must be refused, returns what was refused.
+
+    Args:
+        filter_program: from `seccomp.program`.
+        server: process number of the server.
+        witness: a file outside that any user may read and write.
+    """
     seccomp.install(filter_program, os.getpid())
     trials: dict[str, list[Callable[[], object]]] = {
         "network": [lambda: socket.socket(socket.AF_INET), lambda: socket.socket(socket.AF_UNIX)],
         "processes": [lambda: os.fork() or os._exit(0), lambda: os.execv("/", ["/"])],
         "signals": [lambda: os.kill(server, 0)],
+        "reads": [lambda: os.open(witness, os.O_RDONLY), lambda: os.listdir("/proc")],
+        "writes": [lambda: os.open(witness, os.O_WRONLY), lambda: os.mkdir(witness + ".new")],
+        "paths": [lambda: os.stat(witness)],
     }
     refused = []
     for name, calls in trials.items():
@@ -91,10 +102,8 @@ def refusals(filter_program: bytes, server: int) -> list[str]:
 def _is_refused(call: Callable[[], object]) -> bool:
     try:
         call()
-    except PermissionError as error:
-        return error.errno == errno.EPERM
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT)
     return False
 
 
@@ -119,11 +128,20 @@ def _surroundings(order: Order) -> None:
     """A process group of its own, death with the server, the working directory."""
     os.setpgid(0, 0)
     if sys.platform == "linux":
-        seccomp.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != order.parent:
             os._exit(1)
     os.chdir(order.directory)
     gc.enable()
+
+
+def _randomness(seed: int | None) -> None:
+    """Seeds the global generators; a fork seeds `random` anew by itself, but not numpy's."""
+    if seed is not None:
+        sys.modules["random"].seed(seed)
+    if "numpy.random" in sys.modules:
+        fresh = int.from_bytes(os.urandom(4), "little")
+        sys.modules["numpy.random"].seed(fresh if seed is None else seed % 2**32)
 
 
 def _limits(order: Order) -> None:

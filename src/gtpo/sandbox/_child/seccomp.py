@@ -6,7 +6,8 @@ objects and anonymous memory files, which `RLIMIT_AS` does not see; io_uring, bp
 mounts, modules and every system call newer than Linux 5.5 that is not listed as harmless; other ABIs of the
 same processor (i386, x32).
 
-Does not cover: the file system. Opening, reading, writing and removing files are ordinary system calls here.
+Files are the business of the new root and of Landlock (`namespaces`, `landlock`). Where these are missing the filter
+can also refuse what they would have: changes of metadata, and every way of writing; it can't confine reading.
 
 The filter is a list of what is refused: a system call that nobody thought of is allowed if it is older than
 5.5.
@@ -19,6 +20,8 @@ import errno
 import platform
 import struct
 import sys
+
+from . import kernel
 
 _ARCHES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "arm64": (0xC00000B7, 1)}
 
@@ -49,15 +52,34 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "setsid": (112, 157), "setpgid": (109, 154),
     "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "uselib": (134, None),
 }  # fmt: skip
+# Changes that Landlock does not mediate.
+_METADATA: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
+    "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "flock": (73, 32),
+}  # fmt: skip
+# Changes that nothing else stops where there is neither Landlock nor a new root.
+_WRITES: dict[str, tuple[int | None, int | None]] = {
+    "creat": (85, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
+    "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34),
+    "rmdir": (84, None), "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
+    "truncate": (76, 45),
+}  # fmt: skip
+_OPENING = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
 _CHECKED = {
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167), "prlimit64": (302, 261),
     "socketpair": (53, 199), "fcntl": (72, 25), "ioctl": (16, 29),
 }  # fmt: skip
 
 # From 424 on both processors share the numbers.
-# Harmless: close_range, openat2, faccessat2, epoll_pwait2, futex_waitv.
+# Harmless: close_range, faccessat2, epoll_pwait2, futex_waitv; openat2 where writes are not the filter's business.
 _FIRST_SHARED = 424
-_NEW_HARMLESS = (436, 437, 439, 441, 449)
+_NEW_HARMLESS = (436, 439, 441, 449)
+_OPENAT2 = 437
+# Write-only, read-write, create, truncate, temporary file.
+_WRITE_FLAGS = 0o3 | 0o100 | 0o1000 | 0o20000000
 _X32_BIT = 0x40000000
 
 _CLONE_THREAD, _CLONE_NAMESPACES = 0x00010000, 0x7E020000
@@ -73,7 +95,7 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _REFUSE, _UNKNOWN = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 
 _PID_MARK = 0x7A6B5C4D
-_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
+_SECCOMP_MODE_FILTER = 2
 
 
 def supported() -> bool:
@@ -145,16 +167,28 @@ def _search(refused: list[int]) -> bytes:
     return _op(_JGE, refused[middle], 0, 1) + _op(_JA, len(left) // 8) + left + right
 
 
-def program() -> bytes:
-    """The filter's instructions, with a placeholder where the process's own number goes."""
+def program(metadata: bool = True, writes: bool = True) -> bytes:
+    """The filter's instructions, with a placeholder where the process's own number goes.
+
+    Args:
+        metadata: allow changes of modes, owners, times and attributes of files, which Landlock does not mediate.
+        writes: allow opening files for writing, and making, moving and removing them.
+    """
     arch, column = _ARCHES[platform.machine()]
+    refused = [_REFUSED] + ([] if metadata else [_METADATA]) + ([] if writes else [_WRITES])
+    harmless = (*_NEW_HARMLESS, _OPENAT2) if writes else _NEW_HARMLESS
     out = _op(_LOAD, 4) + _op(_JEQ, arch, 1, 0) + _ret(_REFUSE) + _op(_LOAD, 0)
     out += _op(_JGE, _X32_BIT, 0, 1) + _ret(_REFUSE)
-    new = b"".join(_op(_JEQ, nr, 0, 1) + _ret(_ALLOW) for nr in _NEW_HARMLESS) + _ret(_UNKNOWN)
+    new = b"".join(_op(_JEQ, nr, 0, 1) + _ret(_ALLOW) for nr in harmless) + _ret(_UNKNOWN)
     out += _op(_JGE, _FIRST_SHARED, 0, len(new) // 8) + new
     for name, body in _checks().items():
         out += _op(_JEQ, _CHECKED[name][column], 0, len(body) // 8) + body
-    return out + _search(sorted(nr for row in _REFUSED.values() if (nr := row[column]) is not None))
+    if not writes:
+        for numbers, position in _OPENING.values():
+            if (number := numbers[column]) is not None:
+                body = _argument(position) + _op(_JSET, _WRITE_FLAGS, 0, 1) + _ret(_REFUSE) + _ret(_ALLOW)
+                out += _op(_JEQ, number, 0, len(body) // 8) + body
+    return out + _search(sorted(nr for table in refused for row in table.values() if (nr := row[column]) is not None))
 
 
 def install(filter_program: bytes, pid: int) -> None:
@@ -167,28 +201,5 @@ def install(filter_program: bytes, pid: int) -> None:
     buffer = ctypes.create_string_buffer(filter_program, len(filter_program))
     head = struct.pack("=HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(buffer))
     fprog = ctypes.create_string_buffer(head, len(head))
-    if prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog)):
-        raise OSError(ctypes.get_errno(), "seccomp")
-
-
-def prctl(option: int, value: int, address: int = 0) -> int:
-    """`prctl(2)`; -1 and errno on failure."""
-    zero = ctypes.c_ulong(0)
-    return int(_libc().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(address), zero, zero))
-
-
-def drop_capabilities() -> None:
-    """Gives up every capability for good, so that a root user's limits can't be raised; raises OSError."""
-    header = struct.pack("=Ii", 0x20080522, 0)
-    if _libc().capset(header, bytes(24)):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
-def _libc() -> ctypes.CDLL:
-    global _loaded
-    if _loaded is None:
-        _loaded = ctypes.CDLL(None, use_errno=True)
-    return _loaded
-
-
-_loaded: ctypes.CDLL | None = None
+    mode = kernel.prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
+    kernel.checked(mode, "seccomp")

@@ -12,31 +12,21 @@ The child reports how it ended through a page of shared memory without a descrip
 
 from __future__ import annotations
 
-import builtins
 import contextlib
-import gc
-import importlib
 import mmap
 import os
 import resource
 import select
 import signal
-import socket
 import sys
 import time
 from typing import Any
 
-from . import child, seccomp
+from . import child
 from .channel import Channel
 from .cleanup import remove, remove_empty
 
 TICK_S = 0.02
-_STACK_BYTES = 100 << 20
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
-_PRELOADED = (
-    "bisect cmath collections copy dataclasses datetime decimal fractions functools heapq itertools json "
-    "math operator random re statistics string textwrap typing"
-)
 
 
 class Server:
@@ -44,16 +34,22 @@ class Server:
 
     Args:
         channel: to the trainer.
-        home: an empty directory of its own.
-        confine: whether children get the system-call filter.
+        directory: where programs run.
+        disposable: whether each program gets that directory anew, to write in; else it is there, empty and
+            read-only.
+        base_bytes: address space of this process, which its children inherit.
+        filter_program: the system-call filter of the children, or None.
     """
 
-    def __init__(self, channel: Channel, home: str, confine: bool) -> None:
+    def __init__(
+        self, channel: Channel, directory: str, *, disposable: bool, base_bytes: int, filter_program: bytes | None
+    ) -> None:
         self.channel = channel
-        self.directory = os.path.join(home, "work")
-        self.filter = seccomp.program() if confine else None
+        self.directory = directory
+        self.disposable = disposable
+        self.base_bytes = base_bytes
+        self.filter = filter_program
         self.board = mmap.mmap(-1, child.BOARD_BYTES)
-        self.base_bytes = _address_space()
         self.wake, wake_in = os.pipe()
         os.set_blocking(self.wake, False)
         os.set_blocking(wake_in, False)
@@ -65,12 +61,11 @@ class Server:
         self.pid = os.getpid()
 
     def serve(self) -> None:
-        """Says what holds, then answers one request after the other; returns at hang-up.
+        """Answers one request after the other; returns at hang-up.
 
         A reply says whether the program's directory is gone already; if not, a second message follows when it
         is, so that a program which leaves a great many files can't hold back its own result.
         """
-        self.channel.send({"refused": self._self_test()})
         while (received := self.channel.recv()) is not None:
             request, fds = received
             try:
@@ -79,21 +74,21 @@ class Server:
                 for fd in fds:
                     os.close(fd)
             if reply is not None:
-                clean = remove_empty(self.directory)
+                clean = not self.disposable or remove_empty(self.directory)
                 self.channel.send({**reply, "clean": clean})
                 if not clean:
                     remove(self.directory)
                     self.channel.send({"clean": True})
 
-    def _self_test(self) -> list[str]:
-        """What the filter really refuses on this machine, as found by a child that tries."""
+    def self_test(self, witness: str) -> list[str]:
+        """What a child can't do here, as found by one that tries; `witness` is a readable file outside."""
         if self.filter is None:
             return []
         self.board[:] = bytes(child.BOARD_BYTES)
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                text = " ".join(child.refusals(self.filter, self.pid)).encode()
+                text = " ".join(child.refusals(self.filter, self.pid, witness)).encode()
                 self.board[: len(text)] = text
             os._exit(0)
         os.waitpid(pid, 0)
@@ -109,23 +104,28 @@ class Server:
             file_bytes=max(child.FILE_BYTES, 2 * request["output_bytes"]),
             filter=self.filter,
             parent=self.pid,
+            seed=request["seed"],
         )
-        os.mkdir(order.directory, 0o700)
+        if self.disposable:
+            os.mkdir(order.directory, 0o700)
         self.board[:] = bytes(child.BOARD_BYTES)
         started = time.monotonic()
         pid = os.fork()
         if pid == 0:
             child.main(order, self.board)
-        reason, wait_status = self._watch(pid, request, order, started + request["wall_s"])
+        reason, wait_status, usage = self._watch(pid, request, order, started + request["wall_s"])
         wall_s = time.monotonic() - started
         if reason == "gone":
             return None
-        return {"id": request["id"], "wall_s": wall_s, **self._verdict(reason, wait_status, request, order)}
+        used = {"wall_s": wall_s, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kib": usage.ru_maxrss}
+        return {"id": request["id"], **used, **self._verdict(reason, wait_status, request, order)}
 
-    def _watch(self, pid: int, request: dict[str, Any], order: child.Order, deadline: float) -> tuple[str, int]:
+    def _watch(
+        self, pid: int, request: dict[str, Any], order: child.Order, deadline: float
+    ) -> tuple[str, int, resource.struct_rusage]:
         """Waits for the child, kills it where it must, and reaps it.
 
-        Returns why it was killed ("" if it was not) and its wait status.
+        Returns why it was killed ("" if it was not), its wait status, and what it used.
         """
         control, reason = self.channel.sock.fileno(), ""
         while True:
@@ -134,7 +134,7 @@ class Server:
             if self.wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake, 4096)
-            done, wait_status = os.waitpid(pid, os.WNOHANG)
+            done, wait_status, usage = os.wait4(pid, os.WNOHANG)
             if done:
                 break
             reason = _overdue(pid, request, order, deadline)
@@ -142,12 +142,12 @@ class Server:
                 reason = self._interrupted(request) or reason
             if reason:
                 os.kill(pid, signal.SIGKILL)
-                _, wait_status = os.waitpid(pid, 0)
+                _, wait_status, usage = os.wait4(pid, 0)
                 break
         if self.filter is None:
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
-        return reason, wait_status
+        return reason, wait_status, usage
 
     def _interrupted(self, request: dict[str, Any]) -> str:
         """Reads one message: "cancelled" or "gone" if the trainer says so, else ""."""
@@ -189,7 +189,8 @@ def _overdue(pid: int, request: dict[str, Any], order: child.Order, deadline: fl
 
 
 def _too_much(request: dict[str, Any], order: child.Order) -> bool:
-    return any(os.fstat(fd).st_size > request["output_bytes"] for fd in order.fds[1:])
+    """Whether a stream's offset, which the child shares, has passed its limit."""
+    return any(os.lseek(fd, 0, os.SEEK_CUR) > request["output_bytes"] for fd in order.fds[1:])
 
 
 def _signal_name(number: int) -> str:
@@ -197,61 +198,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _address_space() -> int:
-    """Bytes of address space that the server itself takes, which each child inherits."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 512 << 20
-
-
-def _prepare(site_directories: list[str]) -> None:
-    """Makes the interpreter what a program expects of it, before anything is forked."""
-    sys.path[:] = ["", *(path for path in sys.path[1:] if path), *site_directories]
-    sys.argv = ["main.py"]
-    sys.dont_write_bytecode = True
-    if hasattr(sys, "set_int_max_str_digits"):
-        sys.set_int_max_str_digits(0)
-    helpers = importlib.import_module("_sitebuiltins")
-    for name in ("exit", "quit"):
-        setattr(builtins, name, helpers.Quitter(name, "Ctrl-D"))
-    builtins.help = helpers._Helper()
-    for name in _PRELOADED.split():
-        importlib.import_module(name)
-    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-        del sys.modules[name]
-
-
-def _lock_down() -> None:
-    """What the server and all its children go without."""
-    child.lower(resource.RLIMIT_STACK, _STACK_BYTES, _STACK_BYTES)
-    child.lower(resource.RLIMIT_CORE, 0, 0)
-    if sys.platform == "linux":
-        seccomp.prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        seccomp.prctl(_PR_SET_DUMPABLE, 0)
-        seccomp.drop_capabilities()
-
-
-def main() -> None:
-    """Entry point: `directory of _child, number of the socket, home, 0 or 1, site directories...`."""
-    _, _, inherited, home, confine, *site_directories = sys.argv
-    control = socket.socket(fileno=os.dup(int(inherited)))
-    os.close(int(inherited))
-    del os.environ["PYTHONHASHSEED"]
-    os.environ["HOME"] = os.environ["TMPDIR"] = os.path.join(home, "work")
-    os.chdir(home)
-    _prepare(site_directories)
-    _lock_down()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        Server(Channel(control), home, confine == "1").serve()
-    except OSError:
-        pass
-    finally:
-        os.chdir("/")
-        remove(home)

@@ -1,0 +1,156 @@
+"""Namespaces and a root of its own for a server, made once when it starts.
+
+The new root holds read-only views of the Python installation and the system's libraries, and an in-memory
+directory with a limit on its size and its number of files. There is no `/proc` in it. Root makes the namespaces
+directly; another user through a user namespace, where the system allows that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+import sys
+
+from . import kernel
+
+HOME = "/box"
+_HOME_OPTIONS = b"size=64m,nr_inodes=4096,mode=0755"
+_NEW_USER = 0x10000000
+_NEW_REST = 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000  # pid, net, ipc, uts, mount
+_READ_ONLY, _NO_SUID, _NO_DEV, _NO_EXEC, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_DETACH = 2
+_MOUNT_SETATTR = 442
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "arm64": 41}
+_AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
+_SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
+_DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
+
+
+def enter(inherited: int) -> int:
+    """Moves the server into namespaces of its own; returns its process number as seen from outside.
+
+    It returns in a new process, the first of a pid namespace. The caller's own process stays behind, without
+    any descriptor but the standard ones, ends when the new one does, and takes it along when it is killed.
+
+    Args:
+        inherited: descriptor of the channel, which the process that stays behind closes.
+
+    Raises:
+        OSError: the system does not allow it; the calling process is as it was.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        _unshare(_NEW_REST)
+    except PermissionError:
+        _unshare(_NEW_REST | _NEW_USER)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(text)
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid:
+        _stay_behind(pid, tell, inherited)
+    os.close(tell)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    outside = os.read(told, 4)
+    os.close(told)
+    if len(outside) < 4:
+        os._exit(1)
+    return int(struct.unpack("=i", outside)[0])
+
+
+def _unshare(flags: int) -> None:
+    kernel.checked(kernel.libc().unshare(ctypes.c_int(flags)), "unshare")
+
+
+def _stay_behind(pid: int, tell: int, inherited: int) -> None:
+    """The process that stays in the old pid namespace: waits for the server, and nothing else."""
+    with contextlib.suppress(BaseException):
+        os.write(tell, struct.pack("=i", pid))
+        os.close(tell)
+        os.close(inherited)
+        os.closerange(3, 4096)
+        os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def new_root(readable: list[str]) -> None:
+    """Replaces the root directory of this mount namespace; afterwards the working directory is `HOME`.
+
+    Args:
+        readable: files and directories that appear at their own places, read-only.
+
+    Raises:
+        OSError: a mount was refused.
+    """
+    root = _mount_point([*readable, *_DEVICES, "/proc"])
+    _mount("none", "/", None, _RECURSIVE | _PRIVATE)
+    _mount("tmpfs", root, b"tmpfs", _NO_SUID | _NO_DEV, b"size=4m,mode=0755")
+    for path in readable:
+        _show(path, root)
+    for path in _DEVICES:
+        _bind(path, root)
+    box = root + HOME
+    os.mkdir(box)
+    _mount("tmpfs", box, b"tmpfs", _NO_SUID | _NO_DEV | _NO_EXEC, _HOME_OPTIONS)
+    _set_read_only(root, recursive=False)
+    os.chdir(root)
+    kernel.syscall(_PIVOT_ROOT[os.uname().machine], b".", b".")
+    kernel.checked(kernel.libc().umount2(b".", _DETACH), "umount2")
+    os.chdir(HOME)
+
+
+def _mount_point(needed: list[str]) -> str:
+    """A directory to build the new root on: any that hides nothing needed; outside it is not touched."""
+    for name in sorted(os.listdir("/")):
+        path = f"/{name}"
+        if os.path.isdir(path) and not os.path.islink(path) and not any(f"{n}/".startswith(f"{path}/") for n in needed):
+            return path
+    raise OSError("no directory to build a new root on")
+
+
+def _show(path: str, root: str) -> None:
+    """Makes a path visible under `root`: a symlink as itself, anything else bound read-only."""
+    if not os.path.exists(path) or os.path.lexists(root + path):
+        return
+    if os.path.islink(path):
+        os.makedirs(os.path.dirname(root + path), mode=0o755, exist_ok=True)
+        os.symlink(os.readlink(path), root + path)
+        return
+    _bind(path, root)
+    _set_read_only(root + path, recursive=True)
+
+
+def _bind(path: str, root: str) -> None:
+    target = root + path
+    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    if os.path.isdir(path):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    _mount(path, target, None, _BIND | _RECURSIVE)
+
+
+def _set_read_only(path: str, recursive: bool) -> None:
+    attributes = struct.pack("=QQQQ", _READ_ONLY | _NO_SUID | _NO_DEV, 0, 0, 0)
+    flags = _AT_RECURSIVE if recursive else 0
+    kernel.syscall(_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+
+
+def _mount(source: str, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:
+    result = kernel.libc().mount(source.encode(), target.encode(), kind, ctypes.c_ulong(flags), options)
+    kernel.checked(result, f"mount on {target}")
+
+
+def readable_paths(python_path: list[str]) -> list[str]:
+    """What a program must be able to read: the interpreter's libraries, the installed packages, shared libraries."""
+    wanted = [*_SYSTEM, os.path.join(sys.base_prefix, "lib"), *python_path]
+    paths: list[str] = []
+    for path in dict.fromkeys(p for w in wanted for p in (os.path.abspath(w), os.path.realpath(w))):
+        inside = any(path.startswith(other.rstrip("/") + "/") and not os.path.islink(other) for other in paths)
+        if os.path.exists(path) and not inside:
+            paths.append(path)
+    return paths

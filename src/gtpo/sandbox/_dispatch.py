@@ -1,0 +1,99 @@
+"""Who runs next: a queue for each key, served in turn, over a fixed number of seats."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Seat = TypeVar("Seat")
+Result = TypeVar("Result")
+
+
+class Dispatcher(Generic[Seat]):
+    """Runs jobs in threads, one at a time on each seat.
+
+    Keys take turns, so that one with a thousand jobs does not keep another waiting for all of them. Within a key
+    jobs begin in the order in which they came, except that one which wants a busy seat holds up its key.
+
+    Args:
+        seats: the first ones are preferred, so that few are used where few are enough.
+    """
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self._idle = list(reversed(seats))
+        self._queues: OrderedDict[Hashable, deque[tuple[Seat | None, Callable[[Seat], None]]]] = OrderedDict()
+        self._size = len(seats)
+        self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
+        self._threads = ThreadPoolExecutor(len(seats), thread_name_prefix="gtpo-sandbox")
+
+    def submit(
+        self, work: Callable[[Seat], Result], *, key: Hashable = None, seat: Seat | None = None
+    ) -> Future[Result]:
+        """Queues `work(seat)`.
+
+        Args:
+            work: called in a thread with the seat that it got.
+            key: whose turn it takes.
+            seat: the only one that will do, or None for any.
+
+        Returns:
+            The future result; cancelling it before it begins takes it out of the queue.
+        """
+        future: Future[Result] = Future()
+
+        def job(got: Seat) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = work(got)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            self._queues.setdefault(key, deque()).append((seat, job))
+            self._start()
+        return future
+
+    def shutdown(self) -> None:
+        """Waits until nothing is queued or running, and ends the threads; nothing may be queued any more."""
+        with self._lock:
+            while self._queues or len(self._idle) < self._size:
+                self._settled.wait()
+        self._threads.shutdown(wait=True)
+
+    def _start(self) -> None:
+        """Gives idle seats to waiting jobs, one for each key in turn; the lock is held."""
+        progress = True
+        while progress and self._idle:
+            progress = False
+            for key in list(self._queues):
+                wanted = self._queues[key][0][0]
+                if self._idle and (wanted is None or wanted in self._idle):
+                    self._begin(key, self._idle[-1] if wanted is None else wanted)
+                    progress = True
+
+    def _begin(self, key: Hashable, seat: Seat) -> None:
+        """Starts the first job of `key` and moves the key to the end of the line; the lock is held."""
+        queue = self._queues[key]
+        _, job = queue.popleft()
+        if queue:
+            self._queues.move_to_end(key)
+        else:
+            del self._queues[key]
+        self._idle.remove(seat)
+        self._threads.submit(self._work, seat, job)
+
+    def _work(self, seat: Seat, job: Callable[[Seat], None]) -> None:
+        try:
+            job(seat)
+        finally:
+            with self._lock:
+                self._idle.append(seat)
+                self._start()
+                self._settled.notify_all()

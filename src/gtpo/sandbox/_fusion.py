@@ -1,0 +1,195 @@
+"""What goes to a SandboxFusion server for one program, and what its answer means.
+
+The API as in that project's `sandbox/server/sandbox_api.py` and `sandbox/runners/base.py`: a process that
+ended by itself is "Finished" whatever its return code; "Error" is a failure of the server, not of the program.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from http.client import HTTPException
+from importlib.resources import files
+from typing import Any
+
+from gtpo.errors import SandboxError
+from gtpo.sandbox.base import ExecResult, Limits, Status
+
+_RETRIED = {408, 425, 429}
+_ANSWER_BYTES = 64 << 20
+_KEPT_BYTES = (1 << 20) - 256
+_HEADROOM_MB = 256
+_NOTE_CHARS = 500
+_REPORT = re.compile(r" (ok|error|memory|output_limit|infra) (\d{1,9}\.\d\d\d) (\d{1,12}) (.*)")
+
+
+class Passing(Exception):
+    """A failure of the server that another try may mend, after `wait_s` seconds or more."""
+
+    def __init__(self, cause: str, wait_s: float = 0.0) -> None:
+        super().__init__(cause[:_NOTE_CHARS])
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the process on the server ended; no `code` if the server ended it at its time limit."""
+
+    code: int | None
+    stdout: str
+    stderr: str
+    wall_s: float
+
+
+def script(code: str, word: str, limits: Limits, seed: int | None) -> str:
+    """A plain Python script that runs the program in the manner of the local sandbox.
+
+    Args:
+        code: the program.
+        word: opens the report that the script leaves at the end of stderr.
+        limits: of the program.
+        seed: of the generators of random numbers; None for fresh randomness.
+    """
+    main, snippet = _sources()
+    program = base64.b64encode(code.encode("utf-8", "surrogatepass")).decode()
+    output_bytes = min(limits.output_bytes, _KEPT_BYTES)
+    values = (snippet, program, word, limits.cpu_s, limits.memory_mb, output_bytes, seed)
+    return f"{main}\n\nmain{values!r}\n"
+
+
+def request(text: str, limits: Limits, compile_timeout_s: float) -> dict[str, Any]:
+    """The body of a POST to `/run_code`.
+
+    The script limits memory itself; the server's own limit is the second line, with room for the interpreter.
+    """
+    return {
+        "code": text,
+        "language": "python",
+        "compile_timeout": compile_timeout_s,
+        "run_timeout": limits.wall_s,
+        "memory_limit_MB": limits.memory_mb + _HEADROOM_MB,
+        "stdin": "",
+    }
+
+
+def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str], timeout_s: float) -> bytes:
+    """The body of the answer to a POST, or to a GET if there is no payload.
+
+    Raises:
+        Passing: no answer, or one that says to try later.
+        SandboxError: the server refuses.
+    """
+    data = None if payload is None else json.dumps(payload).encode()
+    headers = {"Content-Type": "application/json", "Accept": "application/json", **headers}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=timeout_s) as response:
+            return response.read(_ANSWER_BYTES)
+    except urllib.error.HTTPError as error:
+        said = b""
+        with error, contextlib.suppress(OSError, HTTPException):
+            said = error.read(500)
+        problem = f"{url}: HTTP status {error.code}: {said.decode(errors='replace')}"
+        if error.code in _RETRIED or error.code >= 500:
+            raise Passing(problem, _seconds(error.headers.get("Retry-After"))) from error
+        raise SandboxError(problem) from error
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Passing(f"{url}: no answer ({type(error).__name__}: {reason})") from error
+
+
+def _seconds(retry_after: str | None) -> float:
+    try:
+        return max(0.0, float(retry_after or 0))
+    except ValueError:  # the header may hold a date
+        return 0.0
+
+
+def ended(body: bytes) -> Ended:
+    """Reads the server's answer.
+
+    Raises:
+        Passing: it is unreadable, or says that the server failed.
+    """
+    try:
+        answer = json.loads(body)
+        status, run = answer["status"], answer["run_result"]
+        if status == "SandboxError":
+            raise Passing(f"SandboxError: {answer.get('message')}")
+        number = None if run["status"] == "TimeLimitExceeded" else int(run["return_code"])
+        stdout, stderr = run["stdout"] or "", run["stderr"] or ""
+        if status not in ("Success", "Failed") or not isinstance(stdout, str) or not isinstance(stderr, str):
+            raise ValueError("not an answer to /run_code")
+        return Ended(number, stdout, stderr, float(run["execution_time"] or 0.0))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Passing(f"unreadable answer ({type(error).__name__}: {error}): {body[:200]!r}") from error
+
+
+def result(end: Ended, limits: Limits, word: str) -> ExecResult:
+    """What became of the program: by the streams' length, the server's clock, the report, the return code.
+
+    Raises:
+        Passing: the script failed around the program.
+    """
+    said, found, tail = end.stderr.rpartition(word)
+    report = _REPORT.match(tail) if found else None
+    status, cpu_s, rss_kib, detail = report.groups() if report else ("", "0", "0", "")
+    most = min(limits.output_bytes, _KEPT_BYTES)
+    (stdout, more_out), (stderr, more_err) = _cut(end.stdout, most), _cut(said if found else end.stderr, most)
+    error_type, note = detail if detail.isidentifier() else None, ""
+    if cut := more_out or more_err or status == "output_limit":
+        status, error_type, note = "output_limit", None, f"stopped: more than {most} bytes of output"
+    elif end.code is None:
+        status, error_type, note = "timeout", None, f"timed out: more than {limits.wall_s:g} s of running time"
+    elif status == "infra":
+        raise Passing(f"the program could not be run there: {detail}")
+    elif signal_name := "" if status else _signal_name(end.code):
+        status = "crashed"
+        if signal_name == "SIGXCPU":
+            status, note = "timeout", f"timed out: more than {limits.cpu_s:g} s of processor time"
+        else:
+            stderr += f"the process was ended by {signal_name}\n"
+    elif not status and end.code != 0:
+        error_type = _last_error(stderr)
+        status = "memory" if error_type and error_type.endswith("MemoryError") else "error"
+    return ExecResult(
+        Status(status or "ok"), stdout, stderr, end.wall_s, error_type, cut, note, float(cpu_s), int(rss_kib) / 1024
+    )
+
+
+def _signal_name(code: int) -> str:
+    """The signal in a return code, as Python (-11) or a shell (139) puts it; "" if there is none."""
+    number = -code if code < 0 else code - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}" if code < 0 else ""
+
+
+def _last_error(stderr: str) -> str | None:
+    """Class name at the start of a traceback's last line; a lone "MemoryError" is the interpreter's own."""
+    last = stderr.rstrip().rpartition("\n")[2]
+    name = last.partition(":")[0].rpartition(".")[2]
+    is_error = name.isidentifier() and ("Traceback (most recent call last)" in stderr or name == "MemoryError")
+    return name if is_error else None
+
+
+def _cut(text: str, most: int) -> tuple[str, bool]:
+    """At most `most` bytes of the text, and whether there were more."""
+    data = text.encode("utf-8", "replace")
+    return data[:most].decode("utf-8", "replace"), len(data) > most
+
+
+@cache
+def _sources() -> tuple[str, str]:
+    """The text of `_remote_main.py`, and that of `_child/snippet.py` in base64."""
+    folder = files("gtpo.sandbox")
+    snippet = base64.b64encode((folder / "_child" / "snippet.py").read_bytes()).decode()
+    return (folder / "_remote_main.py").read_text(encoding="utf-8"), snippet

@@ -1,0 +1,231 @@
+"""A code sandbox on another machine, behind SandboxFusion's HTTP API (github.com/bytedance/SandboxFusion).
+
+What the server keeps programs from is its own affair, and not known here; as it ships (`isolation: none`), it
+keeps them from nothing. Put it on a machine, or in a container, with nothing of worth.
+
+SandboxFusion runs plain scripts. What is sent is a script that runs the program the way `LocalSandbox` does:
+display of a last expression, clean tracebacks, empty stdin and directory, limits of processor time, memory and
+output. That needs Python 3.9 or newer on the server. What still differs from `LocalSandbox`:
+
+- `Limits.cpu_s` is rounded up to whole seconds; it and `Limits.wall_s` include the interpreter's start.
+- A stream holds 256 bytes less than 1 MiB at most, as the server keeps no more than 1 MiB. Its versions from
+  before it read output as it comes time out from about 190 KB on: give them `output_bytes=100_000`.
+- Bytes that are not UTF-8, possible only by writing past Python's text streams, cost the whole stream: the
+  server puts a line that begins with "[DecodeError]" in its place.
+- The random seed of hashes is the server's, so the order of sets varies.
+- Cancelling a task does not reach the server: there the program goes on to its end or its limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import secrets
+import threading
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from types import TracebackType
+from urllib.parse import urlsplit
+
+from gtpo.errors import ConfigError, SandboxError
+from gtpo.sandbox import _fusion
+from gtpo.sandbox._dispatch import Dispatcher
+from gtpo.sandbox._fusion import Passing
+from gtpo.sandbox.base import ExecResult, Limits, Status
+from gtpo.sandbox.levels import Level, level_of
+
+_GRACE_S = 30.0
+_PING_S = 10.0
+_BACKOFF_S = 0.5
+_LONGEST_WAIT_S = 30.0
+_JITTER = random.Random()
+
+
+class SandboxFusionSandbox:
+    """Runs Python programs on a SandboxFusion server; see the top of the module for what differs there.
+
+    A failure that may pass (no connection, no answer in time or an unreadable one, HTTP status 408, 425, 429
+    or 5xx, the server's own "SandboxError") is tried again after a growing, random wait, then is
+    `Status.INFRA`. No state belongs to an event loop: one sandbox may be used from several loops and threads.
+
+    Args:
+        url: base of the server, such as `http://localhost:8080`, or its full path that ends in `/run_code`.
+        limits: for each program, unless `run` is given others.
+        concurrency: requests at once. No more than the server runs at once: in its queue, the time for an
+            answer goes by.
+        retries: further tries after a failure that may pass.
+        headers: sent with each request, such as a key for a gateway.
+        compile_timeout_s: sent along; the server uses it for compiled languages.
+
+    Raises:
+        ConfigError: the URL is not one of HTTP, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        limits: Limits | None = None,
+        concurrency: int = 32,
+        retries: int = 3,
+        headers: Mapping[str, str] | None = None,
+        compile_timeout_s: float = 10.0,
+    ) -> None:
+        if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname):
+            raise ConfigError(f"sandbox server {url!r}: give a URL that starts with http:// or https:// and a host")
+        for name, number, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigError(f"{name} must be a whole number of at least {least}, not {number!r}")
+        if not (math.isfinite(compile_timeout_s) and compile_timeout_s > 0):
+            raise ConfigError(f"compile_timeout_s must be finite and above 0, not {compile_timeout_s!r}")
+        self.limits = Limits() if limits is None else limits
+        self._url = url.rstrip("/").removesuffix("/run_code")
+        self._retries, self._compile_timeout_s = retries, compile_timeout_s
+        self._headers = dict(headers or {})
+        self._dispatcher = Dispatcher(range(concurrency))
+        self._calls: set[threading.Event] = set()
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._answered = self._closed = False
+
+    async def run(
+        self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> ExecResult:
+        """Runs one program in a fresh process on the server, in its turn.
+
+        Args:
+            code: source text.
+            limits: of this program; the sandbox's own by default.
+            seed: of `random`, and of numpy's global generator if the program names numpy; fresh randomness by
+                default.
+            key: whose turn it takes; programs of different keys are served in turn.
+
+        Raises:
+            SandboxError: the server refuses the request (HTTP status 4xx), or has never answered and is not
+                there at a last look (`ping`), so that the URL is likely wrong; or this sandbox is closed or
+                belongs to another process.
+            TypeError: `code` is not a string.
+        """
+        call, job = self._submit(code, limits, seed, key)
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            call.set()
+            raise
+
+    async def run_many(
+        self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> list[ExecResult]:
+        """Runs all, at most `concurrency` at once; results in the order of `codes`.
+
+        No item raises: one whose `run` would raise becomes `Status.INFRA`. A closed sandbox does raise.
+        """
+        self._check()
+        jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
+        return [_as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
+
+    def run_sync(
+        self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
+    ) -> ExecResult:
+        """`run` for callers without an event loop; waits in the calling thread."""
+        call, job = self._submit(code, limits, seed, key)
+        try:
+            return job.result()
+        except BaseException:
+            call.set()
+            raise
+
+    def ping(self) -> None:
+        """Asks the server whether it is there; `run` does so only after a failure, if it never had an answer.
+
+        Raises:
+            SandboxError: no SandboxFusion answers at this URL; the message has what did.
+        """
+        try:
+            said = _fusion.fetch(f"{self._url}/v1/ping", None, self._headers, _PING_S)
+        except Passing as failure:
+            raise SandboxError(f"no SandboxFusion server answers: {failure}; is the URL right?") from failure
+        if b"pong" not in said:
+            raise SandboxError(f"{self._url}/v1/ping: not a SandboxFusion server, it said {said[:200]!r}")
+
+    def level(self) -> Level:
+        """What holds there is not known here, so nothing is claimed."""
+        sentence = "Programs run on another machine's server; what it denies them is not known here."
+        return replace(level_of(()), name="remote", sentence=sentence)
+
+    async def aclose(self) -> None:
+        """Starts nothing more, waits for requests under way, gives back every thread; idempotent."""
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """`aclose` for callers without an event loop."""
+        with self._lock:
+            self._closed = True
+            for call in self._calls:
+                call.set()
+        if os.getpid() == self._owner:
+            self._dispatcher.shutdown()
+
+    async def __aenter__(self) -> SandboxFusionSandbox:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise SandboxError("the sandbox is closed")
+        if os.getpid() != self._owner:
+            raise SandboxError("the sandbox belongs to the process that made it; make a new one after a fork")
+
+    def _submit(
+        self, code: str, limits: Limits | None, seed: int | None, key: Hashable
+    ) -> tuple[threading.Event, Future[ExecResult]]:
+        if not isinstance(code, str):
+            raise TypeError(f"code must be a string, not {type(code).__name__}")
+        call = threading.Event()
+        with self._lock:
+            self._check()
+            self._calls.add(call)
+            job = self._dispatcher.submit(lambda _: self._run(code, limits or self.limits, call, seed), key=key)
+        job.add_done_callback(lambda _: self._dismiss(call))
+        return call, job
+
+    def _dismiss(self, call: threading.Event) -> None:
+        with self._lock:
+            self._calls.discard(call)
+
+    def _run(self, code: str, limits: Limits, call: threading.Event, seed: int | None) -> ExecResult:
+        """One program, tried until the server answers for it; `call` is set to give up."""
+        word = secrets.token_hex(16)
+        payload = _fusion.request(_fusion.script(code, word, limits, seed), limits, self._compile_timeout_s)
+        timeout_s = self._compile_timeout_s + limits.wall_s + _GRACE_S
+        cause, wait_s = "", _BACKOFF_S
+        for tries_left in reversed(range(self._retries + 1)):
+            if call.is_set():
+                return ExecResult(Status.INFRA, note="cancelled")
+            try:
+                ended = _fusion.ended(_fusion.fetch(f"{self._url}/run_code", payload, self._headers, timeout_s))
+                self._answered = True
+                return _fusion.result(ended, limits, word)
+            except Passing as failure:
+                cause, asked_s = str(failure), failure.wait_s
+            if tries_left:
+                call.wait(min(max(wait_s, asked_s), _LONGEST_WAIT_S) * _JITTER.uniform(0.75, 1.25))
+                wait_s *= 2
+        if not self._answered:
+            self.ping()
+        return ExecResult(Status.INFRA, note=cause)
+
+
+def _as_result(result: ExecResult | BaseException) -> ExecResult:
+    if isinstance(result, ExecResult):
+        return result
+    if isinstance(result, Exception):
+        return ExecResult(Status.INFRA, note=f"{type(result).__name__}: {result}")
+    raise result
