@@ -227,7 +227,7 @@ def test_slow_cleaning_costs_the_server_and_not_the_result(unconfined, monkeypat
     unconfined.run_sync("1")
     box, slot = unconfined, unconfined._seats[0].light
     slow = slot.pid
-    result = box.run_sync("for i in range(2000): open(str(i), 'w').close()\n1")
+    result = box.run_sync("for i in range(20000): open(str(i), 'w').close()\n1")
     assert (result.status, result.stdout) == (Status.OK, "1\n")
     assert slot.pid is None
     assert not Path(f"/proc/{slow}").exists()

@@ -183,8 +183,14 @@ class Slot:
         config: dict[str, Any] = {"home": self._home, "witness": witness, "site": site_directories(), "uid": UID}
         return json.dumps(config | asdict(self.launch))
 
-    def execute(self, code: str, limits: Limits, call: Call, seed: int | None = None) -> Raw | None:
+    def execute(self, code: str, limits: Limits, call: Call, options: dict[str, Any] | None = None) -> Raw | None:
         """Runs one program; None if `call` was cancelled before it began.
+
+        Args:
+            code: source text.
+            limits: of this program.
+            call: through which it may be cancelled.
+            options: further fields of the request: "seed", and for a session "session" and "fresh".
 
         Raises:
             SlotDied: the server is gone, or silent for longer than the limits allow; it has been cleared
@@ -195,8 +201,8 @@ class Slot:
             return None
         self.start()
         assert self._channel is not None
-        request = {"op": "run", "id": next(self._numbers), "cpu_s": limits.cpu_s, "wall_s": limits.wall_s}
-        request["seed"] = seed
+        request: dict[str, Any] = {"op": "run", "seed": None, **(options or {}), "id": next(self._numbers)}
+        request |= {"cpu_s": limits.cpu_s, "wall_s": limits.wall_s}
         request |= {"memory_mb": limits.memory_mb, "output_bytes": limits.output_bytes}
         with contextlib.ExitStack() as stack:
             keep = limits.output_bytes + 1
@@ -218,6 +224,12 @@ class Slot:
             if not received[0]["clean"]:
                 self._await_cleaning()
             return Raw(received[0], *(_read(file.fileno(), keep) for file in files[1:]))
+
+    def end_session(self, name: str) -> None:
+        """Has the child of a session ended, if the server and the child are there."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.send({"op": "close", "session": name})
 
     def _await_cleaning(self) -> None:
         """Waits until the server has removed what the program left; ends it if that takes too long."""

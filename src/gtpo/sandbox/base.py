@@ -81,7 +81,8 @@ class ExecResult:
         truncated: a stream was cut at `Limits.output_bytes`.
         note: one line by the supervisor, e.g. which limit was reached; for `infra` the cause, for logs only.
         cpu_s: processor time in seconds, as far as it is known.
-        max_rss_mb: largest resident memory in MiB, shared pages of the server included.
+        max_rss_mb: largest resident memory in MiB, shared pages of the server included; 0 in a session.
+        session_lost: it ran in a session whose process had to be ended with it, or had gone before it.
     """
 
     status: Status
@@ -93,6 +94,7 @@ class ExecResult:
     note: str = ""
     cpu_s: float = 0.0
     max_rss_mb: float = 0.0
+    session_lost: bool = False
 
     def render(self, max_chars: int = 2000) -> str:
         """The one text that the model sees of this result.

@@ -31,21 +31,23 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, cast
 
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import tiers
 from gtpo.sandbox._child import seccomp
 from gtpo.sandbox._dispatch import Dispatcher
+from gtpo.sandbox._session import LocalSession
 from gtpo.sandbox._slot import Call, Launch, Raw, Slot, SlotDied
 from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
 _ATTEMPTS = 2
+STATE_LOST = "what earlier code defined is lost"
 Require = Literal["namespaces", "landlock", "seccomp", "weak"]
 
 
@@ -170,6 +172,17 @@ class LocalSandbox:
             call.cancel()
             raise
 
+    def session(self, *, fresh: bool = False, seed: int | None = None) -> LocalSession:
+        """One process for several programs of a rollout; use it as an asynchronous context manager or close it.
+
+        Args:
+            fresh: give each program new globals. What a program changes elsewhere (files of the session's own
+                directory, attributes of modules) stays for the next one in any case.
+            seed: of `random` and numpy's global generator when the process starts; fresh randomness by default.
+        """
+        self._check()
+        return LocalSession(self._submit_cell, self._end_session, fresh, seed)
+
     def level(self) -> Level:
         """What holds here, as a child of the first server found by trying."""
         return self._level
@@ -208,12 +221,27 @@ class LocalSandbox:
     ) -> tuple[Call, Future[ExecResult]]:
         if not isinstance(code, str):
             raise TypeError(f"code must be a string, not {type(code).__name__}")
+        within = limits or self.limits
+        return self._queue(lambda seat, call: self._run(seat.slot_for(code), code, within, call, {"seed": seed}), key)
+
+    def _submit_cell(self, session: LocalSession, code: str, limits: Limits | None) -> tuple[Call, Future[ExecResult]]:
+        if not isinstance(code, str):
+            raise TypeError(f"code must be a string, not {type(code).__name__}")
+        within = limits or self.limits
+        return self._queue(
+            lambda seat, call: self._run_cell(session, seat, code, within, call),
+            session,
+            cast("_Seat | None", session.seat),
+        )
+
+    def _queue(
+        self, work: Callable[[_Seat, Call], ExecResult], key: Hashable, seat: _Seat | None = None
+    ) -> tuple[Call, Future[ExecResult]]:
         call = Call()
         with self._lock:
             self._check()
             self._calls.add(call)
-            within = limits or self.limits
-            job = self._dispatcher.submit(lambda seat: self._run(seat, code, within, call, seed), key=key)
+            job = self._dispatcher.submit(lambda seat: work(seat, call), key=key, seat=seat)
         job.add_done_callback(lambda _: self._dismiss(call))
         return call, job
 
@@ -221,12 +249,41 @@ class LocalSandbox:
         with self._lock:
             self._calls.discard(call)
 
-    def _run(self, seat: _Seat, code: str, limits: Limits, call: Call, seed: int | None) -> ExecResult:
-        """One program on a free seat, in a worker thread; never raises an Exception."""
-        slot, cause = seat.slot_for(code), ""
-        for _ in range(_ATTEMPTS):
+    def _run_cell(self, session: LocalSession, seat: _Seat, code: str, limits: Limits, call: Call) -> ExecResult:
+        """One program of a session, on its own seat once it has one."""
+        session.seat = seat
+        options = {"op": "cell", "session": session.name, "fresh": session.fresh, "seed": session.seed}
+        had_state = session.alive and not session.fresh
+        session.alive = False
+        result = self._run(seat.scientific, code, limits, call, options, had_state)
+        session.alive = result.status is not Status.INFRA and not result.session_lost
+        if result.session_lost and not session.fresh:
+            return replace(result, note="; ".join(filter(None, (result.note, STATE_LOST))))
+        return result
+
+    def _end_session(self, session: LocalSession) -> None:
+        if session.seat is not None and not self._closed and os.getpid() == self._owner:
+            seat = cast(_Seat, session.seat)
+            session.seat, session.alive = None, False
+            self._dispatcher.submit(lambda seat: seat.scientific.end_session(session.name), seat=seat).result()
+
+    def _run(
+        self,
+        slot: Slot,
+        code: str,
+        limits: Limits,
+        call: Call,
+        options: dict[str, Any],
+        had_state: bool = False,
+    ) -> ExecResult:
+        """One program on a free seat, in a worker thread; never raises an Exception.
+
+        A program that needs the state of earlier ones (`had_state`) is not tried again without it.
+        """
+        cause = ""
+        for _ in range(1 if had_state else _ATTEMPTS):
             try:
-                raw = slot.execute(code, limits, call, seed)
+                raw = slot.execute(code, limits, call, options)
             except (SlotDied, SandboxError, OSError) as error:
                 cause = str(error)
                 continue
@@ -236,6 +293,8 @@ class LocalSandbox:
                 slot.stop()
                 cause = "a later server holds less than the first one did"
                 continue
+            if had_state and raw.reply["opened"]:
+                return ExecResult(Status.INFRA, note="the process of the session is gone")
             result = _result(raw, limits)
             if result.status is not Status.INFRA:
                 return result
@@ -276,6 +335,7 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         note,
         raw.reply["cpu_s"],
         raw.reply["max_rss_kib"] / 1024,
+        raw.reply.get("lost", False),
     )
 
 

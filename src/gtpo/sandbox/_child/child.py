@@ -21,12 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from . import kernel, seccomp
+from . import kernel, landlock, seccomp
 from .snippet import Cell
 
 BOARD_BYTES = 256
 FILE_BYTES = 16 << 20
 _OPEN_FILES = 128
+_LASTING_CPU_S = 3600
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Order:
         filter: the system-call filter, or None.
         parent: process number of the server.
         seed: of the generators of random numbers; None for fresh randomness.
+        apart: files that it may read where sessions of others have directories too, so that it needs a Landlock
+            domain of its own; else empty.
+        lasting: whether it stays for several programs, so that the server alone bounds the processor time of each.
     """
 
     fds: tuple[int, int, int]
@@ -52,26 +56,40 @@ class Order:
     filter: bytes | None
     parent: int
     seed: int | None
+    apart: tuple[str, ...] = ()
+    lasting: bool = False
 
 
 def main(order: Order, board: mmap.mmap) -> NoReturn:
     """Confines the calling process, runs the program, writes "status NUL class" on the board, exits."""
     status, detail = "infra", ""
     try:
-        code = _read(order.fds[0])
-        _descriptors(order)
-        _surroundings(order)
-        _limits(order)
-        _randomness(order.seed)
-        if order.filter is not None:
-            seccomp.install(order.filter, os.getpid())
+        code = read_code(order.fds[0])
+        descriptors((os.open(os.devnull, os.O_RDONLY), *order.fds[1:]))
+        confine(order)
         status, detail = Cell(code).run()
     except BaseException as error:
         detail = f"{type(error).__name__}: {error}"
+    report(board, status, detail)
+    os._exit(0 if status == "ok" else 1)
+
+
+def confine(order: Order) -> None:
+    """Limits and confinement of the calling process, in the order in which they still can be had."""
+    _surroundings(order)
+    _limits(order)
+    _randomness(order.seed)
+    if order.apart:
+        landlock.restrict([*order.apart, order.directory], [order.directory])
+    if order.filter is not None:
+        seccomp.install(order.filter, os.getpid())
+
+
+def report(board: mmap.mmap, status: str, detail: str) -> None:
+    """Writes "status NUL class" on the board."""
     with contextlib.suppress(BaseException):
         text = f"{status}\0{detail}".encode("utf-8", "replace")[: BOARD_BYTES - 1]
         board[: len(text)] = text
-    os._exit(0 if status == "ok" else 1)
 
 
 def refusals(filter_program: bytes, server: int, witness: str) -> list[str]:
@@ -107,21 +125,28 @@ def _is_refused(call: Callable[[], object]) -> bool:
     return False
 
 
-def _read(fd: int) -> str:
+def read_code(fd: int) -> str:
+    """The program's text from its file."""
     data, size = b"", os.fstat(fd).st_size
     while len(data) < size:
         data += os.pread(fd, size - len(data), len(data))
     return data.decode("utf-8", "surrogatepass")
 
 
-def _descriptors(order: Order) -> None:
-    """Leaves 0 (empty), 1 and 2, and nothing else."""
+def descriptors(standard: tuple[int, int, int], keep: int | None = None, at: int = 3) -> None:
+    """Leaves the three standard ones, and nothing else.
+
+    Args:
+        standard: what becomes 0, 1 and 2.
+        keep: one more to keep, or None.
+        at: its new number, 3.
+    """
     signal.set_wakeup_fd(-1)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(order.fds[1], 1)
-    os.dup2(order.fds[2], 2)
-    os.closerange(3, 4096)
+    for number, fd in enumerate(standard):
+        os.dup2(fd, number)
+    if keep is not None:
+        os.dup2(keep, at)
+    os.closerange(3 if keep is None else at + 1, 4096)
 
 
 def _surroundings(order: Order) -> None:
@@ -145,7 +170,7 @@ def _randomness(seed: int | None) -> None:
 
 
 def _limits(order: Order) -> None:
-    cpu = math.ceil(order.cpu_s) + 1
+    cpu = _LASTING_CPU_S if order.lasting else math.ceil(order.cpu_s) + 1
     wanted = [
         (resource.RLIMIT_CPU, cpu, cpu + 1),
         (resource.RLIMIT_FSIZE, order.file_bytes, order.file_bytes),

@@ -26,7 +26,7 @@ _MOUNT_SETATTR = 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "arm64": 41}
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo")
-_DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
+DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
 
 
 def enter(inherited: int) -> int:
@@ -86,12 +86,12 @@ def new_root(readable: list[str]) -> None:
     Raises:
         OSError: a mount was refused.
     """
-    root = _mount_point([*readable, *_DEVICES, "/proc"])
+    root = _mount_point([*readable, *DEVICES, "/proc"])
     _mount("none", "/", None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", root, b"tmpfs", _NO_SUID | _NO_DEV, b"size=4m,mode=0755")
     for path in readable:
         _show(path, root)
-    for path in _DEVICES:
+    for path in DEVICES:
         _bind(path, root)
     box = root + HOME
     os.mkdir(box)

@@ -25,6 +25,12 @@ for _name in future.all_feature_names:
 _MAX_FRAMES = 20
 
 
+def new_main() -> types.ModuleType:
+    """A new, empty `__main__`."""
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    return module
+
+
 class Cell:
     """One program and the streams it writes to.
 
@@ -40,11 +46,14 @@ class Cell:
         empty = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
         sys.stdin = sys.__stdin__ = empty  # type: ignore[misc]
 
-    def run(self) -> tuple[str, str]:
-        """Executes the program; returns ("ok" | "error" | "memory", class name of the exception or "")."""
-        module = types.ModuleType("__main__")
-        sys.modules["__main__"] = module
-        scope = module.__dict__
+    def run(self, scope: dict[str, object] | None = None) -> tuple[str, str]:
+        """Executes the program; returns ("ok" | "error" | "memory", class name of the exception or "").
+
+        Args:
+            scope: globals of an earlier program to go on with; a new `__main__` by default.
+        """
+        if scope is None:
+            scope = new_main().__dict__
         linecache.cache[FILE] = (len(self.code), None, io.StringIO(self.code, newline=None).readlines(), FILE)
         try:
             self._execute(scope)

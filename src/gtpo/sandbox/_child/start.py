@@ -129,7 +129,12 @@ def main() -> None:
     if sys.platform == "linux":
         kernel.collapse_heap(maps)
     server = Server(
-        channel, work, disposable=bool(home), base_bytes=base_bytes, filter_program=_filter(config.confine, report)
+        channel,
+        work,
+        disposable=bool(home),
+        base_bytes=base_bytes,
+        filter_program=_filter(config.confine, report),
+        readable=(*readable, *namespaces.DEVICES) if report["landlock"] and home else (),
     )
     try:
         channel.send({**report, "refused": server.self_test(config.witness)})
@@ -212,6 +217,6 @@ def _lock_down(readable: list[str], home: str) -> int:
     child.lower(resource.RLIMIT_CORE, 0, 0)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    version = landlock.restrict([*readable, "/dev/urandom", "/dev/zero"], [home] if home else [])
+    version = landlock.restrict([*readable, *namespaces.DEVICES], [home] if home else [])
     kernel.drop_capabilities()
     return version

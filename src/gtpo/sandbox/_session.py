@@ -1,0 +1,73 @@
+"""Several programs of one rollout in one process, in turn with everybody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import Future
+from types import TracebackType
+
+from gtpo.sandbox._slot import Call
+from gtpo.sandbox.base import ExecResult, Limits
+
+Submit = Callable[["LocalSession", str, "Limits | None"], "tuple[Call, Future[ExecResult]]"]
+End = Callable[["LocalSession"], None]
+
+
+class LocalSession:
+    """One confined process for the programs of a rollout; made by `LocalSandbox.session`.
+
+    It is stopped between programs. When a program has to be killed (a time-out that no interrupt ends, a crash,
+    a lack of memory), the result says `session_lost` and the next program starts in a new process.
+
+    Args:
+        submit: queues one program.
+        end: ends the process.
+        fresh: whether each program gets new globals.
+        seed: of the generators of random numbers when the process starts; fresh randomness by default.
+    """
+
+    def __init__(self, submit: Submit, end: End, fresh: bool, seed: int | None) -> None:
+        self._submit, self._end = submit, end
+        self.fresh, self.seed = fresh, seed
+        self.name = secrets.token_hex(16)
+        self.seat: object | None = None
+        self.alive = False
+
+    async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
+        """Runs one program after those before it; otherwise as `LocalSandbox.run`, cancelling included."""
+        call, job = self._submit(self, code, limits)
+        waiting = asyncio.wrap_future(job)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            call.cancel()
+            if not job.cancel():
+                await asyncio.wait([waiting])
+            raise
+
+    def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
+        """`run` for callers without an event loop."""
+        call, job = self._submit(self, code, limits)
+        try:
+            return job.result()
+        except BaseException:
+            call.cancel()
+            raise
+
+    async def aclose(self) -> None:
+        """Ends the process; may be called twice."""
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+    def close(self) -> None:
+        """`aclose` for callers without an event loop."""
+        self._end(self)
+
+    async def __aenter__(self) -> LocalSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
