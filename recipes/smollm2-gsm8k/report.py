@@ -1,0 +1,47 @@
+"""Table and learning curve of the recipe: python report.py RUN_FOLDER PICTURE.png prints Markdown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from gtpo.training.curves import learning_curve, read_metrics
+
+STAGES = {"base": "SmolLM2-135M-Instruct", "cold-start": "after the cold start", "gtpo": "after GTPO"}
+SHARES = ("rollout", "tools", "verify", "credit", "update")
+
+
+def main(folder: str, picture: str) -> None:
+    """Print a row for each evaluation that is there, then what a step of GTPO took."""
+    print("| model | problems | pass rate | 95 % | turns | calls | invalid calls | answered |")
+    print("|---|---|---|---|---|---|---|---|")
+    for stage, name in STAGES.items():
+        for problems in ("svamp", "gsm8k_test"):
+            path = Path(folder) / "eval" / f"{stage}-{problems}.json"
+            if path.exists():
+                print(_row(name, problems, json.loads(path.read_text(encoding="utf-8"))))
+    steps = read_metrics(f"{folder}/gtpo")
+    print(f"\nGTPO, {len(steps)} steps, median (largest) share of a step:")
+    for part in SHARES:
+        shares = [step[f"time/{part}_share"] for step in steps]
+        print(f"- {part}: {100 * median(shares):.3g} % ({100 * max(shares):.3g} %)")
+    learning_curve({"gtpo": f"{folder}/gtpo"}, picture, title="SmolLM2-135M on GSM8K, 32 rollouts a step")
+
+
+def _row(name: str, problems: str, result: dict) -> str:
+    low, high = result["interval"]
+    cells = [
+        name,
+        problems,
+        f"{result['pass_rate']:.3f}",
+        f"{max(0.0, low):.3f} to {high:.3f}",
+        *(f"{result[key]:.2f}" for key in ("turns_per_rollout", "calls_per_rollout", "invalid_calls_per_rollout")),
+        f"{result['stop_reasons'].get('answer', 0.0):.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
