@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import pytest
 
 from gtpo.errors import ConfigError, DataError
-from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
+from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.loop import messages_for
-from gtpo.sandbox import ExecResult, LocalSandbox, Status
+from gtpo.sandbox import ExecResult, LocalSandbox, SandboxFusionSandbox, Status
 from gtpo.testing import ScriptedBackend
 from gtpo.types import StopReason
 
@@ -26,11 +27,32 @@ class FakeSandbox:
 
     def __init__(self, status: Status = Status.OK, delay_s: float = 0.0):
         self.status, self.delay_s, self.codes = status, delay_s, []
+        self.open = self.opened = 0
 
-    async def run(self, code, *, limits=None):
+    def session(self, *, fresh=False, seed=None):
+        self.open += 1
+        self.opened += 1
+        return FakeSession(self)
+
+    async def run(self, code, *, limits=None, seed=None, key=None):
         self.codes.append(code)
         await asyncio.sleep(self.delay_s)
         return ExecResult(self.status, stdout=f"<{code}>")
+
+
+class FakeSession:
+    def __init__(self, sandbox: FakeSandbox):
+        self.sandbox, self.closed = sandbox, False
+
+    async def run(self, code, *, limits=None):
+        return await self.sandbox.run(code)
+
+    def close(self):
+        self.sandbox.open -= not self.closed
+        self.closed = True
+
+    async def aclose(self):
+        self.close()
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +112,36 @@ def test_a_trace_of_the_same_text_has_the_same_ids_and_mask(tiny_tokenizer):
     assert trace.completion_ids == rollout.completion_ids
     assert trace.mask == rollout.mask
     assert trace.turn_ids == rollout.turn_ids
+
+
+@pytest.mark.parametrize(("state", "second"), [("stateless", "error"), ("session", "ok"), ("fresh", "error")])
+def test_what_a_call_leaves_for_the_next_is_the_tools_state(tiny_tokenizer, sandbox, state, second):
+    scripts = {q: [python(f"x = {q}\nmath = 3"), python("x"), python("import math; math.pi > 3"), "A"] for q in "123"}
+    rollouts, _, _ = roll(tiny_tokenizer, scripts, sandbox=PythonTool(sandbox, state))
+    for question, rollout in zip(scripts, rollouts, strict=True):
+        assert [turn.observation.statuses for turn in rollout.turns[:3]] == [("ok",), (second,), ("ok",)]
+        last_line = rollout.turns[1].observation.text.splitlines()[-1]
+        assert last_line == (question if second == "ok" else "NameError: name 'x' is not defined")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_sessions_of_rollouts_are_ended_with_them(tiny_tokenizer, broken, monkeypatch):
+    sandbox = FakeSandbox()
+    if broken:
+        monkeypatch.setattr(ScriptedBackend, "generate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if broken else contextlib.nullcontext():
+        roll(tiny_tokenizer, {"a": [python("1"), "A"], "b": ["B"]}, sandbox=PythonTool(sandbox, "session"))
+    assert sandbox.opened == 3  # one by the tool, to see whether there are any
+    assert sandbox.open == 0
+
+
+def test_a_sandbox_without_sessions_is_refused_before_the_first_rollout():
+    sandbox = SandboxFusionSandbox("http://localhost:1")
+    PythonTool(sandbox)
+    with pytest.raises(ConfigError, match="has no sessions: use tool_state 'stateless'"):
+        PythonTool(sandbox, "session")
+    with pytest.raises(ConfigError, match="tool_state must be one of stateless, session, fresh"):
+        PythonTool(sandbox, "notebook")
 
 
 def test_an_invalid_call_is_told_what_was_wrong_and_the_rollout_goes_on(tiny_tokenizer):

@@ -111,13 +111,12 @@ def _nearest(name: str, known: set[str]) -> str:
 def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
     lines = [f"usage: {prog} [--config FILE.yaml] [--OPTION VALUE ...]", "", about, ""]
     lines.append("Options stand in the YAML file under the same names; flags win over the file.")
-    hosts = []
-    for kind in dataclass_types:
+    own_and_bases = [kind for top in dataclass_types for kind in (top, *top.__bases__) if kind is not object]
+    hosts = [kind.__name__ for kind in own_and_bases if not kind.__module__.startswith("gtpo")]
+    for kind in own_and_bases:
         own = [name for name in inspect.get_annotations(kind) if not name.startswith("_")]
         if not kind.__module__.startswith("gtpo"):
-            hosts.append(kind.__name__)
             continue
-        hosts += [base.__name__ for base in kind.__mro__[1:2] if base is not object]
         lines += ["", f"{(kind.__doc__ or '').splitlines()[0]}"]
         for field in dataclasses.fields(kind):
             if field.name in own:

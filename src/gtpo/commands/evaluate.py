@@ -13,9 +13,17 @@ from trl import ModelConfig
 from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalProtocol, evaluate
-from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format, system_prompt_for
+from gtpo.rollout import (
+    ChatEncoder,
+    PythonTool,
+    RolloutEngine,
+    RolloutLimits,
+    Sampling,
+    ToolArguments,
+    get_format,
+    system_prompt_for,
+)
 from gtpo.rollout.backends import TransformersBackend
-from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import load_problems, sample
 from gtpo.tasks.verifiers import get_verifier
 
@@ -51,8 +59,8 @@ class EvalArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print the summary."""
-    args, model_args = parse(
-        (EvalArguments, ModelConfig),
+    args, tool_args, model_args = parse(
+        (EvalArguments, ToolArguments, ModelConfig),
         argv,
         prog="gtpo eval",
         about="Pass rate of a model over a file of problems, with the Python tool.",
@@ -70,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
     encoder = ChatEncoder(tokenizer, tool_format)
     prompt = system_prompt_for(tool_format, args.system_prompt)
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
-    protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed)
+    tool = PythonTool(tool_args.make_sandbox(), tool_args.tool_state)
+    protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed, tool.state)
     model = load_model(model_args)
     backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.batch_size)
     with tqdm(total=len(problems) * args.samples, desc="eval", dynamic_ncols=True) as bar:
@@ -80,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
         result = evaluate(
             problems,
-            RolloutEngine(encoder, LocalSandbox(), limits),
+            RolloutEngine(encoder, tool, limits),
             backend,
             verifier,
             protocol,

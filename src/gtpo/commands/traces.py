@@ -8,8 +8,7 @@ from typing import Optional
 
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
-from gtpo.rollout import get_format
-from gtpo.sandbox import LocalSandbox
+from gtpo.rollout import ToolArguments, get_format
 from gtpo.tasks.problems import load_problems
 from gtpo.tasks.worked_solutions import parse_solutions
 from gtpo.training.traces import traces_from_solutions
@@ -35,8 +34,8 @@ class ConvertArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, convert, save, and say what was left out."""
-    (args,) = parse(
-        (ConvertArguments,),
+    args, tool_args = parse(
+        (ConvertArguments, ToolArguments),
         argv,
         prog="gtpo traces",
         about="Make cold-start traces from worked solutions; every call is really executed for its observation.",
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_solutions(load_problems(args.solutions, limit=args.max_solutions))
     traces = traces_from_solutions(
         parsed.solutions,
-        LocalSandbox(),
+        tool_args.make_sandbox(),
         get_format(args.tool_format),
         turns_share=args.turns_share,
         seed=args.seed,

@@ -11,7 +11,6 @@ from trl import ModelConfig, get_peft_config
 from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, get_format
-from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import load_problems
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(model_args)
     ChatEncoder(tokenizer, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
     RunRecorder(args.run_dir)
-    sandbox = LocalSandbox(limits=args.tool_limits())
+    sandbox = args.make_sandbox()
     say(f"{len(problems)} problems, sandbox: {sandbox.level().sentence}")
     model = load_model(model_args)
     result = train(

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from gtpo.rollout import RolloutEngine, RolloutLimits, Sampling
+from gtpo.rollout import RolloutEngine, RolloutLimits, Sampling, ToolState
 from gtpo.rollout.backends.base import Backend
 from gtpo.rollout.loop import Progress, messages_for
 from gtpo.tasks.problems import Problem
@@ -36,6 +36,7 @@ class EvalProtocol:
         sampling: the sampling distribution.
         limits: where a rollout ended at the latest.
         seed: of torch's generators.
+        tool_state: what a call left for the next one of its rollout.
     """
 
     tool_format: str
@@ -44,6 +45,7 @@ class EvalProtocol:
     sampling: Sampling = field(default_factory=Sampling)
     limits: RolloutLimits = field(default_factory=RolloutLimits)
     seed: int = 0
+    tool_state: ToolState = "stateless"
 
 
 @dataclass(frozen=True)

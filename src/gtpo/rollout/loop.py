@@ -27,6 +27,7 @@ from gtpo.errors import DataError
 from gtpo.rollout.backends.base import Backend
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.settings import RolloutLimits, Sampling
+from gtpo.rollout.tools import Interpreter, PythonTool
 from gtpo.sandbox import ExecResult, Sandbox, Status
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
@@ -55,6 +56,7 @@ class _Live:
 
     prompt_ids: list[int]
     context: list[int]
+    python: Interpreter
     turns: list[Turn] = field(default_factory=list)
     stop_reason: StopReason | None = None
 
@@ -68,13 +70,13 @@ class RolloutEngine:
 
     Args:
         encoder: chat template and tool format.
-        sandbox: runs the code of valid calls.
+        tool: runs the code of valid calls; a bare sandbox runs each in a process of its own.
         limits: where a rollout ends at the latest.
     """
 
-    def __init__(self, encoder: ChatEncoder, sandbox: Sandbox, limits: RolloutLimits | None = None):
+    def __init__(self, encoder: ChatEncoder, tool: PythonTool | Sandbox, limits: RolloutLimits | None = None):
         self.encoder = encoder
-        self.sandbox = sandbox
+        self.tool = tool if isinstance(tool, PythonTool) else PythonTool(tool)
         self.limits = limits or RolloutLimits()
 
     def run(
@@ -97,19 +99,25 @@ class RolloutEngine:
             The trajectories in the order of the prompts.
         """
         sampling = sampling or Sampling()
-        live = [_Live(ids, list(ids)) for ids in map(self.encoder.prompt_ids, prompts)]
+        live = [
+            _Live(ids, list(ids), self.tool.open(key=number))
+            for number, ids in enumerate(map(self.encoder.prompt_ids, prompts))
+        ]
         generation_s = tools_s = 0.0
-        while alive := [rollout for rollout in live if rollout.stop_reason is None]:
-            start = time.perf_counter()
-            self._generate(alive, backend, sampling)
-            generated = time.perf_counter()
-            calling = [rollout for rollout in alive if rollout.stop_reason is None]
-            if calling:
-                run_async(self._observe(calling, backend))
-            generation_s += generated - start
-            tools_s += time.perf_counter() - generated
-            if progress:
-                progress("rollouts", sum(r.stop_reason is not None for r in live), len(live))
+        try:
+            while alive := [rollout for rollout in live if rollout.stop_reason is None]:
+                start = time.perf_counter()
+                self._generate(alive, backend, sampling)
+                generated = time.perf_counter()
+                calling = [rollout for rollout in alive if rollout.stop_reason is None]
+                if calling:
+                    run_async(self._observe(calling, backend))
+                generation_s += generated - start
+                tools_s += time.perf_counter() - generated
+                if progress:
+                    progress("rollouts", sum(r.stop_reason is not None for r in live), len(live))
+        finally:
+            run_async(_end(live))
         trajectories = tuple(Trajectory(tuple(r.prompt_ids), tuple(r.turns), _reason(r)) for r in live)
         return RolloutBatch(trajectories, generation_s, tools_s)
 
@@ -147,7 +155,7 @@ class RolloutEngine:
 
     async def _observe(self, calling: Sequence[_Live], backend: Backend) -> None:
         """Run the calls of all rollouts at the same time and append their observations."""
-        results = await asyncio.gather(*(self._call(rollout.turns[-1]) for rollout in calling))
+        results = await asyncio.gather(*(self._call(rollout.turns[-1], rollout.python) for rollout in calling))
         for rollout, (texts, statuses, wall_s) in zip(calling, results, strict=True):
             if Status.INFRA.value in statuses:
                 rollout.stop_reason = StopReason.INFRA
@@ -161,17 +169,21 @@ class RolloutEngine:
             rollout.turns[-1] = replace(rollout.turns[-1], observation=observation)
             rollout.context += ids
 
-    async def _call(self, turn: Turn) -> tuple[list[str], tuple[str, ...], float]:
+    async def _call(self, turn: Turn, python: Interpreter) -> tuple[list[str], tuple[str, ...], float]:
         start = time.perf_counter()
-        outcomes = await asyncio.gather(*(self._call_one(call) for call in turn.calls))
+        outcomes = await asyncio.gather(*(self._call_one(call, python) for call in turn.calls))
         texts, statuses = zip(*outcomes, strict=True)
         return list(texts), statuses, time.perf_counter() - start
 
-    async def _call_one(self, call: ToolCall | InvalidCall) -> tuple[str, str]:
+    async def _call_one(self, call: ToolCall | InvalidCall, python: Interpreter) -> tuple[str, str]:
         if isinstance(call, InvalidCall):
             return call.observation, "invalid"
-        result: ExecResult = await self.sandbox.run(call.code)
+        result: ExecResult = await python.run(call.code)
         return result.render(max_chars=self.limits.max_observation_chars), result.status.value
+
+
+async def _end(rollouts: Sequence[_Live]) -> None:
+    await asyncio.gather(*(rollout.python.aclose() for rollout in rollouts))
 
 
 def _prompt_too_long(rollout: _Live, limits: RolloutLimits, backend: Backend) -> Exception:

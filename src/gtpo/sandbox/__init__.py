@@ -4,9 +4,19 @@
 `SandboxFusionSandbox` sends it to a server of SandboxFusion's HTTP API.
 """
 
-from gtpo.sandbox.base import ExecResult, Limits, Sandbox, Status
+from gtpo.sandbox.base import ExecResult, Limits, Sandbox, Session, Status
 from gtpo.sandbox.levels import Level
-from gtpo.sandbox.local import LocalSandbox
+from gtpo.sandbox.local import LocalSandbox, Require
 from gtpo.sandbox.remote import SandboxFusionSandbox
 
-__all__ = ["ExecResult", "Level", "Limits", "LocalSandbox", "Sandbox", "SandboxFusionSandbox", "Status"]
+__all__ = [
+    "ExecResult",
+    "Level",
+    "Limits",
+    "LocalSandbox",
+    "Require",
+    "Sandbox",
+    "SandboxFusionSandbox",
+    "Session",
+    "Status",
+]

@@ -132,9 +132,22 @@ def _cut_middle(text: str, max_chars: int) -> str:
     return f"{text[:head]}\n[... {len(text) - keep} characters cut ...]\n{text[len(text) - tail :]}"
 
 
+class Session(Protocol):
+    """One process for several programs of a rollout."""
+
+    async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
+        """Runs one program after those given before it."""
+
+    async def aclose(self) -> None:
+        """Ends the process; may be called twice."""
+
+    def close(self) -> None:
+        """`aclose` for callers without an event loop."""
+
+
 @runtime_checkable
 class Sandbox(Protocol):
-    """Runs untrusted Python code, each piece in a fresh process; nothing of one piece is seen by the next."""
+    """Runs untrusted Python code: each program in a fresh process, or a rollout's programs in one of their own."""
 
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
@@ -152,6 +165,17 @@ class Sandbox(Protocol):
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
         """Runs all, as many at once as there are slots; results in the order of `codes`; no item raises."""
+
+    def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
+        """One process for several programs of a rollout.
+
+        Args:
+            fresh: give each program new globals.
+            seed: of `random` and numpy's global generator when the process starts; fresh randomness by default.
+
+        Raises:
+            ConfigError: this sandbox has no sessions.
+        """
 
     def level(self) -> Level:
         """What really holds here."""

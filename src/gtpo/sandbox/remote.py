@@ -13,6 +13,7 @@ output. That needs Python 3.9 or newer on the server. What still differs from `L
 - Bytes that are not UTF-8, possible only by writing past Python's text streams, cost the whole stream: the
   server puts a line that begins with "[DecodeError]" in its place.
 - The random seed of hashes is the server's, so the order of sets varies.
+- There are no sessions.
 - Cancelling a task does not reach the server: there the program goes on to its end or its limits.
 """
 
@@ -34,7 +35,7 @@ from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import _fusion
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._fusion import Passing
-from gtpo.sandbox.base import ExecResult, Limits, Status
+from gtpo.sandbox.base import ExecResult, Limits, Session, Status
 from gtpo.sandbox.levels import Level, level_of
 
 _GRACE_S = 30.0
@@ -137,6 +138,17 @@ class SandboxFusionSandbox:
         except BaseException:
             call.set()
             raise
+
+    def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
+        """None here: the server keeps nothing between programs.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "a SandboxFusion server starts a process for each program and has no sessions: use tool_state "
+            "'stateless', or the local sandbox"
+        )
 
     def ping(self) -> None:
         """Asks the server whether it is there; `run` does so only after a failure, if it never had an answer.

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
-from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
+from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, get_format
 from gtpo.rollout.backends import TransformersBackend
-from gtpo.sandbox import LocalSandbox, Sandbox
+from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.tiny.model import make_model, make_tokenizer
@@ -53,7 +53,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     """
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
-    sandbox = LocalSandbox(limits=args.tool_limits())
+    sandbox = args.make_sandbox()
     tokenizer = make_tokenizer()
     held_out = make_problems(tiny.eval_problems, seed=_EVAL_SEED)
     problems = make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
@@ -113,9 +113,11 @@ def _evaluate(
     name: str, model: Any, tokenizer: Any, problems: list[Problem], args: GTPOConfig, sandbox: Sandbox
 ) -> EvalResult:
     encoder = ChatEncoder(tokenizer, get_format(args.tool_format))
-    engine = RolloutEngine(encoder, sandbox, args.rollout_limits())
+    engine = RolloutEngine(encoder, PythonTool(sandbox, args.tool_state), args.rollout_limits())
     backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.rollout_batch_size)
-    protocol = EvalProtocol(args.tool_format, system_prompt_of(args), 1, args.sampling(), args.rollout_limits(), seed=0)
+    protocol = EvalProtocol(
+        args.tool_format, system_prompt_of(args), 1, args.sampling(), args.rollout_limits(), 0, args.tool_state
+    )
     with tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
         result = evaluate(
             problems,

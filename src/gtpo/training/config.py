@@ -13,13 +13,12 @@ from trl import GRPOConfig
 
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
-from gtpo.rollout import RolloutLimits, Sampling, get_format
-from gtpo.sandbox import Limits
+from gtpo.rollout import RolloutLimits, Sampling, ToolArguments, get_format
 from gtpo.training.host import settle
 
 
 @dataclass
-class GTPOConfig(GRPOConfig):
+class GTPOConfig(GRPOConfig, ToolArguments):
     """Settings of a GTPO (or GRPO) run with a Python tool."""
 
     run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
@@ -68,9 +67,6 @@ class GTPOConfig(GRPOConfig):
         default=2000, metadata={"help": "Characters of a call's result that the model sees; the middle is cut."}
     )
     rollout_batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time, a process."})
-    tool_wall_s: float = field(default=8.0, metadata={"help": "Seconds on the wall that a call may take."})
-    tool_cpu_s: float = field(default=4.0, metadata={"help": "CPU seconds that a call may take."})
-    tool_memory_mb: int = field(default=512, metadata={"help": "Memory that a call may use, in MB."})
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
     )
@@ -82,6 +78,7 @@ class GTPOConfig(GRPOConfig):
         self.credit_settings()
         self.rollout_limits()
         self.sampling()
+        self.tool_limits()
         get_format(self.tool_format)
         if self.record_every < 0:
             raise ConfigError(f"record_every must be at least 0, got {self.record_every}")
@@ -110,10 +107,6 @@ class GTPOConfig(GRPOConfig):
             max_context=self.max_context,
             max_observation_chars=self.max_observation_chars,
         )
-
-    def tool_limits(self) -> Limits:
-        """What one call may use."""
-        return Limits(cpu_s=self.tool_cpu_s, wall_s=self.tool_wall_s, memory_mb=self.tool_memory_mb)
 
     def sampling(self) -> Sampling:
         """The sampling distribution of rollouts."""

@@ -30,9 +30,9 @@ from trl.models.utils import unwrap_model_for_generation
 from gtpo import functional as F
 from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
+from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, get_format
 from gtpo.rollout.backends import TransformersBackend
-from gtpo.sandbox import LocalSandbox, Sandbox
+from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
@@ -61,7 +61,7 @@ class GTPOTrainer(GRPOTrainer):
         args: settings.
         train_dataset: columns `prompt` (chat messages), `id`, `question` and `answer`; see `problem_dataset`.
         processing_class: the tokenizer; its chat template frames the observations.
-        sandbox: runs the model's code; by default a `LocalSandbox` with the limits of `args`.
+        sandbox: runs the model's code; by default the one that `args` ask for.
         verifier: checks final answers; by default `math`.
         similarity: of codes, for shaping; by default `args.similarity`.
         recorder: writes the run's directory; None writes nothing.
@@ -95,7 +95,8 @@ class GTPOTrainer(GRPOTrainer):
         encoder = ChatEncoder(
             processing_class, get_format(args.tool_format), template_kwargs=cast(Any, args.chat_template_kwargs)
         )
-        self.engine = RolloutEngine(encoder, sandbox or LocalSandbox(limits=args.tool_limits()), args.rollout_limits())
+        tool = PythonTool(sandbox or args.make_sandbox(), args.tool_state)
+        self.engine = RolloutEngine(encoder, tool, args.rollout_limits())
         self.verifier = verifier or get_verifier("math")
         self.similarity = similarity or get_similarity(args.similarity)
         self.recorder = recorder

@@ -1,0 +1,276 @@
+"""How fast the sandbox is beside a fresh interpreter for each program, both on the same machine in the same run.
+
+    python benchmarks/sandbox.py [--seconds 5] [--rounds 3] [--calls 500] [--output sandbox.json]
+
+The peer is `python -I -c PROGRAM` as a subprocess whose stdout is captured: no limits, no confinement. Two threads
+call it, or a sandbox with two slots, or two sessions; they take turns in each round, and who begins alternates. The
+output of every call is checked. Servers are started and files are read once before anything is timed.
+
+The last measurement has no peer: it compares a batch of calls in a sandbox with default slots with the same batch
+plus loops that never end, one in twenty. Each loop costs its processor limit whatever the sandbox does, so the ratio
+depends on how long the honest programs take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Status
+
+WORKERS = 2
+STARTS = 5
+LOOP, LOOP_EVERY = "while True: pass", 20
+
+
+class WrongOutput(Exception):
+    """A program ended in another way, or printed something else, than it should have."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and what it prints."""
+
+    name: str
+    code: str
+    stdout: str
+
+
+TRIVIAL = Program("trivial", "print(sum(i*i for i in range(1000)))", "332833500\n")
+SYMPY = Program("sympy", "import sympy; x=sympy.symbols('x'); print(sympy.solve(x**2-5*x+6,x))", "[2, 3]\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: the value of each round, and whether their median meets the target."""
+
+    what: str
+    values: list[float]
+    unit: str
+    target: str = ""
+    met: bool | None = None
+    detail: dict[str, object] = field(default_factory=dict)
+
+
+def fresh_interpreter(program: Program) -> None:
+    """The peer."""
+    done = subprocess.run([sys.executable, "-I", "-c", program.code], stdout=subprocess.PIPE, check=False)
+    if done.returncode or done.stdout.decode() != program.stdout:
+        raise WrongOutput(f"the peer, {program.name}: exit status {done.returncode}, {done.stdout!r}")
+
+
+def checked(result: ExecResult, program: Program) -> None:
+    if result.status is not Status.OK or result.stdout != program.stdout:
+        raise WrongOutput(f"the sandbox, {program.name}: {result}")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the workers did together."""
+
+    calls_per_s: float
+    latencies_ms: list[float]
+
+
+def load(call: Callable[[int], None], seconds: float) -> Load:
+    """`WORKERS` threads that each make one `call(number of the worker)` after the other for `seconds`."""
+    started = time.perf_counter()
+
+    def work(worker: int) -> list[float]:
+        latencies = []
+        while (begin := time.perf_counter()) - started < seconds:
+            call(worker)
+            latencies.append(1e3 * (time.perf_counter() - begin))
+        return latencies
+
+    with ThreadPoolExecutor(WORKERS) as threads:
+        latencies = [one for worker in threads.map(work, range(WORKERS)) for one in worker]
+    return Load(len(latencies) / (time.perf_counter() - started), latencies)
+
+
+def throughput(seconds: float, rounds: int) -> list[Row]:
+    """Calls a second of the peer, of programs in the sandbox, and of programs in sessions."""
+    loads: dict[str, list[Load]] = {}
+    with contextlib.ExitStack() as stack:
+        sandbox, other = (LocalSandbox(slots=WORKERS) for _ in range(2))
+        stack.callback(sandbox.close)
+        stack.callback(other.close)
+        sessions = [other.session() for _ in range(WORKERS)]
+        calls: dict[str, Callable[[int], None]] = {
+            "peer trivial": lambda _: fresh_interpreter(TRIVIAL),
+            "trivial": lambda _: checked(sandbox.run_sync(TRIVIAL.code), TRIVIAL),
+            "peer sympy": lambda _: fresh_interpreter(SYMPY),
+            "sympy": lambda _: checked(sandbox.run_sync(SYMPY.code), SYMPY),
+            "session": lambda worker: checked(sessions[worker].run_sync(SYMPY.code), SYMPY),
+        }
+        start_servers(sandbox)
+        spread(sessions)
+        for number in range(rounds):
+            for name in list(calls)[:: 1 if number % 2 == 0 else -1]:
+                calls[name](0)
+                loads.setdefault(name, []).append(load(calls[name], seconds))
+    return [
+        ratio("trivial program, times the peer", loads["trivial"], loads["peer trivial"], 1.8),
+        ratio("sympy program, times the peer", loads["sympy"], loads["peer sympy"], 18),
+        latency(loads["sympy"]),
+        ratio("sympy program in a session, times the peer", loads["session"], loads["peer sympy"], 100),
+    ]
+
+
+def start_servers(sandbox: LocalSandbox) -> None:
+    """Has every slot start both of its servers: as many programs at once as there are slots."""
+    for modules in ("time", "sympy, time"):
+        for result in asyncio.run(sandbox.run_many([f"import {modules}\ntime.sleep(0.3)"] * len(sandbox._seats))):
+            checked(result, Program("warm-up", "", ""))
+
+
+def spread(sessions: list) -> None:
+    """Begins all sessions at once, so that each gets a slot of its own."""
+    with ThreadPoolExecutor(len(sessions)) as threads:
+        list(threads.map(lambda session: session.run_sync("import time\ntime.sleep(0.3)"), sessions))
+
+
+def ratio(what: str, ours: list[Load], peers: list[Load], target: float) -> Row:
+    values = [our.calls_per_s / peer.calls_per_s for our, peer in zip(ours, peers, strict=True)]
+    rates = {"calls_per_s": [our.calls_per_s for our in ours], "peer_calls_per_s": [peer.calls_per_s for peer in peers]}
+    return Row(what, values, "x", f">= {target:g}", statistics.median(values) >= target, dict(rates))
+
+
+def latency(loads: list[Load]) -> Row:
+    """The 99th percentile of a call, over all rounds and of each."""
+    worst = [percentile(one.latencies_ms, 99) for one in loads]
+    together = [one for each in loads for one in each.latencies_ms]
+    detail = {"p50_ms": percentile(together, 50), "p99_ms": percentile(together, 99), "calls": len(together)}
+    return Row("sympy program, 99th percentile", worst, "ms", "< 25", statistics.median(worst) < 25, detail)
+
+
+def percentile(values: list[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def start() -> Row:
+    """Seconds from the constructor's call to the first result."""
+    values = []
+    for _ in range(STARTS):
+        began = time.perf_counter()
+        sandbox = LocalSandbox()
+        result = sandbox.run_sync("1+1")
+        values.append(time.perf_counter() - began)
+        sandbox.close()
+        checked(result, Program("1+1", "1+1", "2\n"))
+    return Row("start until the first result, worst of five", values, "s", "< 1", max(values) < 1)
+
+
+def loops(program: Program, limits: Limits, calls: int, rounds: int) -> Row:
+    """Time of `calls` of which one in twenty loops, over that of the others alone."""
+    codes = [LOOP if i % LOOP_EVERY == LOOP_EVERY // 2 else program.code for i in range(calls)]
+    honest = [code for code in codes if code is not LOOP]
+    sandbox = LocalSandbox()
+    try:
+        start_servers(sandbox)
+        seconds: dict[str, list[float]] = {"with": [], "without": []}
+        variants = {"without": honest, "with": codes}
+        for number in range(rounds):
+            for name in list(variants)[:: 1 if number % 2 == 0 else -1]:
+                seconds[name].append(batch(sandbox, variants[name], program, limits))
+        slots = len(sandbox._seats)
+    finally:
+        sandbox.close()
+    values = [whole / part for whole, part in zip(seconds["with"], seconds["without"], strict=True)]
+    busy = (calls - len(honest)) * limits.cpu_s / cores()
+    what = f"{program.name} programs with 5 % loops, times without; limit {limits.cpu_s:g} s, {slots} slots"
+    detail = {
+        "cpu_limit_s": limits.cpu_s,
+        "slots": slots,
+        "honest_calls": len(honest),
+        "loops": calls - len(honest),
+        "seconds_with_loops": seconds["with"],
+        "seconds_without": seconds["without"],
+        "ratio_if_loops_cost_their_limit_only": [1 + busy / part for part in seconds["without"]],
+    }
+    return Row(what, values, "x", "<= 3", statistics.median(values) <= 3, detail)
+
+
+def batch(sandbox: LocalSandbox, codes: list[str], program: Program, limits: Limits) -> float:
+    """Seconds until all of `codes`, queued at once, have ended as they should."""
+    began = time.perf_counter()
+    results = asyncio.run(sandbox.run_many(codes, limits=limits))
+    seconds = time.perf_counter() - began
+    for code, result in zip(codes, results, strict=True):
+        if code is not LOOP:
+            checked(result, program)
+        elif result.status is not Status.TIMEOUT:
+            raise WrongOutput(f"an endless loop ended as {result}")
+    return seconds
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure(seconds: float, rounds: int, calls: int) -> list[Row]:
+    rows = [*throughput(seconds, rounds), start()]
+    for limits in (Limits(cpu_s=1.0), Limits()):
+        rows += [loops(program, limits, calls, rounds) for program in (SYMPY, TRIVIAL)]
+    return rows
+
+
+def print_table(rows: list[Row]) -> None:
+    print("| what | median | least | most | target | met |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        numbers = " | ".join(f"{f(row.values):.3g} {row.unit}" for f in (statistics.median, min, max))
+        print(f"| {row.what} | {numbers} | {row.target} | {'yes' if row.met else 'NO'} |")
+    for row in rows:
+        print(f"\n{row.what}, by round: {spelled(row.values)} {row.unit}")
+        for name, value in row.detail.items():
+            print(f"    {name}: {spelled(value)}")
+
+
+def spelled(value: object) -> str:
+    return ", ".join(f"{one:.4g}" for one in (value if isinstance(value, list) else [value]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a rate (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
+    parser.add_argument("--calls", type=int, default=500, help="in the batch with loops (default: 500)")
+    parser.add_argument("--output", type=Path, help="write the numbers to this JSON file")
+    args = parser.parse_args()
+    try:
+        rows = measure(args.seconds, args.rounds, args.calls)
+    except WrongOutput as error:
+        print(f"wrong output: {error}")
+        return 1
+    print(f"{cores()} cores, {WORKERS} threads, Python {platform.python_version()}, {args.rounds} rounds\n")
+    print_table(rows)
+    if args.output:
+        report = {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cores": cores(),
+            "workers": WORKERS,
+            "seconds": args.seconds,
+            "rounds": args.rounds,
+            "rows": [asdict(row) for row in rows],
+        }
+        args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
