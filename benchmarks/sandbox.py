@@ -1,6 +1,7 @@
 """How fast the sandbox is beside a fresh interpreter for each program, both on the same machine in the same run.
 
-    python benchmarks/sandbox.py [--seconds 5] [--rounds 3] [--calls 500] [--output sandbox.json]
+    python benchmarks/sandbox.py [--seconds 5] [--rounds 3] [--calls 500] [--cpu-limits 1 3]
+                                 [--output sandbox.json]
 
 The peer is `python -I -c PROGRAM` as a subprocess whose stdout is captured: no limits, no confinement. Two threads
 call it, or a sandbox with two slots, or two sessions; they take turns in each round, and who begins alternates. The
@@ -149,7 +150,7 @@ def ratio(what: str, ours: list[Load], peers: list[Load], target: float) -> Row:
 
 
 def latency(loads: list[Load]) -> Row:
-    """The 99th percentile of a call, over all rounds and of each."""
+    """The 99th percentile of a call in each round; in the details over all rounds together."""
     worst = [percentile(one.latencies_ms, 99) for one in loads]
     together = [one for each in loads for one in each.latencies_ms]
     detail = {"p50_ms": percentile(together, 50), "p99_ms": percentile(together, 99), "calls": len(together)}
@@ -175,7 +176,7 @@ def start() -> Row:
 
 
 def loops(program: Program, limits: Limits, calls: int, rounds: int) -> Row:
-    """Time of `calls` of which one in twenty loops, over that of the others alone."""
+    """Time of `calls` of which one in twenty loops, over that of the others alone, under the same limits."""
     codes = [LOOP if i % LOOP_EVERY == LOOP_EVERY // 2 else program.code for i in range(calls)]
     honest = [code for code in codes if code is not LOOP]
     sandbox = LocalSandbox()
@@ -221,10 +222,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def measure(seconds: float, rounds: int, calls: int) -> list[Row]:
+def measure(seconds: float, rounds: int, calls: int, cpu_limits: list[float]) -> list[Row]:
     rows = [*throughput(seconds, rounds), start()]
-    for limits in (Limits(cpu_s=1.0), Limits()):
-        rows += [loops(program, limits, calls, rounds) for program in (SYMPY, TRIVIAL)]
+    for cpu_s in cpu_limits:
+        rows += [loops(program, Limits(cpu_s=cpu_s), calls, rounds) for program in (SYMPY, TRIVIAL)]
     return rows
 
 
@@ -249,10 +250,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a rate (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
     parser.add_argument("--calls", type=int, default=500, help="in the batch with loops (default: 500)")
+    parser.add_argument(
+        "--cpu-limits", type=float, nargs="+", default=[1.0, Limits.cpu_s], help="of a loop, seconds (default: 1 3)"
+    )
     parser.add_argument("--output", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args()
     try:
-        rows = measure(args.seconds, args.rounds, args.calls)
+        rows = measure(args.seconds, args.rounds, args.calls, args.cpu_limits)
     except WrongOutput as error:
         print(f"wrong output: {error}")
         return 1

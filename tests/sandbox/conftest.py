@@ -26,7 +26,8 @@ def box(confined):
     yield confined
     after = confined.run_sync("1+1")
     assert (after.status, after.render()) == ("ok", "2")
-    assert confined.run_sync("import os\nos.listdir()").stdout == "[]\n"
+    if confined.level().name == "namespaces":  # elsewhere nothing can be written, nor this be read
+        assert confined.run_sync("import os\nos.listdir()").stdout == "[]\n"
     for slot in (confined._seats[0].light, confined._seats[0].scientific):
         assert slot.pid is None or children_of(slot.pid) == []
 

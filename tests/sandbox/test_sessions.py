@@ -197,3 +197,71 @@ def test_a_closed_sandbox_ends_its_sessions():
     assert not Path(f"/proc/{program}").exists()
     with pytest.raises(SandboxError, match="closed"):
         session.run_sync("1")
+
+
+def test_lack_of_memory_ends_the_session_and_says_so(session):
+    session.run_sync("x = 1")
+    result = session.run_sync("y = bytearray(8 << 30)")
+    assert (result.status, result.session_lost) == (Status.MEMORY, True)
+    assert "what earlier code defined is lost" in result.render()
+    assert session.run_sync("x").error_type == "NameError"
+
+
+@pytest.mark.parametrize(
+    "code", ["for i in range(300): open(str(i), 'w').close()", "open('a', 'wb').write(bytes(9 << 20))"]
+)
+def test_a_session_that_hoards_files_is_ended_and_the_others_go_on(box, code):
+    if box.level().name != "namespaces":
+        pytest.skip("nothing can be written here")
+    hoarder, other = box.session(), box.session()
+    assert shown(other, "x = 5") == [""]
+    result = hoarder.run_sync(f"y = 1\n{code}")
+    assert (result.status, result.session_lost) == (Status.OK, True)
+    assert "more files were left than a session may keep" in result.render()
+    assert hoarder.run_sync("y").error_type == "NameError"
+    assert shown(other, "x") == ["5\n"]
+    hoarder.close()
+    other.close()
+
+
+def test_files_that_fill_the_whole_file_system_harm_nobody_else(box):
+    if box.level().name != "namespaces":
+        pytest.skip("nothing can be written here")
+    hoarder, other = box.session(), box.session()
+    assert shown(other, "x = 5") == [""]
+    assert hoarder.run_sync("for i in range(10**6): open(str(i), 'w').close()").error_type == "OSError"
+    assert box.run_sync("open('a', 'w').write('b')").stdout == "1\n"
+    assert shown(other, "open('a', 'w').write('b')", "x") == ["1\n", "5\n"]
+    hoarder.close()
+    other.close()
+
+
+def test_limits_are_those_of_each_program(session):
+    session.run_sync("x = 1")
+    assert session.run_sync("len(bytearray(1000 << 20)) + x", limits=Limits(memory_mb=2000)).stdout == "1048576001\n"
+    assert session.run_sync("print('a' * (20 << 20))", limits=Limits(output_bytes=64 << 20)).status is Status.OK
+    assert session.run_sync("bytearray(1000 << 20)", limits=Limits(memory_mb=500)).status is Status.MEMORY
+
+
+def test_first_calls_at_once_meet_in_one_process():
+    async def main(box):
+        session = box.session()
+        results = await asyncio.gather(session.run("x = 1"), session.run("x"), session.run("x + 1"))
+        await session.aclose()
+        return [result.stdout for result in results]
+
+    with_seats = LocalSandbox(slots=2)
+    assert asyncio.run(main(with_seats)) == ["", "1\n", "2\n"]
+    with_seats.close()
+
+
+def test_sessions_spread_over_the_seats():
+    box = LocalSandbox(slots=3)
+    sessions = [box.session() for _ in range(6)]
+    for session in sessions:
+        session.run_sync("1")
+    assert sorted(seat.sessions for seat in box._seats) == [2, 2, 2]
+    for session in sessions[:3]:
+        session.close()
+    assert sorted(seat.sessions for seat in box._seats) == [1, 1, 1]
+    box.close()

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 from gtpo.sandbox._slot import Call
 from gtpo.sandbox.base import ExecResult, Limits
@@ -32,7 +33,7 @@ class LocalSession:
         self._submit, self._end = submit, end
         self.fresh, self.seed = fresh, seed
         self.name = secrets.token_hex(16)
-        self.seat: object | None = None
+        self.seat: Any = None
         self.alive = False
 
     async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import tiers
@@ -52,11 +52,16 @@ Require = Literal["namespaces", "landlock", "seccomp", "weak"]
 
 
 class _Seat:
-    """One program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded."""
+    """One program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded.
+
+    Attributes:
+        sessions: how many have their process here.
+    """
 
     def __init__(self, launch: Launch, science: tuple[str, ...], warm: tuple[str, ...]) -> None:
         self.light = Slot(launch)
         self.scientific = Slot(replace(launch, preload=science, warm=warm))
+        self.sessions = 0
 
     def slot_for(self, code: str) -> Slot:
         return self.scientific if tiers.needs_science(code) else self.light
@@ -228,11 +233,13 @@ class LocalSandbox:
         if not isinstance(code, str):
             raise TypeError(f"code must be a string, not {type(code).__name__}")
         within = limits or self.limits
-        return self._queue(
-            lambda seat, call: self._run_cell(session, seat, code, within, call),
-            session,
-            cast("_Seat | None", session.seat),
-        )
+        with self._lock:
+            self._check()
+            if session.seat is None:
+                session.seat = min(self._seats, key=lambda seat: seat.sessions)
+                session.seat.sessions += 1
+            seat = session.seat
+        return self._queue(lambda seat, call: self._run_cell(session, seat, code, within, call), session, seat)
 
     def _queue(
         self, work: Callable[[_Seat, Call], ExecResult], key: Hashable, seat: _Seat | None = None
@@ -250,8 +257,7 @@ class LocalSandbox:
             self._calls.discard(call)
 
     def _run_cell(self, session: LocalSession, seat: _Seat, code: str, limits: Limits, call: Call) -> ExecResult:
-        """One program of a session, on its own seat once it has one."""
-        session.seat = seat
+        """One program of a session."""
         options = {"op": "cell", "session": session.name, "fresh": session.fresh, "seed": session.seed}
         had_state = session.alive and not session.fresh
         session.alive = False
@@ -262,10 +268,14 @@ class LocalSandbox:
         return result
 
     def _end_session(self, session: LocalSession) -> None:
-        if session.seat is not None and not self._closed and os.getpid() == self._owner:
-            seat = cast(_Seat, session.seat)
+        with self._lock:
+            seat = session.seat
+            if seat is None or self._closed or os.getpid() != self._owner:
+                return
             session.seat, session.alive = None, False
-            self._dispatcher.submit(lambda seat: seat.scientific.end_session(session.name), seat=seat).result()
+            seat.sessions -= 1
+            ended = self._dispatcher.submit(lambda seat: seat.scientific.end_session(session.name), seat=seat)
+        ended.result()
 
     def _run(
         self,
@@ -325,6 +335,8 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         stderr += f"the process was ended by {detail}\n"
     elif status is Status.INFRA:
         note = detail
+    elif raw.reply.get("hoards"):
+        note = "more files were left than a session may keep"
     return ExecResult(
         status,
         stdout,

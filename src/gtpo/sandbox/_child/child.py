@@ -173,19 +173,24 @@ def _limits(order: Order) -> None:
     cpu = _LASTING_CPU_S if order.lasting else math.ceil(order.cpu_s) + 1
     wanted = [
         (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_FSIZE, order.file_bytes, order.file_bytes),
         (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
         (resource.RLIMIT_CORE, 0, 0),
     ]
     for kind, soft, hard in wanted:
         lower(kind, soft, hard)
-    if sys.platform == "linux":
-        lower(resource.RLIMIT_AS, order.memory_bytes, order.memory_bytes)
+    for kind, value in changing_limits(order):
+        lower(kind, value, resource.RLIM_INFINITY if order.lasting else value)
+
+
+def changing_limits(order: Order) -> list[tuple[int, int]]:
+    """The limits that the server sets anew for each program of a child that stays; the filter denies it to programs."""
+    memory = [(resource.RLIMIT_AS, order.memory_bytes)] if sys.platform == "linux" else []
+    return [(resource.RLIMIT_FSIZE, order.file_bytes), *memory]
 
 
 def lower(kind: int, soft: int, hard: int) -> None:
     """Sets a resource limit, but never above the hard limit that already stands."""
     ceiling = resource.getrlimit(kind)[1]
     if ceiling != resource.RLIM_INFINITY:
-        soft, hard = min(soft, ceiling), min(hard, ceiling)
+        soft, hard = min(soft, ceiling), ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)
     resource.setrlimit(kind, (soft, hard))

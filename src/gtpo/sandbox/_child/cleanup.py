@@ -14,6 +14,20 @@ def remove_empty(directory: str) -> bool:
     return False
 
 
+def holds_more(directory: str, files: int, size: int) -> bool:
+    """Whether a tree holds more than so many files and directories, or more than so many bytes."""
+    pending = [directory]
+    while pending:
+        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                files, size = files - 1, size - entry.stat(follow_symlinks=False).st_size
+                if files < 0 or size < 0:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+    return False
+
+
 def remove(directory: str) -> None:
     """Removes a directory tree, however deep, even where its owner took away his own rights to it.
 

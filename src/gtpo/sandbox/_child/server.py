@@ -24,10 +24,13 @@ from typing import Any
 
 from . import child
 from .channel import Channel
-from .cleanup import remove, remove_empty
+from .cleanup import holds_more, remove, remove_empty
 from .session import Session
 
 TICK_S = 0.02
+_KEPT_FILES = 256
+_KEPT_BYTES = 4 << 20
+"""What a session may leave for its next program: the sessions of a server share one small file system."""
 
 
 class Server:
@@ -86,7 +89,7 @@ class Server:
                 for fd in fds:
                     os.close(fd)
             if reply is not None:
-                clean = "opened" in reply or not self.disposable or remove_empty(self.directory)
+                clean = request["op"] != "run" or not self.disposable or remove_empty(self.directory)
                 self.channel.send({**reply, "clean": clean})
                 if not clean:
                     remove(self.directory)
@@ -94,10 +97,13 @@ class Server:
 
     def _answer(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """The reply to one request; None to a request that has none, or if the trainer has gone."""
-        if request["op"] == "run":
-            return self._run(request, fds)
-        if request["op"] == "cell":
-            return self._cell(request, fds)
+        run = {"run": self._run, "cell": self._cell}.get(request["op"])
+        if run is not None:
+            try:
+                return run(request, fds)
+            except OSError as error:  # no room for a directory, no process to be had
+                self._end_session(request.get("session", ""))
+                return {"id": request["id"], **_NOTHING_USED, "status": "infra", "detail": f"server: {error}"}
         if request["op"] == "close":
             self._end_session(request["session"])
         return None
@@ -161,8 +167,8 @@ class Server:
             self.sessions[name] = Session(order)
         session, started = self.sessions[name], time.monotonic()
         used_before = _cpu_s(session.pid)
+        session.begin(order, request["fresh"])
         self.poll.register(session.sock.fileno(), select.POLLIN)
-        session.begin(fds, request["fresh"])
         end: list[int] = []
 
         def ended() -> bool:
@@ -175,10 +181,12 @@ class Server:
         used = {"wall_s": time.monotonic() - started, "cpu_s": _cpu_s(session.pid) - used_before, "max_rss_kib": 0}
         lost = bool(end) or (bool(reason) and (reason in ("cancelled", "gone") or not session.interrupted()))
         verdict = _verdict(reason, end[0] if end else 0, session.board, request, order)
+        if not lost:
+            session.rest()
+            verdict["hoards"] = self.disposable and holds_more(directory, _KEPT_FILES, _KEPT_BYTES)
+            lost = verdict["hoards"] or verdict["status"] == "memory"
         if lost:
             self._end_session(name, reaped=bool(end))
-        else:
-            session.rest()
         return None if reason == "gone" else {"id": request["id"], "opened": opened, "lost": lost, **used, **verdict}
 
     def _end_session(self, name: str, reaped: bool = False) -> None:
@@ -238,6 +246,9 @@ class Server:
             return "gone"
         cancelled = received[0]["op"] == "cancel" and received[0]["id"] == request["id"]
         return "cancelled" if cancelled else ""
+
+
+_NOTHING_USED = {"wall_s": 0.0, "cpu_s": 0.0, "max_rss_kib": 0, "opened": True, "lost": True}
 
 
 def _verdict(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
+import sys
 import time
 from typing import NoReturn
 
@@ -27,8 +29,7 @@ class Session:
     """The server's end: one child, started when this is made.
 
     Args:
-        order: as for a single program; its descriptors are not used, and its processor limit is set apart for
-            each program.
+        order: as for a single program; its descriptors are not used, and its limits are set anew for each program.
     """
 
     def __init__(self, order: child.Order) -> None:
@@ -43,15 +44,19 @@ class Session:
         self.poll = select.poll()
         self.poll.register(self.sock.fileno(), select.POLLIN)
 
-    def begin(self, fds: list[int], fresh: bool) -> None:
-        """Wakes the child and hands it code, stdout and stderr."""
+    def begin(self, order: child.Order, fresh: bool) -> None:
+        """Wakes the child under the order's limits and hands it code, stdout and stderr."""
         self.board[:] = bytes(child.BOARD_BYTES)
+        if sys.platform == "linux":
+            for kind, soft in child.changing_limits(order):
+                hard = resource.prlimit(self.pid, kind)[1]
+                resource.prlimit(self.pid, kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
         with contextlib.suppress(BlockingIOError):
             while self.sock.recv(4096):
                 pass
         os.kill(self.pid, signal.SIGCONT)
         with contextlib.suppress(OSError):
-            socket.send_fds(self.sock, [b"f" if fresh else b"k"], fds)
+            socket.send_fds(self.sock, [b"f" if fresh else b"k"], list(order.fds))
 
     def done(self) -> bool:
         """Whether the child says that it is done."""
