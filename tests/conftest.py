@@ -7,6 +7,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the command line does, see gtpo.rollout.backends.transformers
 
 
 @pytest.fixture(scope="session")

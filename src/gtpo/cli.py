@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # see gtpo.rollout.backends.transformers
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except GtpoError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerFast
@@ -28,30 +29,32 @@ class ScriptedBackend:
         self.scripts = {prompt: list(turns) for prompt, turns in scripts.items()}
         self.max_context = max_context
         self.contexts: list[list[int]] = []
-        self._place: dict[tuple[int, ...], int] = {}
+        self.finished: list[int] = []
+        self._place: dict[int, int] = {}
 
-    def generate(
-        self,
-        contexts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        *,
-        sampling: Sampling,
-        end_ids: frozenset[int],
-    ) -> list[Generation]:
-        """See `Backend.generate`. Turns longer than the limit are cut there."""
-        generations = []
-        for context, limit in zip(contexts, max_new_tokens, strict=True):
-            self.contexts.append(list(context))
-            prompt = next(p for p in self.scripts if tuple(context[: len(p)]) == p)
-            place = self._place.get(prompt, 0)
-            self._place[prompt] = place + 1
-            text = self.scripts[prompt][place]
-            ids = self.tokenizer.encode(text.removesuffix(self.CUT), add_special_tokens=False)
-            if not text.endswith(self.CUT):
-                ids.append(self.tokenizer.eos_token_id)
-            ids = ids[:limit]
-            generations.append(Generation(tuple(ids), tuple(-float(i) for i in ids)))
-        return generations
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[ScriptedBackend]:
+        """See `Backend.serve`."""
+        self._place.clear()
+        yield self
+
+    async def generate(self, rollout: int, context: Sequence[int], max_new_tokens: int) -> Generation:
+        """See `Server.generate`. Turns longer than the limit are cut there."""
+        self.contexts.append(list(context))
+        turns = next(turns for prompt, turns in self.scripts.items() if tuple(context[: len(prompt)]) == prompt)
+        place = self._place[rollout] = self._place.get(rollout, -1) + 1
+        text = turns[place]
+        ids = self.tokenizer.encode(text.removesuffix(self.CUT), add_special_tokens=False)
+        if not text.endswith(self.CUT):
+            ids.append(self.tokenizer.eos_token_id)
+        ids = ids[:max_new_tokens]
+        return Generation(tuple(ids), tuple(-float(i) for i in ids))
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""
+        self.finished.append(rollout)
 
 
 def with_chat_template(

@@ -27,6 +27,8 @@ class StopReason(str, Enum):
     """Prompt and completion reached the model's context length."""
     TURNS = "turns"
     """The last allowed turn made a tool call; it was not carried out."""
+    REPETITION = "repetition"
+    """A turn said the same few tokens over and over and was ended there."""
     INFRA = "infra"
     """The sandbox itself failed. The rollout is masked: it is neither scored nor trained on."""
 

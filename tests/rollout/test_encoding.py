@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 
@@ -65,6 +66,25 @@ def test_tool_output_that_looks_like_markup_is_plain_text(encoder, qwen, attack)
         attacked = [i for i in one.observation_ids([attack]) if i in special]
         unknown = one.tokenizer.unk_token_id
         assert [i for i in attacked if i != unknown] == plain
+
+
+@pytest.mark.parametrize("max_tokens", [60, 100, 101])
+def test_a_long_result_is_cut_in_its_middle_and_says_how_much(encoder, tiny_tokenizer, max_tokens):
+    result = "".join(f"{i}," for i in range(3000))
+    shortened = encoder.shorten(result, max_tokens)
+    head, tail = re.split(r"\n\[\.\.\. \d+ characters cut \.\.\.\]\n", shortened)
+    assert len(tiny_tokenizer.encode(shortened)) <= max_tokens
+    assert result.startswith(head)
+    assert result.endswith(tail)
+    assert abs(len(head) - len(tail)) <= 1
+    assert f"... {len(result) - len(head) - len(tail)} characters" in shortened
+
+
+def test_a_result_of_just_the_length_is_whole(encoder):
+    assert encoder.shorten("a" * 100, 100) == "a" * 100
+    assert encoder.shorten("a" * 101, 100) != "a" * 101
+    assert encoder.shorten("", 1) == ""
+    assert "101 characters cut" in encoder.shorten("a" * 101, 1)
 
 
 def test_tool_output_holds_no_added_token_even_one_that_is_not_special(qwen_tokenizer):

@@ -128,7 +128,7 @@ def test_what_a_call_leaves_for_the_next_is_the_tools_state(tiny_tokenizer, sand
 def test_the_sessions_of_rollouts_are_ended_with_them(tiny_tokenizer, broken, monkeypatch):
     sandbox = FakeSandbox()
     if broken:
-        monkeypatch.setattr(ScriptedBackend, "generate", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr(ScriptedBackend, "generate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) if broken else contextlib.nullcontext():
         roll(tiny_tokenizer, {"a": [python("1"), "A"], "b": ["B"]}, sandbox=PythonTool(sandbox, "session"))
     assert sandbox.opened == 3  # one by the tool, to see whether there are any
@@ -224,12 +224,21 @@ def test_a_failing_sandbox_ends_the_rollout_and_is_never_shown(tiny_tokenizer):
     assert rollout.turns[-1].observation is None
 
 
+@pytest.mark.parametrize(("limit", "reason"), [(0, StopReason.ANSWER), (20, StopReason.REPETITION)])
+def test_a_turn_that_repeats_itself_is_ended_where_it_became_degenerate(tiny_tokenizer, limit, reason):
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": ["x" + "abc" * 30]}, max_repeated_tokens=limit)
+    assert rollout.stop_reason is reason
+    assert rollout.turns[0].text == ("x" + "abc" * 30 if not limit else "x" + "abc" + ("abc" * 30)[:20])
+    assert len(rollout.turns[0].logprobs) == len(rollout.turns[0].token_ids)
+    assert (rollout.answer_text is None) == bool(limit)
+
+
 def test_long_results_are_cut_in_the_middle_with_a_note(tiny_tokenizer, sandbox):
     (rollout,), _, _ = roll(
-        tiny_tokenizer, {"q": [python("print('a'*5000)"), "A"]}, sandbox=sandbox, max_observation_chars=100
+        tiny_tokenizer, {"q": [python("print('a'*5000)"), "A"]}, sandbox=sandbox, max_observation_tokens=100
     )
     text = rollout.turns[0].observation.text
-    assert len(text) <= 100
+    assert len(tiny_tokenizer.encode(text)) <= 100
     assert "characters cut" in text
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -18,15 +19,23 @@ class RandomTurns:
 
     max_context = 512
 
-    def __init__(self, tokenizer, seed=0):
-        self.tokenizer, self.rng = tokenizer, random.Random(seed)
+    def __init__(self, tokenizer, seed=1):
+        self.tokenizer, self.seed, self.batches = tokenizer, seed, 0
 
     def __call__(self, model, **options):
         return self
 
-    def generate(self, contexts, max_new_tokens, *, sampling, end_ids):
-        said = [self.tokenizer.encode(self.rng.choice(TURNS)) for _ in contexts]
-        return [Generation((*ids, self.tokenizer.eos_token_id)) for ids in said]
+    @asynccontextmanager
+    async def serve(self, rollouts, *, sampling, end_ids, seed):
+        self.batches += 1
+        self.rngs = [random.Random(f"{self.seed} {self.batches} {rollout}") for rollout in range(rollouts)]
+        yield self
+
+    async def generate(self, rollout, context, max_new_tokens):
+        return Generation((*self.tokenizer.encode(self.rngs[rollout].choice(TURNS)), self.tokenizer.eos_token_id))
+
+    def finish(self, rollout):
+        pass
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ class BrokenSandbox:
     def __init__(self):
         self.calls = 0
 
-    async def run(self, code, *, limits=None):
+    async def run(self, code, *, limits=None, seed=None, key=None):
         self.calls += 1
         return ExecResult(Status.INFRA if self.calls % 2 else Status.OK, stdout="2")
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     tool = PythonTool(tool_args.make_sandbox(), tool_args.tool_state)
     protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed, tool.state)
     model = load_model(model_args)
-    backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.batch_size)
+    backend = TransformersBackend(model, batch_size=args.batch_size)
     with tqdm(total=len(problems) * args.samples, desc="eval", dynamic_ncols=True) as bar:
 
         def progress(what: str, done: int, of: int) -> None:

@@ -14,8 +14,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-
 from gtpo.rollout import RolloutEngine, RolloutLimits, Sampling, ToolState
 from gtpo.rollout.backends.base import Backend
 from gtpo.rollout.loop import Progress, messages_for
@@ -35,7 +33,7 @@ class EvalProtocol:
         samples: rollouts a problem.
         sampling: the sampling distribution.
         limits: where a rollout ended at the latest.
-        seed: of torch's generators.
+        seed: of the sampling.
         tool_state: what a call left for the next one of its rollout.
     """
 
@@ -108,10 +106,9 @@ def evaluate(
         progress: told about finished rollouts.
     """
     start = time.perf_counter()
-    torch.manual_seed(protocol.seed)
     repeated = [problem for problem in problems for _ in range(protocol.samples)]
     prompts = [messages_for(problem.question, protocol.system_prompt) for problem in repeated]
-    batch = engine.run(prompts, backend, sampling=protocol.sampling, progress=progress)
+    batch = engine.run(prompts, backend, sampling=protocol.sampling, seed=protocol.seed, progress=progress)
     trajectories = batch.trajectories
     verdicts = verifier.verify_many([t.answer_text for t in trajectories], repeated)
     passed = [verdict.passed for verdict in verdicts]

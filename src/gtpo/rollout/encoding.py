@@ -87,12 +87,29 @@ class ChatEncoder:
             ids += self._encode_literal(piece) if literal else self._encode(piece)
         return ids
 
+    def shorten(self, result: str, max_tokens: int) -> str:
+        """A result with its middle replaced by a note, at borders of tokens, if it has more than `max_tokens`."""
+        window = 16 * max_tokens
+        if len(result) <= 2 * window and len(self._encode_literal(result)) <= max_tokens:
+            return result
+        keep = max_tokens - len(self._encode_literal(_note(len(result))))
+        head_ids, tail_ids = self._encode_literal(result[:window]), self._encode_literal(result[-window:])
+        while True:
+            keep = max(0, keep)
+            head = self._decode(head_ids[: keep - keep // 2]).rstrip("\ufffd")
+            tail = self._decode(tail_ids[len(tail_ids) - keep // 2 :]).lstrip("\ufffd")
+            shortened = head + _note(len(result) - len(head) - len(tail)) + tail
+            excess = len(self._encode_literal(shortened)) - max_tokens
+            if excess <= 0 or not keep:
+                return shortened
+            keep -= excess
+
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode one turn, without the end-of-turn token."""
         ids = list(token_ids)
         if ids and ids[-1] in self.end_ids:
             ids.pop()
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._decode(ids)
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether a turn was ended by the model."""
@@ -181,6 +198,9 @@ class ChatEncoder:
             pieces += [(before, False), (self.format.escape(result), True)]
         return [*pieces, (frame, False)]
 
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
@@ -197,3 +217,7 @@ class ChatEncoder:
         added = {str(token) for token in self.tokenizer.get_added_vocab()}
         markup = sorted((re.escape(token) for token in added if len(token) > 1), key=len, reverse=True)
         return re.compile(f"(?={'|'.join(markup)})") if markup else None
+
+
+def _note(characters: int) -> str:
+    return f"\n[... {characters} characters cut ...]\n"

@@ -1,15 +1,16 @@
 """The multi-turn loop: generate a turn, run its calls, append the observation, go on until the rollout ends.
 
-All rollouts of a batch move in step: one generation of all that are alive, then all their tool calls at the same time.
+Each rollout is a coroutine of its own and moves on as soon as its own turn or its own calls are done.
 
 After each turn the endings are checked in this order:
 
-1. the turn did not end by itself: `CONTEXT`, `TOTAL_TOKENS` or `TURN_TOKENS`, whichever limit was the tightest (in
+1. the turn became a repetition of itself: `REPETITION` (`gtpo.rollout.repetition` says when);
+2. the turn did not end by itself: `CONTEXT`, `TOTAL_TOKENS` or `TURN_TOKENS`, whichever limit was the tightest (in
    this order if several are equal);
-2. it holds no call, valid or not: `ANSWER`;
-3. it was the last allowed turn: `TURNS`; its calls are not carried out;
-4. the sandbox failed (not: the code): `INFRA`;
-5. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
+3. it holds no call, valid or not: `ANSWER`;
+4. it was the last allowed turn: `TURNS`; its calls are not carried out;
+5. the sandbox failed (not: the code): `INFRA`;
+6. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
 
 An invalid call gets an observation that says what was wrong, and the rollout goes on.
 """
@@ -18,14 +19,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gtpo._async import run_async
 from gtpo.errors import DataError
-from gtpo.rollout.backends.base import Backend
+from gtpo.rollout.backends.base import Backend, Server
 from gtpo.rollout.encoding import ChatEncoder, Messages
+from gtpo.rollout.repetition import degenerate_at
 from gtpo.rollout.settings import RolloutLimits, Sampling
 from gtpo.rollout.tools import Interpreter, PythonTool
 from gtpo.sandbox import ExecResult, Sandbox, Status
@@ -41,28 +44,13 @@ class RolloutBatch:
 
     Attributes:
         trajectories: one a prompt.
-        generation_s: wall seconds in the backend.
-        tools_s: wall seconds in which tools ran and nothing was generated.
+        generation_s: wall seconds in which some rollout waited for the model.
+        tools_s: wall seconds in which rollouts waited for tools only.
     """
 
     trajectories: tuple[Trajectory, ...]
     generation_s: float
     tools_s: float
-
-
-@dataclass
-class _Live:
-    """A rollout under way."""
-
-    prompt_ids: list[int]
-    context: list[int]
-    python: Interpreter
-    turns: list[Turn] = field(default_factory=list)
-    stop_reason: StopReason | None = None
-
-    @property
-    def completion_tokens(self) -> int:
-        return len(self.context) - len(self.prompt_ids)
 
 
 class RolloutEngine:
@@ -85,6 +73,7 @@ class RolloutEngine:
         backend: Backend,
         *,
         sampling: Sampling | None = None,
+        seed: int = 0,
         progress: Progress | None = None,
     ) -> RolloutBatch:
         """Roll out each prompt once; repeat a prompt to get a group.
@@ -93,111 +82,172 @@ class RolloutEngine:
             prompts: conversations up to where the model goes on, as chat messages.
             backend: generates the turns.
             sampling: the sampling distribution.
-            progress: told about each wave of finished rollouts.
+            seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
+            progress: told when rollouts finish.
 
         Returns:
             The trajectories in the order of the prompts.
-        """
-        sampling = sampling or Sampling()
-        live = [
-            _Live(ids, list(ids), self.tool.open(key=number))
-            for number, ids in enumerate(map(self.encoder.prompt_ids, prompts))
-        ]
-        generation_s = tools_s = 0.0
-        try:
-            while alive := [rollout for rollout in live if rollout.stop_reason is None]:
-                start = time.perf_counter()
-                self._generate(alive, backend, sampling)
-                generated = time.perf_counter()
-                calling = [rollout for rollout in alive if rollout.stop_reason is None]
-                if calling:
-                    run_async(self._observe(calling, backend))
-                generation_s += generated - start
-                tools_s += time.perf_counter() - generated
-                if progress:
-                    progress("rollouts", sum(r.stop_reason is not None for r in live), len(live))
-        finally:
-            run_async(_end(live))
-        trajectories = tuple(Trajectory(tuple(r.prompt_ids), tuple(r.turns), _reason(r)) for r in live)
-        return RolloutBatch(trajectories, generation_s, tools_s)
 
-    def _budgets(self, rollout: _Live, backend: Backend) -> list[tuple[int, StopReason]]:
-        """Tokens that the next turn may hold under each limit, in the order in which ties are resolved."""
+        Raises:
+            DataError: a prompt that fills the context.
+        """
+        return run_async(self.run_async(prompts, backend, sampling=sampling, seed=seed, progress=progress))
+
+    async def run_async(
+        self,
+        prompts: Sequence[Messages],
+        backend: Backend,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> RolloutBatch:
+        """`run` for callers with an event loop."""
         max_context = min(self.limits.max_context or backend.max_context, backend.max_context)
+        prompts_ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
+        for ids in prompts_ids:
+            if len(ids) >= max_context:
+                raise _prompt_too_long(len(ids), max_context)
+        clock = _Clock()
+        serving = backend.serve(len(prompts), sampling=sampling or Sampling(), end_ids=self.encoder.end_ids, seed=seed)
+        async with serving as server:
+            rollouts = [_Rollout(i, ids, self, server, clock, max_context) for i, ids in enumerate(prompts_ids)]
+            tasks = [asyncio.ensure_future(rollout.run()) for rollout in rollouts]
+            try:
+                for done, task in enumerate(asyncio.as_completed(tasks), 1):
+                    await task
+                    if progress:
+                        progress("rollouts", done, len(tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        trajectories = tuple(task.result() for task in tasks)
+        return RolloutBatch(trajectories, clock.generation_s, clock.tools_s)
+
+
+@dataclass
+class _Clock:
+    """Sorts wall time by what rollouts wait for."""
+
+    generation_s: float = 0.0
+    tools_s: float = 0.0
+    _generating: int = 0
+    _calling: int = 0
+    _since: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        self._change(1, 0)
+        try:
+            yield
+        finally:
+            self._change(-1, 0)
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        self._change(0, 1)
+        try:
+            yield
+        finally:
+            self._change(0, -1)
+
+    def _change(self, generating: int, calling: int) -> None:
+        now = time.perf_counter()
+        if self._generating:
+            self.generation_s += now - self._since
+        elif self._calling:
+            self.tools_s += now - self._since
+        self._since = now
+        self._generating += generating
+        self._calling += calling
+
+
+class _Rollout:
+    """One rollout under way."""
+
+    def __init__(
+        self, number: int, prompt_ids: list[int], engine: RolloutEngine, server: Server, clock: _Clock, max_context: int
+    ) -> None:
+        self.number, self.prompt_ids = number, prompt_ids
+        self.encoder, self.limits = engine.encoder, engine.limits
+        self.python: Interpreter = engine.tool.open(key=number)
+        self.server, self.clock, self.max_context = server, clock, max_context
+        self.context = list(prompt_ids)
+        self.turns: list[Turn] = []
+
+    async def run(self) -> Trajectory:
+        """To its end."""
+        try:
+            while (stop_reason := await self._turn()) is None:
+                pass
+            return Trajectory(tuple(self.prompt_ids), tuple(self.turns), stop_reason)
+        finally:
+            self.server.finish(self.number)
+            await self.python.aclose()
+
+    def _budgets(self) -> list[tuple[int, StopReason]]:
+        """Tokens that the next turn may hold under each limit, in the order in which ties are resolved."""
+        completion = len(self.context) - len(self.prompt_ids)
         return [
-            (max_context - len(rollout.context), StopReason.CONTEXT),
-            (self.limits.max_total_tokens - rollout.completion_tokens, StopReason.TOTAL_TOKENS),
+            (self.max_context - len(self.context), StopReason.CONTEXT),
+            (self.limits.max_total_tokens - completion, StopReason.TOTAL_TOKENS),
             (self.limits.max_turn_tokens, StopReason.TURN_TOKENS),
         ]
 
-    def _generate(self, alive: Sequence[_Live], backend: Backend, sampling: Sampling) -> None:
-        budgets = [min(self._budgets(rollout, backend), key=lambda budget: budget[0]) for rollout in alive]
-        for rollout, (room, _) in zip(alive, budgets, strict=True):
-            if room < 1:
-                raise _prompt_too_long(rollout, self.limits, backend)
-        generations = backend.generate(
-            [rollout.context for rollout in alive],
-            [room for room, _ in budgets],
-            sampling=sampling,
-            end_ids=self.encoder.end_ids,
-        )
-        for rollout, generation, (_, tightest) in zip(alive, generations, budgets, strict=True):
-            text = self.encoder.text(generation.token_ids)
-            turn = Turn(text, generation.token_ids, self.encoder.format.parse(text), None, generation.logprobs)
-            rollout.turns.append(turn)
-            rollout.context += generation.token_ids
-            if not self.encoder.ended(generation.token_ids):
-                rollout.stop_reason = tightest
-            elif not turn.calls:
-                rollout.stop_reason = StopReason.ANSWER
-            elif len(rollout.turns) == self.limits.max_turns:
-                rollout.stop_reason = StopReason.TURNS
+    async def _turn(self) -> StopReason | None:
+        """One turn and its observation; why the rollout ends with it, or None."""
+        room, tightest = min(self._budgets(), key=lambda budget: budget[0])
+        with self.clock.generating():
+            generation = await self.server.generate(self.number, self.context, room)
+        ids, logprobs = generation.token_ids, generation.logprobs
+        repetitive = degenerate_at(ids, self.limits.max_repeated_tokens)
+        if repetitive:
+            ids, logprobs = ids[:repetitive], logprobs[:repetitive] if logprobs else None
+        text = self.encoder.text(ids)
+        turn = Turn(text, ids, self.encoder.format.parse(text), None, logprobs)
+        self.turns.append(turn)
+        self.context += ids
+        if repetitive:
+            return StopReason.REPETITION
+        if not self.encoder.ended(ids):
+            return tightest
+        if not turn.calls:
+            return StopReason.ANSWER
+        if len(self.turns) == self.limits.max_turns:
+            return StopReason.TURNS
+        with self.clock.calling():
+            return await self._observe(turn)
 
-    async def _observe(self, calling: Sequence[_Live], backend: Backend) -> None:
-        """Run the calls of all rollouts at the same time and append their observations."""
-        results = await asyncio.gather(*(self._call(rollout.turns[-1], rollout.python) for rollout in calling))
-        for rollout, (texts, statuses, wall_s) in zip(calling, results, strict=True):
-            if Status.INFRA.value in statuses:
-                rollout.stop_reason = StopReason.INFRA
-                continue
-            ids = tuple(self.encoder.observation_ids(texts))
-            room, tightest = min(self._budgets(rollout, backend)[:2], key=lambda budget: budget[0])
-            if room <= len(ids):
-                rollout.stop_reason = tightest
-                continue
-            observation = Observation("\n".join(texts), statuses, ids, wall_s)
-            rollout.turns[-1] = replace(rollout.turns[-1], observation=observation)
-            rollout.context += ids
-
-    async def _call(self, turn: Turn, python: Interpreter) -> tuple[list[str], tuple[str, ...], float]:
+    async def _observe(self, turn: Turn) -> StopReason | None:
+        """Run the calls of a turn at the same time and append what came back, in their order."""
         start = time.perf_counter()
-        outcomes = await asyncio.gather(*(self._call_one(call, python) for call in turn.calls))
+        outcomes = await asyncio.gather(*(self._call(call) for call in turn.calls))
         texts, statuses = zip(*outcomes, strict=True)
-        return list(texts), statuses, time.perf_counter() - start
+        if Status.INFRA.value in statuses:
+            return StopReason.INFRA
+        ids = tuple(self.encoder.observation_ids(texts))
+        room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
+        if room <= len(ids):
+            return tightest
+        observation = Observation("\n".join(texts), statuses, ids, time.perf_counter() - start)
+        self.turns[-1] = replace(turn, observation=observation)
+        self.context += ids
+        return None
 
-    async def _call_one(self, call: ToolCall | InvalidCall, python: Interpreter) -> tuple[str, str]:
+    async def _call(self, call: ToolCall | InvalidCall) -> tuple[str, str]:
         if isinstance(call, InvalidCall):
             return call.observation, "invalid"
-        result: ExecResult = await python.run(call.code)
-        return result.render(max_chars=self.limits.max_observation_chars), result.status.value
+        result: ExecResult = await self.python.run(call.code)
+        text = self.encoder.shorten(result.render(max_chars=2**31), self.limits.max_observation_tokens)
+        return text, result.status.value
 
 
-async def _end(rollouts: Sequence[_Live]) -> None:
-    await asyncio.gather(*(rollout.python.aclose() for rollout in rollouts))
-
-
-def _prompt_too_long(rollout: _Live, limits: RolloutLimits, backend: Backend) -> Exception:
-
-    size = min(limits.max_context or backend.max_context, backend.max_context)
+def _prompt_too_long(length: int, max_context: int) -> Exception:
     return DataError(
-        f"a prompt of {len(rollout.prompt_ids)} tokens leaves no room in a context of {size}; drop the problem or "
-        "raise max_context"
+        f"a prompt of {length} tokens leaves no room in a context of {max_context}; drop the problem or raise "
+        "max_context"
     )
-
-
-def _reason(rollout: _Live) -> StopReason:
-    assert rollout.stop_reason is not None
-    return rollout.stop_reason
 
 
 def messages_for(question: str, system_prompt: str | None) -> list[dict[str, Any]]:

@@ -16,20 +16,24 @@ class RolloutLimits:
         max_turn_tokens: sampled tokens a turn.
         max_total_tokens: completion tokens in all: turns and observations.
         max_context: prompt and completion tokens; None takes the model's context length.
-        max_observation_chars: characters of one call's result that the model sees; the middle is cut.
+        max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
+        max_repeated_tokens: repeated tokens after which a turn is degenerate and ended; 0: never.
     """
 
     max_turns: int = 8
     max_turn_tokens: int = 512
     max_total_tokens: int = 2048
     max_context: int | None = None
-    max_observation_chars: int = 2000
+    max_observation_tokens: int = 512
+    max_repeated_tokens: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("max_turns", "max_turn_tokens", "max_total_tokens", "max_context", "max_observation_chars"):
+        for name in ("max_turns", "max_turn_tokens", "max_total_tokens", "max_context", "max_observation_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.max_repeated_tokens < 0:
+            raise ConfigError(f"max_repeated_tokens must be at least 0 (0: never), got {self.max_repeated_tokens}")
 
 
 @dataclass(frozen=True)

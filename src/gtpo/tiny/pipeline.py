@@ -114,7 +114,7 @@ def _evaluate(
 ) -> EvalResult:
     encoder = ChatEncoder(tokenizer, get_format(args.tool_format))
     engine = RolloutEngine(encoder, PythonTool(sandbox, args.tool_state), args.rollout_limits())
-    backend = TransformersBackend(model, pad_id=tokenizer.pad_token_id, batch_size=args.rollout_batch_size)
+    backend = TransformersBackend(model, batch_size=args.rollout_batch_size)
     protocol = EvalProtocol(
         args.tool_format, system_prompt_of(args), 1, args.sampling(), args.rollout_limits(), 0, args.tool_state
     )

@@ -63,8 +63,12 @@ class GTPOConfig(GRPOConfig, ToolArguments):
     max_context: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
     )
-    max_observation_chars: int = field(
-        default=2000, metadata={"help": "Characters of a call's result that the model sees; the middle is cut."}
+    max_observation_tokens: int = field(
+        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
+    )
+    max_repeated_tokens: int = field(
+        default=256,
+        metadata={"help": "Repeated tokens (a block of at most 32, over and over) that end a turn; 0: never."},
     )
     rollout_batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time, a process."})
     record_every: int = field(
@@ -105,7 +109,8 @@ class GTPOConfig(GRPOConfig, ToolArguments):
             max_turn_tokens=self.max_turn_tokens,
             max_total_tokens=self.max_completion_length or 2**31,
             max_context=self.max_context,
-            max_observation_chars=self.max_observation_chars,
+            max_observation_tokens=self.max_observation_tokens,
+            max_repeated_tokens=self.max_repeated_tokens,
         )
 
     def sampling(self) -> Sampling:

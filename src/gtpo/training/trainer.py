@@ -126,11 +126,12 @@ class GTPOTrainer(GRPOTrainer):
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **self._unwrapping()) as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
-            backend = TransformersBackend(
-                model, pad_id=self._tokenizer.pad_token_id, batch_size=self.args.rollout_batch_size
-            )
             batch = self.engine.run(
-                prompts, backend, sampling=self.args.sampling(), progress=self.progress.within_phase
+                prompts,
+                TransformersBackend(model, batch_size=self.args.rollout_batch_size),
+                sampling=self.args.sampling(),
+                seed=int(torch.randint(0, 2**31, ())),  # the host seeds each process on its own, and checkpoints it
+                progress=self.progress.within_phase,
             )
         self._round = _Round(batch.trajectories, first=self.accelerator.process_index * len(prompts))
         self._seconds["rollout"] += time.perf_counter() - start

@@ -1,110 +1,262 @@
-"""Generation in process with a `transformers` model: left-padded batches through `model.generate`.
+"""Generation in process with a `transformers` model: continuous batching with a key-value cache a rollout.
 
-Contexts are sorted by length into batches, so that little is padding. It gives no log-probabilities of its own: the
-trainer's are exact, since it is the same model with the same weights.
+Each rollout has a row of the cache (`slots.SlotCache`) from its first turn to its last. A turn computes only what is
+new since the one before: the end of the turn and the observation. Rollouts of one prompt share its computation. A row
+that a finished rollout leaves goes to the next. The model computes between two awaits of the event loop, so that tool
+calls, which run elsewhere, go on meanwhile and their rollouts join at the next token.
+
+Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the
+rollouts beside it or on when they came. For that the shapes of what is computed are chosen such that a row's result
+does not hang on the other rows' number: on a CPU at least eight rows and a multiple of 128 tokens of attention (with
+MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all rows. The tests check it
+on a CPU.
+
+Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
+latter while it generates. Models that keep anything but keys and values of all tokens (state-space, linear or chunked
+attention) are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
-from gtpo.rollout.backends.base import Generation
+from gtpo.errors import ConfigError
+from gtpo.rollout.backends.base import Generation, Server
+from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
+from gtpo.rollout.backends.slots import SlotCache
 from gtpo.rollout.settings import Sampling
+
+_LEAST_ROWS = 8
+_PREFILL = 512
+_KEPT_SHARE = 0.75
+"""Rows are moved together when fewer than this share of those computed are wanted."""
 
 
 class TransformersBackend:
     """Generates with an in-process model.
 
     Args:
-        model: a causal language model with `generate`.
-        pad_id: id to pad with.
-        batch_size: contexts generated at a time.
+        model: a causal language model, PEFT included. Under FSDP or ZeRO-3 its weights must have been gathered.
+        batch_size: rollouts under way at once; each has a row of the key-value cache.
+
+    Raises:
+        ConfigError: the model keeps more than keys and values of its tokens.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, batch_size: int = 64):
+    def __init__(self, model: Any, *, batch_size: int = 64):
         self.model = model
-        self.pad_id = pad_id
         self.batch_size = batch_size
-        self.max_context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+        config = model.config.get_text_config()
+        self.max_context = int(getattr(config, "max_position_embeddings", None) or 2**31)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise ConfigError(
+                f"generation in process keeps keys and values of all tokens, and {type(model).__name__} has layers of "
+                f"another kind ({', '.join(sorted(kinds))}): use vLLM for it"
+            )
 
-    def generate(
-        self,
-        contexts: Sequence[Sequence[int]],
-        max_new_tokens: Sequence[int],
-        *,
-        sampling: Sampling,
-        end_ids: frozenset[int],
-    ) -> list[Generation]:
-        """See `Backend.generate`."""
-        by_length = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        generations: dict[int, Generation] = {}
-        with _evaluating(self.model):
-            for start in range(0, len(by_length), self.batch_size):
-                chosen = by_length[start : start + self.batch_size]
-                sampled = self._generate_batch(
-                    [contexts[i] for i in chosen], max(max_new_tokens[i] for i in chosen), sampling, end_ids
-                )
-                for i, ids in zip(chosen, sampled, strict=True):
-                    generations[i] = Generation(_cut(ids, end_ids, max_new_tokens[i]))
-        return [generations[i] for i in range(len(contexts))]
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[Server]:
+        """See `Backend.serve`."""
+        with _generating(self.model):
+            yield _SlotServer(self.model, min(rollouts, self.batch_size), sampling, end_ids, seed)
+
+
+@dataclass(eq=False)
+class _Request:
+    """A turn to be generated."""
+
+    rollout: int
+    context: Sequence[int]
+    max_new_tokens: int
+    future: asyncio.Future[Generation]
+    sampled: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    def ids(self) -> list[int]:
+        return [*self.context, *self.sampled]
+
+
+class _SlotServer:
+    """The rows of one batch of rollouts, and who is in them."""
+
+    def __init__(self, model: Any, rows: int, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
+        self._model, self._end_ids, self._seed = model, end_ids, seed
+        self._device = model.device
+        self._fixed = self._device.type != "cpu"
+        layers = model.config.get_text_config().num_hidden_layers
+        self._cache = SlotCache(max(rows, _LEAST_ROWS), layers, self._device)
+        self._sampler = Sampler(sampling)
+        self._free = list(reversed(range(rows)))
+        self._row_of: dict[int, int] = {}
+        self._prompts: dict[tuple[int, ...], int] = {}  # first contexts, and a rollout that holds each
+        self._uniforms: dict[int, Iterator[float]] = {}
+        self._waiting: deque[_Request] = deque()
+        self._active: dict[int, _Request] = {}  # by rollout
+        self._worker: asyncio.Task[None] | None = None
+
+    async def generate(self, rollout: int, context: Sequence[int], max_new_tokens: int) -> Generation:
+        """See `Server.generate`."""
+        future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
+        request = _Request(rollout, context, max_new_tokens, future)
+        self._waiting.append(request)
+        self._wake()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._drop(request)
+            raise
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""
+        if rollout in self._row_of:
+            row = self._row_of.pop(rollout)
+            self._prompts = {prompt: holder for prompt, holder in self._prompts.items() if holder != rollout}
+            self._cache.lengths[row] = 0
+            self._free.append(row)
+            if self._waiting:
+                self._wake()
+        self._uniforms.pop(rollout, None)
+
+    def _wake(self) -> None:
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    def _drop(self, request: _Request) -> None:
+        if self._active.get(request.rollout) is request:
+            del self._active[request.rollout]
+        elif request in self._waiting:
+            self._waiting.remove(request)
+
+    async def _work(self) -> None:
+        """Computes while there is something to do, and lets the event loop run between two tokens."""
+        try:
+            while self._waiting or self._active:
+                self._admit()
+                if self._active:
+                    self._compute_tokens()
+                elif self._waiting:
+                    return  # all rows belong to rollouts that wait for a tool; the next change wakes this again
+                await asyncio.sleep(0)
+        except BaseException as error:
+            for request in (*self._waiting, *self._active.values()):
+                if not request.future.done():
+                    request.future.set_exception(error)
+            self._waiting.clear()
+            self._active.clear()
+            if not isinstance(error, Exception):
+                raise
+
+    def _admit(self) -> None:
+        """Computes what is new in each waiting context but its last token, if its rollout has or gets a row."""
+        kept: deque[_Request] = deque()
+        while self._waiting:
+            request = self._waiting.popleft()
+            if request.rollout not in self._row_of and not self._give_row(request):
+                kept.append(request)
+                continue
+            row = self._row_of[request.rollout]
+            end = len(request.context) - 1
+            while (start := self._cache.lengths[row]) < end:
+                self._forward(torch.tensor([request.context[start : min(end, start + _PREFILL)]]), row=row)
+            self._active[request.rollout] = request
+        self._waiting = kept
+
+    def _give_row(self, request: _Request) -> bool:
+        if not self._free:
+            return False
+        row = self._row_of[request.rollout] = self._free.pop()
+        self._uniforms[request.rollout] = uniform_numbers(self._seed, request.rollout)
+        prompt = tuple(request.context)
+        if prompt in self._prompts:
+            self._cache.copy(self._row_of[self._prompts[prompt]], row, len(prompt) - 1)
+        else:
+            self._prompts[prompt] = request.rollout
+        return True
+
+    def _compute_tokens(self) -> None:
+        """One more token for each active rollout."""
+        rows = self._arrange()
+        requests = sorted(self._active.values(), key=lambda request: self._row_of[request.rollout])
+        places = [self._row_of[request.rollout] for request in requests]
+        ids_R_1 = torch.zeros((rows, 1), dtype=torch.long)
+        for row, request in zip(places, requests, strict=True):
+            ids_R_1[row, 0] = request.sampled[-1] if request.sampled else request.context[-1]
+        logits_R_V = self._forward(ids_R_1, active=places)
+        if len(places) < rows:
+            logits_R_V = logits_R_V[places]
+        numbers = [0.0 if self._sampler.sampling.greedy else next(self._uniforms[r.rollout]) for r in requests]
+        contexts = [request.ids() for request in requests] if self._sampler.needs_contexts else ()
+        for request, token, logprob in zip(requests, *self._sampler.sample(logits_R_V, numbers, contexts), strict=True):
+            request.sampled.append(token)
+            request.logprobs.append(logprob)
+            if token in self._end_ids or len(request.sampled) == request.max_new_tokens:
+                del self._active[request.rollout]
+                if not request.future.done():
+                    request.future.set_result(Generation(tuple(request.sampled), tuple(request.logprobs)))
+
+    def _arrange(self) -> int:
+        """How many rows to compute; moves the wanted ones together if many others lie between them."""
+        if self._fixed:
+            return len(self._cache.lengths)
+        wanted = sorted(self._row_of[rollout] for rollout in self._active)
+        if len(wanted) < _KEPT_SHARE * (wanted[-1] + 1) and wanted[-1] >= _LEAST_ROWS:
+            holder_of = {row: rollout for rollout, row in self._row_of.items()}
+            holes = [row for row in range(len(wanted)) if row not in wanted]
+            for hole, row in zip(holes, reversed(wanted), strict=False):
+                self._cache.swap(hole, row)
+                self._move(holder_of[row], hole)
+                if hole in holder_of:
+                    self._move(holder_of[hole], row)
+                else:
+                    self._free[self._free.index(hole)] = row
+            wanted = list(range(len(wanted)))
+        return max(wanted[-1] + 1, _LEAST_ROWS)
+
+    def _move(self, rollout: int, row: int) -> None:
+        self._row_of[rollout] = row
 
     @torch.no_grad()
-    def _generate_batch(
-        self, contexts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, end_ids: frozenset[int]
-    ) -> list[list[int]]:
-        width = max(map(len, contexts))
-        ids_B_T = torch.full((len(contexts), width), self.pad_id)
-        mask_B_T = torch.zeros_like(ids_B_T)
-        for row, context in enumerate(contexts):
-            ids_B_T[row, width - len(context) :] = torch.tensor(context)
-            mask_B_T[row, width - len(context) :] = 1
-        device = self.model.device
-        out_B_T = self.model.generate(
-            input_ids=ids_B_T.to(device),
-            attention_mask=mask_B_T.to(device),
-            generation_config=self._config(max_new_tokens, sampling, end_ids),
-        )
-        return out_B_T[:, width:].tolist()
-
-    def _config(self, max_new_tokens: int, sampling: Sampling, end_ids: frozenset[int]) -> GenerationConfig:
-        options: dict[str, Any] = {"do_sample": False}
-        if not sampling.greedy:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-                "min_p": sampling.min_p,
-            }
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(end_ids),
-            pad_token_id=self.pad_id,
-            repetition_penalty=sampling.repetition_penalty,
+    def _forward(self, ids_R_T: torch.Tensor, *, row: int = 0, active: Sequence[int] | None = None) -> torch.Tensor:
+        """Logits of shape (R, V) after the last id of each row."""
+        if active is None:
+            inputs = self._cache.append(row, ids_R_T.shape[1])
+        else:
+            inputs = self._cache.step(ids_R_T.shape[0], active)
+        if self._model.config.get_text_config()._attn_implementation == "eager":  # adds its mask to the scores
+            seen = inputs["attention_mask"]
+            lowest = torch.finfo(self._model.dtype).min
+            inputs["attention_mask"] = torch.where(seen, 0.0, lowest).to(self._model.dtype)
+        output = self._model(
+            input_ids=ids_R_T.to(self._device),
+            past_key_values=self._cache,
             use_cache=True,
-            **options,
+            logits_to_keep=1,
+            **inputs,
         )
-
-
-def _cut(ids: list[int], end_ids: frozenset[int], limit: int) -> tuple[int, ...]:
-    """Drop what follows the first end id (padding) or the row's own limit."""
-    for position, token in enumerate(ids[:limit]):
-        if token in end_ids:
-            return tuple(ids[: position + 1])
-    return tuple(ids[:limit])
+        return output.logits[:, -1]
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode inside (no dropout, key-value cache on), the former mode afterwards."""
-    training = model.training
+def _generating(model: Any) -> Iterator[None]:
+    """Evaluation mode (no dropout) and an attention that takes explicit masks inside, the former ones afterwards."""
+    training, config = model.training, model.config.get_text_config()
+    attention = config._attn_implementation
     model.eval()
+    if attention not in ("eager", "sdpa"):
+        model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         model.train(training)
+        if attention not in ("eager", "sdpa"):
+            model.set_attn_implementation(attention)
