@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import math
 import re
 import signal
 import urllib.error
@@ -127,8 +128,11 @@ def ended(body: bytes) -> Ended:
         stdout, stderr = run["stdout"] or "", run["stderr"] or ""
         if status not in ("Success", "Failed") or not isinstance(stdout, str) or not isinstance(stderr, str):
             raise ValueError("not an answer to /run_code")
-        return Ended(number, stdout, stderr, float(run["execution_time"] or 0.0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        wall_s = float(run["execution_time"] or 0.0)
+        if not math.isfinite(wall_s):
+            raise ValueError(f"execution_time is {wall_s}")
+        return Ended(number, stdout, stderr, wall_s)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Passing(f"unreadable answer ({type(error).__name__}: {error}): {body[:200]!r}") from error
 
 

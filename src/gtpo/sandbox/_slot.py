@@ -21,13 +21,17 @@ from typing import Any
 from gtpo.errors import SandboxError
 from gtpo.sandbox._child.channel import Channel
 from gtpo.sandbox._child.cleanup import remove
-from gtpo.sandbox.base import Limits
+from gtpo.sandbox.base import Limits, Status
 
 START_S = 60.0
 GRACE_S = 10.0
 CLEAN_S = 60.0
 UID = 61234
 """The user that a server becomes where it starts as root; no account is needed for it."""
+_NUMBER = (int, float)
+_MUST: dict[str, Any] = {"status": str, "wall_s": _NUMBER, "cpu_s": _NUMBER, "max_rss_kib": _NUMBER, "clean": bool}
+_MAY: dict[str, Any] = {"detail": str, "error_type": (str, type(None)), "opened": bool, "lost": bool, "hoards": bool}
+_STATUSES = {status.value for status in Status}
 _ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1033, 1, 2, 4, 8
 _BOOT = "import sys; sys.path[0] = sys.argv[1]; from _child.start import main; main()"
 _ENVIRONMENT = {
@@ -221,6 +225,9 @@ class Slot:
             if received is None:
                 self.stop(kill=True)
                 raise SlotDied("the server ended")
+            if not _is_reply(received[0]):
+                self.stop(kill=True)
+                raise SlotDied(f"an unreadable reply: {received[0]}")
             if not received[0]["clean"]:
                 self._await_cleaning()
             return Raw(received[0], *(_read(file.fileno(), keep) for file in files[1:]))
@@ -331,3 +338,10 @@ def _read(fd: int, count: int) -> bytes:
         parts.append(part)
         offset += len(part)
     return b"".join(parts)
+
+
+def _is_reply(message: dict[str, Any]) -> bool:
+    """Whether a message has the fields of a reply, each of its type."""
+    typed = all(isinstance(message.get(name), kind) for name, kind in _MUST.items())
+    typed = typed and all(isinstance(message[name], kind) for name, kind in _MAY.items() if name in message)
+    return typed and message["status"] in _STATUSES

@@ -30,7 +30,11 @@ class Channel:
             self.sock.sendall(line)
 
     def recv(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors, which are the caller's to close; None at hang-up."""
+        """The next message and its descriptors, which are the caller's to close; None at hang-up.
+
+        Raises:
+            OSError: a failure of the socket, or a line that is no message.
+        """
         while b"\n" not in self._buffer:
             data, fds, _, _ = socket.recv_fds(self.sock, 65536, MAX_FDS)
             self._fds += fds
@@ -38,8 +42,11 @@ class Channel:
                 return None
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message = json.loads(line)
-        count = message.pop("fds")
+        try:
+            message = json.loads(line)
+            count = int(message.pop("fds"))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise OSError(f"not a message: {line[:80]!r}") from error
         fds, self._fds = self._fds[:count], self._fds[count:]
         return message, fds
 

@@ -26,7 +26,7 @@ from .snippet import Cell
 
 BOARD_BYTES = 256
 FILE_BYTES = 16 << 20
-_OPEN_FILES = 128
+OPEN_FILES = 128
 _LASTING_CPU_S = 3600
 
 
@@ -60,18 +60,37 @@ class Order:
     lasting: bool = False
 
 
-def main(order: Order, board: mmap.mmap) -> NoReturn:
-    """Confines the calling process, runs the program, writes "status NUL class" on the board, exits."""
-    status, detail = "infra", ""
+def main(order: Order, board: mmap.mmap, begun: mmap.mmap) -> NoReturn:
+    """Confines the calling process, runs the program, writes "status NUL class" on the board, exits.
+
+    Args:
+        order: what to do.
+        board: shared with the server.
+        begun: shared too; marked and given away for good before the program runs, so that a program can't pass
+            itself off as a failure of the sandbox.
+    """
+    status, detail, leave = "infra", "", os._exit
     try:
-        code = read_code(order.fds[0])
-        descriptors((os.open(os.devnull, os.O_RDONLY), *order.fds[1:]))
-        confine(order)
-        status, detail = Cell(code).run()
-    except BaseException as error:
-        detail = f"{type(error).__name__}: {error}"
-    report(board, status, detail)
-    os._exit(0 if status == "ok" else 1)
+        with contextlib.suppress(BaseException):
+            try:
+                code = read_code(order.fds[0])
+                descriptors((os.open(os.devnull, os.O_RDONLY), *order.fds[1:]))
+                confine(order)
+                mark(begun)
+                status, detail = Cell(code).run()
+            except MemoryError as error:
+                status, detail = "memory", type(error).__name__
+            except BaseException as error:
+                detail = f"{type(error).__name__}: {error}"
+        report(board, status, detail)
+    finally:
+        leave(0 if status == "ok" else 1)
+
+
+def mark(begun: mmap.mmap) -> None:
+    """Says that a program begins, in memory that it will not have."""
+    begun[0] = 1
+    begun.close()
 
 
 def confine(order: Order) -> None:
@@ -173,7 +192,7 @@ def _limits(order: Order) -> None:
     cpu = _LASTING_CPU_S if order.lasting else math.ceil(order.cpu_s) + 1
     wanted = [
         (resource.RLIMIT_CPU, cpu, cpu + 1),
-        (resource.RLIMIT_NOFILE, _OPEN_FILES, _OPEN_FILES),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
         (resource.RLIMIT_CORE, 0, 0),
     ]
     for kind, soft, hard in wanted:

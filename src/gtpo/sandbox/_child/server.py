@@ -64,7 +64,7 @@ class Server:
         self.filter = filter_program
         self.readable = readable
         self.sessions: dict[str, Session] = {}
-        self.board = mmap.mmap(-1, child.BOARD_BYTES)
+        self.board, self.begun = mmap.mmap(-1, child.BOARD_BYTES), mmap.mmap(-1, child.BOARD_BYTES)
         self.wake, wake_in = os.pipe()
         os.set_blocking(self.wake, False)
         os.set_blocking(wake_in, False)
@@ -128,10 +128,11 @@ class Server:
         if self.disposable:
             os.mkdir(order.directory, 0o700)
         self.board[:] = bytes(child.BOARD_BYTES)
+        self.begun[0] = 0
         started = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            child.main(order, self.board)
+            child.main(order, self.board, self.begun)
         end: list[Any] = []
 
         def ended() -> bool:
@@ -151,7 +152,7 @@ class Server:
         if reason == "gone":
             return None
         used = {"wall_s": wall_s, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kib": usage.ru_maxrss}
-        return {"id": request["id"], **used, **_verdict(reason, wait_status, self.board, request, order)}
+        return {"id": request["id"], **used, **_verdict(reason, wait_status, self.board, self.begun, request, order)}
 
     def _cell(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """Executes one request in the child of its session, which is started if need be; None if the trainer has gone.
@@ -180,7 +181,7 @@ class Server:
         self.poll.unregister(session.sock.fileno())
         used = {"wall_s": time.monotonic() - started, "cpu_s": _cpu_s(session.pid) - used_before, "max_rss_kib": 0}
         lost = bool(end) or (bool(reason) and (reason in ("cancelled", "gone") or not session.interrupted()))
-        verdict = _verdict(reason, end[0] if end else 0, session.board, request, order)
+        verdict = _verdict(reason, end[0] if end else 0, session.board, session.begun, request, order)
         if not lost:
             session.rest()
             verdict["hoards"] = self.disposable and holds_more(directory, _KEPT_FILES, _KEPT_BYTES)
@@ -252,7 +253,7 @@ _NOTHING_USED = {"wall_s": 0.0, "cpu_s": 0.0, "max_rss_kib": 0, "opened": True, 
 
 
 def _verdict(
-    reason: str, wait_status: int, board: mmap.mmap, request: dict[str, Any], order: child.Order
+    reason: str, wait_status: int, board: mmap.mmap, begun: mmap.mmap, request: dict[str, Any], order: child.Order
 ) -> dict[str, Any]:
     """How it ended: from what the server itself saw, and only then from the board."""
     if reason in ("cpu", "wall", "cancelled"):
@@ -267,7 +268,7 @@ def _verdict(
     status, _, rest = bytes(board).partition(b"\0")
     detail = rest.rstrip(b"\0").decode("utf-8", "replace")
     if status == b"infra":
-        return {"status": "infra", "detail": detail}
+        return {"status": "error"} if begun[0] else {"status": "infra", "detail": detail}
     if status in (b"error", b"memory"):
         return {"status": status.decode(), "error_type": detail if detail.isidentifier() else None}
     return {"status": "error" if os.WEXITSTATUS(wait_status) else "ok"}

@@ -23,6 +23,7 @@ from .snippet import Cell, new_main
 
 INTERRUPT_S = 0.5
 _FD = 3
+_SPARE = 8
 
 
 class Session:
@@ -34,11 +35,11 @@ class Session:
 
     def __init__(self, order: child.Order) -> None:
         self.order = order
-        self.board = mmap.mmap(-1, child.BOARD_BYTES)
+        self.board, self.begun = mmap.mmap(-1, child.BOARD_BYTES), mmap.mmap(-1, child.BOARD_BYTES)
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.pid = os.fork()
         if self.pid == 0:
-            _live(order, self.board, theirs)
+            _live(order, self.board, self.begun, theirs)
         theirs.close()
         self.sock.setblocking(False)
         self.poll = select.poll()
@@ -89,31 +90,59 @@ class Session:
         """Gives back what belongs to a child that has been reaped."""
         self.sock.close()
         self.board.close()
+        self.begun.close()
 
 
-def _live(order: child.Order, board: mmap.mmap, sock: socket.socket) -> NoReturn:
+def _live(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.socket) -> NoReturn:
     """The child: confines itself, then runs what it is given until the server hangs up."""
+    leave = os._exit
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-        child.descriptors((null, null, null), keep=sock.fileno(), at=_FD)
-        child.confine(order)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        channel = socket.socket(fileno=_FD)
-        module = new_main()
-        while True:
-            how, fds = _receive(channel)
-            code = child.read_code(fds[0])
-            os.dup2(fds[1], 1)
-            os.dup2(fds[2], 2)
-            for fd in fds:
-                os.close(fd)
-            if how == b"f":
-                module = new_main()
-            child.report(board, *_run(code, module.__dict__))
-            channel.send(b".")
-    except BaseException as error:
-        child.report(board, "infra", f"{type(error).__name__}: {error}")
-    os._exit(1)
+        with contextlib.suppress(BaseException):
+            try:
+                _serve(order, board, begun, sock)
+            except BaseException as error:
+                child.report(board, "infra", f"{type(error).__name__}: {error}")
+    finally:
+        leave(1)
+
+
+def _serve(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.socket) -> NoReturn:
+    null = os.open(os.devnull, os.O_RDWR)
+    child.descriptors((null, null, null), keep=sock.fileno(), at=_FD)
+    child.confine(order)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    channel = socket.socket(fileno=_FD)
+    module = new_main()
+    while True:
+        how, fds = _receive(channel)
+        code = child.read_code(fds[0])
+        os.dup2(fds[1], 1)
+        os.dup2(fds[2], 2)
+        for fd in fds:
+            os.close(fd)
+        if how == b"f":
+            module = new_main()
+        if not begun.closed:
+            child.mark(begun)
+        child.report(board, *_run(code, module.__dict__))
+        _mend_descriptors()
+        channel.send(b".")
+
+
+def _mend_descriptors() -> None:
+    """An empty stdin, if the program closed it; room for the next program's three, if it left none."""
+    try:
+        os.fstat(0)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)  # the lowest free number
+    spare: list[int] = []
+    try:
+        spare += (os.dup(_FD) for _ in range(_SPARE))
+    except OSError:
+        os.closerange(_FD + 1, child.OPEN_FILES)
+    else:
+        for fd in spare:
+            os.close(fd)
 
 
 def _run(code: str, scope: dict[str, object]) -> tuple[str, str]:
@@ -131,6 +160,8 @@ def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
             break
         except KeyboardInterrupt:
             continue
-    if not how or len(fds) != 3:
+    if not how:
         os._exit(0)
+    if len(fds) != 3:
+        raise OSError("no room for descriptors")
     return how, list(fds)

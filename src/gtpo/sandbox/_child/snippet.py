@@ -11,8 +11,10 @@ from __future__ import annotations
 import __future__ as future
 
 import ast
+import contextlib
 import io
 import linecache
+import mmap
 import os
 import sys
 import traceback
@@ -23,6 +25,8 @@ _FUTURE_FLAGS = 0
 for _name in future.all_feature_names:
     _FUTURE_FLAGS |= getattr(future, _name).compiler_flag
 _MAX_FRAMES = 20
+_RESERVE_BYTES = 2 << 20
+"""Address space kept for telling of a lack of memory."""
 
 
 def new_main() -> types.ModuleType:
@@ -54,21 +58,28 @@ class Cell:
         """
         if scope is None:
             scope = new_main().__dict__
-        linecache.cache[FILE] = (len(self.code), None, io.StringIO(self.code, newline=None).readlines(), FILE)
+        reserve = mmap.mmap(-1, _RESERVE_BYTES)  # untouched, so it costs address space only
         try:
+            linecache.cache[FILE] = (len(self.code), None, io.StringIO(self.code, newline=None).readlines(), FILE)
             self._execute(scope)
             self._flush()
-        except SystemExit as error:
-            return self._left(error)
-        except MemoryError as error:
-            traceback.clear_frames(error.__traceback__)
-            scope.clear()
-            self._explain(error)
-            return "memory", type(error).__name__
+            return "ok", ""
         except BaseException as error:
-            self._explain(error)
-            return "error", type(error).__name__
-        return "ok", ""
+            sys.settrace(None)
+            reserve.close()
+            status = "memory" if issubclass(type(error), MemoryError) else "error"
+            # the program may have changed all that its end is told with
+            with contextlib.suppress(BaseException):
+                if status == "memory":
+                    scope.clear()
+                    traceback.clear_frames(error.__traceback__)
+            with contextlib.suppress(BaseException):
+                if issubclass(type(error), SystemExit):
+                    return self._left(error)  # type: ignore[arg-type]
+                self._explain(error)
+            return status, _class_name(error)
+        finally:
+            reserve.close()
 
     def _execute(self, scope: dict[str, object]) -> None:
         tree = ast.parse(self.code, FILE)
@@ -99,7 +110,7 @@ class Cell:
 
     def _left(self, error: SystemExit) -> tuple[str, str]:
         """`sys.exit` with nothing or 0 is a normal end; a message goes to stderr as in the interpreter."""
-        if error.code is None or error.code == 0:
+        if error.code is None or (isinstance(error.code, int) and error.code == 0):
             return "ok", ""
         self._write(f"{error.code}\n" if isinstance(error.code, str) else f"SystemExit: {error.code!r}\n")
         return "error", "SystemExit"
@@ -111,7 +122,7 @@ class Cell:
             _keep_own_frames(report, set())
             self._write(_without_paths("".join(report.format())))
         except BaseException:
-            self._write(f"{type(error).__name__}\n")
+            self._write(f"{_class_name(error)}\n")
 
     def _write(self, text: str) -> None:
         try:
@@ -120,6 +131,11 @@ class Cell:
                 data = data[os.write(2, data) :]
         except OSError:
             pass
+
+
+def _class_name(error: BaseException) -> str:
+    """The name of its class, whatever its metaclass says."""
+    return str(type.__dict__["__name__"].__get__(type(error)))
 
 
 def _stream(fd: int) -> io.TextIOWrapper:
