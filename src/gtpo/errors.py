@@ -45,6 +45,10 @@ class SandboxError(GtpoError, RuntimeError):
     """The sandbox itself failed, or does not hold what was asked of it; never the fault of the code it ran."""
 
 
+class BackendError(GtpoError, RuntimeError):
+    """The model that generates can't be had: its server is away, or refuses a request."""
+
+
 class VerifierError(GtpoError, RuntimeError):
     """A verifier broke (not: an answer was wrong)."""
 

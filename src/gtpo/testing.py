@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from gtpo.rollout.backends.base import Generation
+from gtpo.rollout.backends.base import Generation, Request
 from gtpo.rollout.settings import Sampling
 
 
@@ -30,26 +30,25 @@ class ScriptedBackend:
         self.max_context = max_context
         self.contexts: list[list[int]] = []
         self.finished: list[int] = []
-        self._place: dict[int, int] = {}
 
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
     ) -> AsyncIterator[ScriptedBackend]:
         """See `Backend.serve`."""
-        self._place.clear()
         yield self
 
-    async def generate(self, rollout: int, context: Sequence[int], max_new_tokens: int) -> Generation:
+    async def generate(self, request: Request) -> Generation:
         """See `Server.generate`. Turns longer than the limit are cut there."""
-        self.contexts.append(list(context))
-        turns = next(turns for prompt, turns in self.scripts.items() if tuple(context[: len(prompt)]) == prompt)
-        place = self._place[rollout] = self._place.get(rollout, -1) + 1
-        text = turns[place]
+        context = list(request.context)
+        self.contexts.append(context)
+        text = next(turns for prompt, turns in self.scripts.items() if tuple(context[: len(prompt)]) == prompt)[
+            request.turn
+        ]
         ids = self.tokenizer.encode(text.removesuffix(self.CUT), add_special_tokens=False)
         if not text.endswith(self.CUT):
             ids.append(self.tokenizer.eos_token_id)
-        ids = ids[:max_new_tokens]
+        ids = ids[: request.max_new_tokens]
         return Generation(tuple(ids), tuple(-float(i) for i in ids))
 
     def finish(self, rollout: int) -> None:

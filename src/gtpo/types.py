@@ -80,6 +80,7 @@ class Turn:
         token_ids: the sampled ids, the end-of-turn token included if it was sampled.
         calls: valid and invalid calls in the order in which they stand in the turn.
         logprobs: log-probability of each sampled token under the sampling policy, if the backend gives them.
+        exact: whether the ids are those that were sampled; not so if a server gave text, which was tokenised here.
     """
 
     text: str
@@ -87,6 +88,7 @@ class Turn:
     calls: tuple[ToolCall | InvalidCall, ...] = ()
     observation: Observation | None = None
     logprobs: tuple[float, ...] | None = None
+    exact: bool = True
 
     @property
     def valid_calls(self) -> tuple[ToolCall, ...]:
@@ -111,6 +113,11 @@ class Trajectory:
     def completion_ids(self) -> list[int]:
         """Ids of turns and observations in order: what follows the prompt."""
         return [i for turn in self.turns for i in (*turn.token_ids, *_observed(turn))]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every id of every turn is one that was sampled; only then may it be trained on."""
+        return all(turn.exact for turn in self.turns)
 
     @property
     def turn_ids(self) -> list[int]:

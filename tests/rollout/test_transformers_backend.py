@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
-from gtpo.rollout.backends import TransformersBackend
+from gtpo.rollout.backends import Generation, Request, TransformersBackend
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
 from gtpo.rollout.loop import messages_for
 from gtpo.sandbox import ExecResult, Status
@@ -53,7 +53,7 @@ async def turns(backend, prompts, scripts, *, sampling=GREEDY, seed=0, pauses=No
         for j, observation in enumerate(scripts[i]):
             await asyncio.sleep(pauses(i, j))
             context += observation
-            generation = await server.generate(i, context, 12)
+            generation = await server.generate(Request(i, j, list(context), 12))
             said.append(generation)
             context += generation.token_ids
         server.finish(i)
@@ -158,8 +158,8 @@ def test_a_finished_rollout_leaves_its_place_to_the_next(model):
 def test_the_next_place_is_given_even_if_it_gets_free_while_nothing_is_computed(model):
     async def main():
         async with TransformersBackend(model, batch_size=1).serve(2, sampling=GREEDY, end_ids=END, seed=0) as server:
-            await server.generate(0, [1, 2], 2)
-            second = asyncio.ensure_future(server.generate(1, [3, 4], 2))
+            await server.generate(Request(0, 0, [1, 2], 2))
+            second = asyncio.ensure_future(server.generate(Request(1, 0, [3, 4], 2)))
             await asyncio.sleep(0.01)
             assert not second.done()
             server.finish(0)
@@ -178,7 +178,7 @@ def test_a_failing_model_fails_every_rollout_that_waits(model, monkeypatch):
 def test_a_cancelled_turn_is_not_computed_any_further(model):
     async def main():
         async with TransformersBackend(model).serve(1, sampling=GREEDY, end_ids=frozenset(), seed=0) as server:
-            task = asyncio.ensure_future(server.generate(0, [1, 2], 10**6))
+            task = asyncio.ensure_future(server.generate(Request(0, 0, [1, 2], 10**6)))
             await asyncio.sleep(0.05)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -299,10 +299,8 @@ class _Calling:
     def __init__(self, server, tokenizer):
         self.server, self.finish, self.tokenizer = server, server.finish, tokenizer
 
-    async def generate(self, rollout, context, max_new_tokens):
-        from gtpo.rollout.backends import Generation
-
-        generation = await self.server.generate(rollout, context, max_new_tokens)
+    async def generate(self, request):
+        generation = await self.server.generate(request)
         if generation.token_ids[0] % 2:
             return generation
         call = self.tokenizer.encode("\n```python\n1\n```\n")

@@ -333,6 +333,6 @@ def test_code_must_be_a_string(box, code):
 
 def test_default_slots_oversubscribe_the_cores(tidy):
     sandbox = LocalSandbox()
-    assert len(sandbox._seats) == 3 * len(os.sched_getaffinity(0)) + 6
+    assert len(sandbox._seats) == 8 * len(os.sched_getaffinity(0))
     assert [seat.light.pid is None for seat in sandbox._seats].count(False) == 1
     sandbox.close()

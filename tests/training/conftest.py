@@ -31,8 +31,10 @@ class RandomTurns:
         self.rngs = [random.Random(f"{self.seed} {self.batches} {rollout}") for rollout in range(rollouts)]
         yield self
 
-    async def generate(self, rollout, context, max_new_tokens):
-        return Generation((*self.tokenizer.encode(self.rngs[rollout].choice(TURNS)), self.tokenizer.eos_token_id))
+    async def generate(self, request):
+        return Generation(
+            (*self.tokenizer.encode(self.rngs[request.rollout].choice(TURNS)), self.tokenizer.eos_token_id)
+        )
 
     def finish(self, rollout):
         pass

@@ -87,6 +87,10 @@ class ChatEncoder:
             ids += self._encode_literal(piece) if literal else self._encode(piece)
         return ids
 
+    def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
+        """The results of a turn's calls as chat messages, for servers that render conversations themselves."""
+        return self.format.observation_messages([self.format.escape(result) for result in results])
+
     def shorten(self, result: str, max_tokens: int) -> str:
         """A result with its middle replaced by a note, at borders of tokens, if it has more than `max_tokens`."""
         window = 16 * max_tokens

@@ -26,7 +26,7 @@ from typing import Any
 
 from gtpo._async import run_async
 from gtpo.errors import DataError
-from gtpo.rollout.backends.base import Backend, Server
+from gtpo.rollout.backends.base import Backend, Request, Server
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.repetition import degenerate_at
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -111,7 +111,10 @@ class RolloutEngine:
         clock = _Clock()
         serving = backend.serve(len(prompts), sampling=sampling or Sampling(), end_ids=self.encoder.end_ids, seed=seed)
         async with serving as server:
-            rollouts = [_Rollout(i, ids, self, server, clock, max_context) for i, ids in enumerate(prompts_ids)]
+            rollouts = [
+                _Rollout(i, prompt, ids, self, server, clock, max_context)
+                for i, (prompt, ids) in enumerate(zip(prompts, prompts_ids, strict=True))
+            ]
             tasks = [asyncio.ensure_future(rollout.run()) for rollout in rollouts]
             try:
                 for done, task in enumerate(asyncio.as_completed(tasks), 1):
@@ -167,9 +170,16 @@ class _Rollout:
     """One rollout under way."""
 
     def __init__(
-        self, number: int, prompt_ids: list[int], engine: RolloutEngine, server: Server, clock: _Clock, max_context: int
+        self,
+        number: int,
+        prompt: Messages,
+        prompt_ids: list[int],
+        engine: RolloutEngine,
+        server: Server,
+        clock: _Clock,
+        max_context: int,
     ) -> None:
-        self.number, self.prompt_ids = number, prompt_ids
+        self.number, self.prompt_ids, self.messages = number, prompt_ids, list(prompt)
         self.encoder, self.limits = engine.encoder, engine.limits
         self.python: Interpreter = engine.tool.open(key=number)
         self.server, self.clock, self.max_context = server, clock, max_context
@@ -199,14 +209,17 @@ class _Rollout:
         """One turn and its observation; why the rollout ends with it, or None."""
         room, tightest = min(self._budgets(), key=lambda budget: budget[0])
         with self.clock.generating():
-            generation = await self.server.generate(self.number, self.context, room)
+            generation = await self.server.generate(
+                Request(self.number, len(self.turns), self.context, room, self.messages)
+            )
         ids, logprobs = generation.token_ids, generation.logprobs
         repetitive = degenerate_at(ids, self.limits.max_repeated_tokens)
         if repetitive:
             ids, logprobs = ids[:repetitive], logprobs[:repetitive] if logprobs else None
         text = self.encoder.text(ids)
-        turn = Turn(text, ids, self.encoder.format.parse(text), None, logprobs)
+        turn = Turn(text, ids, self.encoder.format.parse(text), None, logprobs, generation.exact)
         self.turns.append(turn)
+        self.messages.append({"role": "assistant", "content": text})
         self.context += ids
         if repetitive:
             return StopReason.REPETITION
@@ -233,6 +246,7 @@ class _Rollout:
         observation = Observation("\n".join(texts), statuses, ids, time.perf_counter() - start)
         self.turns[-1] = replace(turn, observation=observation)
         self.context += ids
+        self.messages += self.encoder.observation_messages(texts)
         return None
 
     async def _call(self, call: ToolCall | InvalidCall) -> tuple[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +12,7 @@ from typing import Generic, TypeVar
 
 Seat = TypeVar("Seat")
 Result = TypeVar("Result")
+PATIENCE_S = 0.25
 
 
 class Dispatcher(Generic[Seat]):
@@ -20,10 +23,16 @@ class Dispatcher(Generic[Seat]):
 
     Args:
         seats: the first ones are preferred, so that few are used where few are enough.
+        brisk: seats in use at once, not counting those whose job has run for longer than `PATIENCE_S`; by default all.
+            A few jobs that take very long then hold up nobody, and short ones do not crowd each other.
     """
 
-    def __init__(self, seats: Sequence[Seat]) -> None:
+    def __init__(self, seats: Sequence[Seat], brisk: int | None = None) -> None:
         self._idle = list(reversed(seats))
+        self._brisk = brisk or len(seats)
+        self._began: dict[int, float] = {}  # by number of the job, only those that count as brisk
+        self._numbers = itertools.count()
+        self._alarm: threading.Timer | None = None
         self._queues: OrderedDict[Hashable, deque[tuple[Seat | None, Callable[[Seat], None]]]] = OrderedDict()
         self._size = len(seats)
         self._lock = threading.Lock()
@@ -65,18 +74,32 @@ class Dispatcher(Generic[Seat]):
         with self._lock:
             while self._queues or len(self._idle) < self._size:
                 self._settled.wait()
+            if self._alarm:
+                self._alarm.cancel()
         self._threads.shutdown(wait=True)
 
     def _start(self) -> None:
         """Gives idle seats to waiting jobs, one for each key in turn; the lock is held."""
+        now = time.monotonic()
+        self._began = {job: began for job, began in self._began.items() if now - began < PATIENCE_S}
         progress = True
         while progress and self._idle:
             progress = False
             for key in list(self._queues):
                 wanted = self._queues[key][0][0]
-                if self._idle and (wanted is None or wanted in self._idle):
+                if wanted in self._idle or (wanted is None and self._idle and len(self._began) < self._brisk):
                     self._begin(key, self._idle[-1] if wanted is None else wanted)
                     progress = True
+        if self._queues and self._idle and self._began and self._alarm is None:
+            self._alarm = threading.Timer(min(self._began.values()) + PATIENCE_S - now + 0.001, self._ring)
+            self._alarm.daemon = True
+            self._alarm.start()
+
+    def _ring(self) -> None:
+        """A job has become one that takes long."""
+        with self._lock:
+            self._alarm = None
+            self._start()
 
     def _begin(self, key: Hashable, seat: Seat) -> None:
         """Starts the first job of `key` and moves the key to the end of the line; the lock is held."""
@@ -87,13 +110,16 @@ class Dispatcher(Generic[Seat]):
         else:
             del self._queues[key]
         self._idle.remove(seat)
-        self._threads.submit(self._work, seat, job)
+        number = next(self._numbers)
+        self._began[number] = time.monotonic()
+        self._threads.submit(self._work, seat, job, number)
 
-    def _work(self, seat: Seat, job: Callable[[Seat], None]) -> None:
+    def _work(self, seat: Seat, job: Callable[[Seat], None], number: int) -> None:
         try:
             job(seat)
         finally:
             with self._lock:
+                self._began.pop(number, None)
                 self._idle.append(seat)
                 self._start()
                 self._settled.notify_all()

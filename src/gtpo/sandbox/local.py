@@ -79,8 +79,8 @@ class LocalSandbox:
     other or at once. It may not be used in a process forked from the one that made it.
 
     Args:
-        slots: programs at once; by default three for each core and six more, as time-outs wait more than they work.
-            A slot costs nothing before it is needed.
+        slots: programs at once; by default three for each core, and up to eight where programs take longer than a
+            quarter of a second, as time-outs wait more than they work. A slot costs nothing before it is needed.
         limits: for each program, unless `run` is given others.
         require: the weakest level of `gtpo.sandbox.levels` to start with. The strongest that this machine allows
             is used in any case.
@@ -118,10 +118,10 @@ class LocalSandbox:
             raise SandboxError(_too_weak(self._level, require))
         science = tuple(tiers.installed())
         programs = (*tiers.warm_up(list(science)), *warm)
-        self._seats = [_Seat(first.launch, science, programs) for _ in range(slots or 3 * _cores() + 6)]
+        self._seats = [_Seat(first.launch, science, programs) for _ in range(slots or 8 * _cores())]
         self._seats[0].light = first
         self._owner = os.getpid()
-        self._dispatcher = Dispatcher(self._seats)
+        self._dispatcher = Dispatcher(self._seats, brisk=slots or 3 * _cores())
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._closed = False

@@ -1,6 +1,8 @@
 """Where tokens come from: token ids in; token ids, log-probabilities and a finish reason out."""
 
-from gtpo.rollout.backends.base import Backend, Generation
+from gtpo.rollout.backends.base import Backend, Generation, Request, Server
+from gtpo.rollout.backends.openai import OpenAIBackend
 from gtpo.rollout.backends.transformers import TransformersBackend
+from gtpo.rollout.backends.vllm import VLLMBackend
 
-__all__ = ["Backend", "Generation", "TransformersBackend"]
+__all__ = ["Backend", "Generation", "OpenAIBackend", "Request", "Server", "TransformersBackend", "VLLMBackend"]

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from gtpo.rollout.settings import Sampling
+
+
+@dataclass(frozen=True)
+class Request:
+    """A turn to be generated.
+
+    Attributes:
+        rollout: its number in the batch, from 0. A later context of a rollout begins with its earlier ones and what
+            was sampled after them, so a server may keep what it computed.
+        turn: number of the turn in its rollout, from 0.
+        context: prompt, turns and observations so far, as token ids; at least one.
+        max_new_tokens: at least 1.
+        messages: the same as chat messages, for servers that take no token ids.
+    """
+
+    rollout: int
+    turn: int
+    context: Sequence[int]
+    max_new_tokens: int
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -15,26 +35,25 @@ class Generation:
     """What was sampled after one context.
 
     Attributes:
-        token_ids: the sampled ids, an end token included if one was sampled.
+        token_ids: the sampled ids, at least one, an end token included if one was sampled.
         logprobs: log-probability of each sampled id under the model at the temperature of sampling, before any
-            truncation (top-k and the like); None if the backend has none.
+            truncation (top-k and the like) unless the backend says otherwise; None if it has none.
+        exact: whether these are the ids that were sampled. Not so if a server gave text, which was tokenised here.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
+    exact: bool = True
 
 
 class Server(Protocol):
     """Generates the turns of one batch of rollouts, each as soon as it is asked for."""
 
-    async def generate(self, rollout: int, context: Sequence[int], max_new_tokens: int) -> Generation:
-        """Sample after `context` until an end id or `max_new_tokens`.
+    async def generate(self, request: Request) -> Generation:
+        """Sample after the request's context until an end id or its number of new tokens.
 
-        Args:
-            rollout: its number in the batch, from 0. A later context of a rollout begins with its earlier ones and
-                what was sampled after them, so a server may keep what it computed.
-            context: prompt, turns and observations so far, as token ids; at least one.
-            max_new_tokens: at least 1.
+        Raises:
+            BackendError: the model can't be had.
         """
         ...
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.backends.base import Generation, Server
+from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
 from gtpo.rollout.backends.slots import SlotCache
 from gtpo.rollout.settings import Sampling
@@ -72,18 +72,13 @@ class TransformersBackend:
 
 
 @dataclass(eq=False)
-class _Request:
-    """A turn to be generated."""
+class _Turn:
+    """A turn under way."""
 
-    rollout: int
-    context: Sequence[int]
-    max_new_tokens: int
+    request: Request
     future: asyncio.Future[Generation]
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-
-    def ids(self) -> list[int]:
-        return [*self.context, *self.sampled]
 
 
 class _SlotServer:
@@ -100,20 +95,19 @@ class _SlotServer:
         self._row_of: dict[int, int] = {}
         self._prompts: dict[tuple[int, ...], int] = {}  # first contexts, and a rollout that holds each
         self._uniforms: dict[int, Iterator[float]] = {}
-        self._waiting: deque[_Request] = deque()
-        self._active: dict[int, _Request] = {}  # by rollout
+        self._waiting: deque[_Turn] = deque()
+        self._active: dict[int, _Turn] = {}  # by rollout
         self._worker: asyncio.Task[None] | None = None
 
-    async def generate(self, rollout: int, context: Sequence[int], max_new_tokens: int) -> Generation:
+    async def generate(self, request: Request) -> Generation:
         """See `Server.generate`."""
-        future: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        request = _Request(rollout, context, max_new_tokens, future)
-        self._waiting.append(request)
+        turn = _Turn(request, asyncio.get_running_loop().create_future())
+        self._waiting.append(turn)
         self._wake()
         try:
-            return await future
+            return await turn.future
         except asyncio.CancelledError:
-            self._drop(request)
+            self._drop(turn)
             raise
 
     def finish(self, rollout: int) -> None:
@@ -131,11 +125,11 @@ class _SlotServer:
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._work())
 
-    def _drop(self, request: _Request) -> None:
-        if self._active.get(request.rollout) is request:
-            del self._active[request.rollout]
-        elif request in self._waiting:
-            self._waiting.remove(request)
+    def _drop(self, turn: _Turn) -> None:
+        if self._active.get(turn.request.rollout) is turn:
+            del self._active[turn.request.rollout]
+        elif turn in self._waiting:
+            self._waiting.remove(turn)
 
     async def _work(self) -> None:
         """Computes while there is something to do, and lets the event loop run between two tokens."""
@@ -148,9 +142,9 @@ class _SlotServer:
                     return  # all rows belong to rollouts that wait for a tool; the next change wakes this again
                 await asyncio.sleep(0)
         except BaseException as error:
-            for request in (*self._waiting, *self._active.values()):
-                if not request.future.done():
-                    request.future.set_exception(error)
+            for turn in (*self._waiting, *self._active.values()):
+                if not turn.future.done():
+                    turn.future.set_exception(error)
             self._waiting.clear()
             self._active.clear()
             if not isinstance(error, Exception):
@@ -158,20 +152,21 @@ class _SlotServer:
 
     def _admit(self) -> None:
         """Computes what is new in each waiting context but its last token, if its rollout has or gets a row."""
-        kept: deque[_Request] = deque()
+        kept: deque[_Turn] = deque()
         while self._waiting:
-            request = self._waiting.popleft()
+            turn = self._waiting.popleft()
+            request = turn.request
             if request.rollout not in self._row_of and not self._give_row(request):
-                kept.append(request)
+                kept.append(turn)
                 continue
             row = self._row_of[request.rollout]
             end = len(request.context) - 1
             while (start := self._cache.lengths[row]) < end:
                 self._forward(torch.tensor([request.context[start : min(end, start + _PREFILL)]]), row=row)
-            self._active[request.rollout] = request
+            self._active[request.rollout] = turn
         self._waiting = kept
 
-    def _give_row(self, request: _Request) -> bool:
+    def _give_row(self, request: Request) -> bool:
         if not self._free:
             return False
         row = self._row_of[request.rollout] = self._free.pop()
@@ -186,23 +181,24 @@ class _SlotServer:
     def _compute_tokens(self) -> None:
         """One more token for each active rollout."""
         rows = self._arrange()
-        requests = sorted(self._active.values(), key=lambda request: self._row_of[request.rollout])
-        places = [self._row_of[request.rollout] for request in requests]
+        turns = sorted(self._active.values(), key=lambda turn: self._row_of[turn.request.rollout])
+        places = [self._row_of[turn.request.rollout] for turn in turns]
         ids_R_1 = torch.zeros((rows, 1), dtype=torch.long)
-        for row, request in zip(places, requests, strict=True):
-            ids_R_1[row, 0] = request.sampled[-1] if request.sampled else request.context[-1]
+        for row, turn in zip(places, turns, strict=True):
+            ids_R_1[row, 0] = turn.sampled[-1] if turn.sampled else turn.request.context[-1]
         logits_R_V = self._forward(ids_R_1, active=places)
         if len(places) < rows:
             logits_R_V = logits_R_V[places]
-        numbers = [0.0 if self._sampler.sampling.greedy else next(self._uniforms[r.rollout]) for r in requests]
-        contexts = [request.ids() for request in requests] if self._sampler.needs_contexts else ()
-        for request, token, logprob in zip(requests, *self._sampler.sample(logits_R_V, numbers, contexts), strict=True):
-            request.sampled.append(token)
-            request.logprobs.append(logprob)
-            if token in self._end_ids or len(request.sampled) == request.max_new_tokens:
-                del self._active[request.rollout]
-                if not request.future.done():
-                    request.future.set_result(Generation(tuple(request.sampled), tuple(request.logprobs)))
+        greedy, penalty = self._sampler.sampling.greedy, self._sampler.needs_contexts
+        numbers = [0.0 if greedy else next(self._uniforms[turn.request.rollout]) for turn in turns]
+        contexts = [[*turn.request.context, *turn.sampled] for turn in turns] if penalty else ()
+        for turn, token, logprob in zip(turns, *self._sampler.sample(logits_R_V, numbers, contexts), strict=True):
+            turn.sampled.append(token)
+            turn.logprobs.append(logprob)
+            if token in self._end_ids or len(turn.sampled) == turn.request.max_new_tokens:
+                del self._active[turn.request.rollout]
+                if not turn.future.done():
+                    turn.future.set_result(Generation(tuple(turn.sampled), tuple(turn.logprobs)))
 
     def _arrange(self) -> int:
         """How many rows to compute; moves the wanted ones together if many others lie between them."""

@@ -1,0 +1,209 @@
+"""Generation on a server that speaks OpenAI's HTTP API: vLLM's, or any other.
+
+Against vLLM (`dialect="vllm"`) contexts go as token ids and sampled ids come back, so the rollouts are exact and can be
+trained on. Another server (`dialect="openai"`) gives text only, which is tokenised here; such a generation says that it
+is not exact. With `api="chat"` the server renders the conversation itself, from messages; that is never exact.
+
+A request that finds no server, or one that is starting or overloaded, is tried again after growing waits, until the
+server has not answered anybody for `patience_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import httpx
+
+from gtpo.errors import BackendError, ConfigError
+from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.settings import Sampling
+
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
+_SAID_CHARS = 500
+
+
+class OpenAIBackend:
+    """Generates on a server.
+
+    Args:
+        base_url: with its version, such as `http://localhost:8000/v1`.
+        model: the name under which the server knows the model; by default the first one it lists.
+        tokenizer: of that model. It encodes what a server gives as text.
+        dialect: `vllm` (ids go and come) or `openai` (standard fields only).
+        api: `completions`, or `chat` for a server that has nothing else.
+        api_key: sent as a bearer token.
+        max_context: longest context in tokens; by default what the server says.
+        concurrency: requests at once.
+        timeout_s: for one request.
+        patience_s: how long a server may be away before that is an error.
+        extra: further fields of each request.
+        transport: of httpx, for tests.
+
+    Raises:
+        ConfigError: the URL is none, or the server does not know the model or its longest context.
+        BackendError: the server does not answer within `patience_s`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        tokenizer: Any,
+        *,
+        model: str | None = None,
+        dialect: Literal["vllm", "openai"] = "vllm",
+        api: Literal["completions", "chat"] = "completions",
+        api_key: str | None = None,
+        max_context: int | None = None,
+        concurrency: int = 256,
+        timeout_s: float = 600.0,
+        patience_s: float = 120.0,
+        extra: Mapping[str, Any] | None = None,
+        transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
+    ) -> None:
+        if not base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"base_url {base_url!r}: give a URL such as http://localhost:8000/v1")
+        self.base_url, self.tokenizer = base_url.rstrip("/"), tokenizer
+        self.dialect, self.api, self.extra = dialect, api, dict(extra or {})
+        self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._transport: Any = transport
+        known = {} if model and max_context else self._models()
+        self.model = model or next(iter(known), "")
+        if not self.model:
+            raise ConfigError(f"{self.base_url}: the server lists no model; give its name")
+        stated = known.get(self.model)
+        if max_context is None and stated is None:
+            listed = f" (it lists {', '.join(known)})" if known and self.model not in known else ""
+            raise ConfigError(
+                f"{self.base_url}: the server does not say how long a context of {self.model!r} may be{listed}; give "
+                "max_context"
+            )
+        self.max_context = min(max_context or stated or 0, stated or max_context or 0)
+
+    def _models(self) -> dict[str, int | None]:
+        """Names and longest contexts of the models that the server lists."""
+        deadline, wait_s = time.monotonic() + self.patience_s, _FIRST_WAIT_S
+        with httpx.Client(headers=self._headers, timeout=30.0, transport=self._transport) as client:
+            while True:
+                try:
+                    answer = client.get(f"{self.base_url}/models")
+                    if answer.status_code not in _PASSING:
+                        break
+                    cause = f"HTTP status {answer.status_code}"
+                except httpx.TransportError as error:
+                    cause = f"{type(error).__name__}: {error}"
+                if time.monotonic() + wait_s > deadline:
+                    raise BackendError(f"{self.base_url}: no server answers ({cause})")
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+        if answer.status_code != 200:
+            raise ConfigError(f"{self.base_url}/models: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
+        return {model["id"]: model.get("max_model_len") for model in answer.json().get("data", [])}
+
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[Server]:
+        """See `Backend.serve`."""
+        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+        timeout = httpx.Timeout(self.timeout_s, pool=None)
+        async with httpx.AsyncClient(
+            headers=self._headers, limits=limits, timeout=timeout, transport=self._transport
+        ) as client:
+            yield _HttpServer(self, client, self._fixed(sampling, end_ids), end_ids, seed)
+
+    def _fixed(self, sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
+        """The fields that all requests share."""
+        fields: dict[str, Any] = {"model": self.model, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        if self.dialect == "vllm":
+            fields |= {
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p or 0.0,
+                "repetition_penalty": sampling.repetition_penalty,
+                "stop_token_ids": sorted(end_ids),
+                "return_token_ids": True,
+                "skip_special_tokens": False,
+                "spaces_between_special_tokens": False,
+                "logprobs": 0 if self.api == "completions" else True,
+            }
+        elif sampling.top_k or sampling.min_p or sampling.repetition_penalty != 1:
+            raise ConfigError("top_k, min_p and repetition_penalty are not in OpenAI's API; dialect 'vllm' has them")
+        return fields | self.extra
+
+
+class _HttpServer:
+    """The requests of one batch of rollouts."""
+
+    def __init__(
+        self,
+        backend: OpenAIBackend,
+        client: httpx.AsyncClient,
+        fields: Mapping[str, Any],
+        end_ids: frozenset[int],
+        seed: int,
+    ) -> None:
+        self._backend, self._client = backend, client
+        self._fields, self._end_ids, self._seed = fields, end_ids, seed
+        self._url = f"{backend.base_url}/{'chat/completions' if backend.api == 'chat' else 'completions'}"
+        self._answered_at = time.monotonic()
+        self._jitter = random.Random(seed)
+
+    async def generate(self, request: Request) -> Generation:
+        """See `Server.generate`."""
+        body = {**self._fields, "max_tokens": request.max_new_tokens}
+        body["seed"] = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
+        if self._backend.api == "chat":
+            body["messages"] = [dict(message) for message in request.messages]
+        else:
+            body["prompt"] = list(request.context)
+        return self._read(await self._post(body), request)
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""
+
+    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer, however often it has to be asked for."""
+        wait_s = _FIRST_WAIT_S
+        asked_at = time.monotonic()
+        while True:
+            try:
+                answer = await self._client.post(self._url, json=body)
+                if answer.status_code == 200:
+                    self._answered_at = time.monotonic()
+                    return answer.json()
+                cause = f"HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}"
+                if answer.status_code not in _PASSING:
+                    raise BackendError(f"{self._url}: {cause}")
+            except httpx.TransportError as error:
+                cause = f"{type(error).__name__}: {error}"
+            except ValueError as error:
+                cause = f"not JSON: {error}"
+            if time.monotonic() + wait_s > max(self._answered_at, asked_at) + self._backend.patience_s:
+                raise BackendError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
+            await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    def _read(self, answer: Mapping[str, Any], request: Request) -> Generation:
+        try:
+            choice = answer["choices"][0]
+            ended = choice["finish_reason"] == "stop"
+            ids = None if self._backend.api == "chat" else choice.get("token_ids")
+            exact = ids is not None
+            if ids is None:
+                text = choice["message"]["content"] if self._backend.api == "chat" else choice["text"]
+                ids = self._backend.tokenizer.encode(text or "", add_special_tokens=False)[: request.max_new_tokens]
+            logprobs = choice["logprobs"]["token_logprobs"] if exact and choice.get("logprobs") else None
+        except (KeyError, IndexError, TypeError) as error:
+            raise BackendError(f"{self._url}: an answer that can't be read ({error!r}): {str(answer)[:200]}") from error
+        if ended and not (ids and ids[-1] in self._end_ids):
+            exact, logprobs = False, None  # the server kept the end token to itself
+            ids = [*ids, self._backend.tokenizer.eos_token_id]
+        if not ids:
+            raise BackendError(f"{self._url}: an answer without a token: {str(answer)[:200]}")
+        return Generation(tuple(ids), tuple(logprobs) if logprobs else None, exact)

@@ -1,0 +1,123 @@
+"""Generation with vLLM in this process: a request a turn, so that its continuous batching and prefix cache do the work.
+
+The engine computes between two awaits of the event loop, as the `transformers` backend does. For vLLM on a server see
+`gtpo.rollout.backends.openai`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.settings import Sampling
+
+
+class VLLMBackend:
+    """Generates with a `vllm.LLM`.
+
+    Its log-probabilities are what the engine's `logprobs_mode` says; TRL's correction for the difference between
+    sampling and training wants "processed_logprobs", with which truncation (top-k and the like) counts.
+
+    Args:
+        llm: the engine.
+        before: called before each batch, to wake an engine that sleeps.
+        after: called after each batch.
+    """
+
+    def __init__(
+        self, llm: Any, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
+    ) -> None:
+        self.llm = llm
+        self._before, self._after = before, after
+        self.max_context = int(llm.llm_engine.model_config.max_model_len)
+
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[Server]:
+        """See `Backend.serve`."""
+        if self._before:
+            self._before()
+        server = _EngineServer(self.llm.llm_engine, sampling, end_ids, seed)
+        try:
+            yield server
+        finally:
+            server.abort()
+            if self._after:
+                self._after()
+
+
+class _EngineServer:
+    """The requests of one batch of rollouts."""
+
+    def __init__(self, engine: Any, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._engine, self._seed = engine, seed
+        self._params = lambda **own: SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p or 0.0,
+            repetition_penalty=sampling.repetition_penalty,
+            stop_token_ids=sorted(end_ids),
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **own,
+        )
+        self._waiting: dict[str, asyncio.Future[Generation]] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    async def generate(self, request: Request) -> Generation:
+        """See `Server.generate`."""
+        loop = asyncio.get_running_loop()
+        name = f"{id(self):x}-{request.rollout}-{request.turn}"
+        seed = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
+        params = self._params(max_tokens=request.max_new_tokens, seed=seed)
+        self._engine.add_request(name, {"prompt_token_ids": list(request.context)}, params)
+        self._waiting[name] = loop.create_future()
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        try:
+            return await self._waiting[name]
+        except asyncio.CancelledError:
+            if self._waiting.pop(name, None) is not None:
+                self._engine.abort_request([name])
+            raise
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""
+
+    def abort(self) -> None:
+        """Takes out of the engine what nobody waits for any more."""
+        if self._waiting:
+            self._engine.abort_request(list(self._waiting))
+            self._waiting.clear()
+
+    async def _work(self) -> None:
+        """Computes while somebody waits, and lets the event loop run between two steps."""
+        try:
+            while self._waiting:
+                for output in self._engine.step():
+                    if output.finished:
+                        self._settle(output)
+                await asyncio.sleep(0)
+        except Exception as error:
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(error)
+            self.abort()
+
+    def _settle(self, output: Any) -> None:
+        future = self._waiting.pop(output.request_id, None)
+        if future is not None and not future.done():
+            (completion,) = output.outputs
+            ids = tuple(completion.token_ids)
+            logprobs = tuple(step[token].logprob for token, step in zip(ids, completion.logprobs, strict=True))
+            future.set_result(Generation(ids, logprobs))

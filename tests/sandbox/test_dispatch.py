@@ -1,0 +1,67 @@
+"""Who runs next: turns by key, and jobs that take long hold up nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from gtpo.sandbox._dispatch import PATIENCE_S, Dispatcher
+
+
+@pytest.fixture
+def gate():
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def test_long_jobs_make_room_for_short_ones_and_only_then(gate):
+    dispatcher = Dispatcher(range(4), brisk=2)
+    began = []
+    long = [dispatcher.submit(lambda seat: (began.append(seat), gate.wait())) for _ in range(3)]
+    short = dispatcher.submit(lambda seat: seat, key="another")
+    time.sleep(PATIENCE_S / 2)
+    assert began == [0, 1]
+    assert not short.done()
+    assert short.result(timeout=5) in (2, 3)
+    assert sum(job.done() for job in long) == 0
+    gate.set()
+    dispatcher.shutdown()
+    assert len(set(began)) == 3
+    assert all(job.done() for job in long)
+
+
+def test_without_a_limit_all_seats_are_used_at_once(gate):
+    dispatcher = Dispatcher(range(3))
+    began = []
+    jobs = [dispatcher.submit(lambda seat: (began.append(seat), gate.wait())) for _ in range(4)]
+    time.sleep(0.05)
+    assert sorted(began) == [0, 1, 2]
+    gate.set()
+    dispatcher.shutdown()
+    assert all(job.done() for job in jobs)
+
+
+def test_keys_take_turns():
+    dispatcher, order = Dispatcher(range(1)), []
+    lock = threading.Event()
+    dispatcher.submit(lambda seat: lock.wait())
+    for key in "aaaabbc":
+        dispatcher.submit(lambda seat, key=key: order.append(key), key=key)
+    lock.set()
+    dispatcher.shutdown()
+    assert "".join(order) == "abcabaa"
+
+
+def test_nothing_is_left_after_the_end(gate):
+    before = threading.active_count()
+    dispatcher = Dispatcher(range(2), brisk=1)
+    dispatcher.submit(lambda seat: gate.wait(0.05))
+    dispatcher.submit(lambda seat: None)
+    dispatcher.shutdown()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
