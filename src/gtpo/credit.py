@@ -80,9 +80,14 @@ class RolloutFacts:
 
 
 def rollout_facts(
-    trajectory: Trajectory, *, passed: bool, group_id: int, penalize_syntax_errors: bool = False
+    trajectory: Trajectory,
+    *,
+    passed: bool,
+    group_id: int,
+    penalize_syntax_errors: bool = False,
+    dropped: bool = False,
 ) -> RolloutFacts:
-    """Reduce a trajectory to what credit needs."""
+    """Reduce a trajectory to what credit needs. One whose sandbox failed, or that is `dropped`, is masked."""
     return RolloutFacts(
         group_id=group_id,
         passed=passed,
@@ -93,7 +98,7 @@ def rollout_facts(
         ),
         has_call=trajectory.num_calls > 0,
         code=trajectory.code,
-        masked=trajectory.stop_reason is StopReason.INFRA,
+        masked=dropped or trajectory.stop_reason is StopReason.INFRA,
     )
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gtpo.errors import ConfigError, DataError
+from gtpo.errors import ConfigError, DataError, SandboxError
 from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.loop import messages_for
 from gtpo.sandbox import ExecResult, LocalSandbox, SandboxFusionSandbox, Status
@@ -165,6 +165,44 @@ def test_tool_calls_of_a_batch_run_at_the_same_time(tiny_tokenizer):
     start = time.perf_counter()
     roll(tiny_tokenizer, scripts, sandbox=FakeSandbox(delay_s=0.2))
     assert time.perf_counter() - start < 2.0  # one after another: 4 s
+
+
+def test_a_thousand_calls_at_once_all_get_their_own_result(tiny_tokenizer, sandbox):
+    scripts = {f"q{i}": [python(f"{i}*7"), "A"] for i in range(1000)}
+    rollouts, _, _ = roll(tiny_tokenizer, scripts, sandbox=sandbox)
+    assert [r.turns[0].observation.text for r in rollouts] == [str(i * 7) for i in range(1000)]
+
+
+def test_a_slow_call_delays_no_other_rollout(tiny_tokenizer):
+    class Sandbox(FakeSandbox):
+        async def run(self, code, **options):
+            await asyncio.sleep(1.0 if code == "slow" else 0.0)
+            return ExecResult(Status.OK, stdout=code)
+
+    ended = []
+    scripts = {"slow": [python("slow"), "A"]} | {f"q{i}": [python("1"), python("2"), "A"] for i in range(20)}
+    encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
+    prompts = [messages_for(question, None) for question in scripts]
+    backend = ScriptedBackend(
+        tiny_tokenizer,
+        {tuple(encoder.prompt_ids(p)): turns for p, turns in zip(prompts, scripts.values(), strict=True)},
+    )
+    start = time.perf_counter()
+    RolloutEngine(encoder, Sandbox()).run(
+        prompts, backend, progress=lambda what, done, of: ended.append(time.perf_counter() - start)
+    )
+    assert len(ended) == 21
+    assert ended[19] < 0.5
+    assert 1.0 <= ended[20] < 1.5
+
+
+def test_a_tool_that_breaks_is_an_error_of_the_run_and_leaves_nothing_running(tiny_tokenizer):
+    class Broken(FakeSandbox):
+        async def run(self, code, **options):
+            raise SandboxError("the sandbox is closed")
+
+    with pytest.raises(SandboxError, match="closed"):
+        roll(tiny_tokenizer, {"q": [python("1"), "A"], "r": [python("1"), "A"]}, sandbox=Broken())
 
 
 def test_rollouts_end_each_at_their_own_turn_and_keep_the_order_of_their_prompts(tiny_tokenizer):

@@ -20,7 +20,7 @@ class RandomTurns:
     max_context = 512
 
     def __init__(self, tokenizer, seed=1):
-        self.tokenizer, self.seed, self.batches = tokenizer, seed, 0
+        self.tokenizer, self.seed, self.batches, self.turns = tokenizer, seed, 0, TURNS
 
     def __call__(self, model, **options):
         return self
@@ -32,9 +32,8 @@ class RandomTurns:
         yield self
 
     async def generate(self, request):
-        return Generation(
-            (*self.tokenizer.encode(self.rngs[request.rollout].choice(TURNS)), self.tokenizer.eos_token_id)
-        )
+        said = self.tokenizer.encode(self.rngs[request.rollout].choice(self.turns))
+        return Generation((*said, self.tokenizer.eos_token_id)[: request.max_new_tokens])
 
     def finish(self, rollout):
         pass

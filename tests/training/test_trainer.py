@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 import yaml
 
 from gtpo import functional as F
-from gtpo.errors import ConfigError
+from gtpo.errors import BackendError, ConfigError
+from gtpo.rollout.backends import Generation
 from gtpo.sandbox import ExecResult, Status
 from gtpo.training.curves import read_metrics
 from gtpo.training.data import problem_dataset
@@ -98,6 +100,54 @@ def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_trained_on(trainer
     assert torch.equal(in_loss, ~masked)
     assert not output["advantages"][masked].any()
     assert torch.isfinite(trainer.compute_loss(trainer.model, output))
+
+
+@pytest.mark.parametrize("fate", ["keep", "mask", "drop"])
+@pytest.mark.parametrize(
+    ("option", "turns", "reason"),
+    [("void_turns", ("\\boxed{2}", "no idea"), "answer"), ("cut_rollouts", ("\\boxed{2}", "x" * 40), "turn_tokens")],
+)
+def test_rollouts_that_went_nowhere_are_kept_masked_or_dropped(trainer_for, random_turns, option, turns, reason, fate):
+    random_turns.turns = turns
+    trainer = trainer_for(**{option: fate})
+    output = score(trainer)
+    trajectories, credit = trainer._round.trajectories, trainer._round.credit
+    nowhere = torch.tensor(["boxed" not in t.turns[-1].text for t in trajectories])
+    assert 0 < nowhere.sum() < len(nowhere)
+    assert {t.stop_reason.value for t, gone in zip(trajectories, nowhere, strict=True) if gone} == {reason}
+    in_loss = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
+    assert torch.equal(in_loss, ~nowhere if fate != "keep" else torch.ones_like(nowhere))
+    for group in credit.group_B.unique():
+        here = credit.group_B == group
+        if nowhere[here].any() and not nowhere[here].all():  # successes stand out from failures, if these count
+            assert bool((credit.advantages_B_K[here & ~nowhere] > 0.1).any()) == (fate != "drop")
+    assert torch.isfinite(trainer.compute_loss(trainer.model, output))
+
+
+def test_rollouts_that_were_tokenised_here_are_not_trained_on(trainer_for, random_turns, monkeypatch):
+    async def generate(self, request):
+        return Generation((*self.tokenizer.encode("\\boxed{2}"), self.tokenizer.eos_token_id), exact=False)
+
+    monkeypatch.setattr(type(random_turns), "generate", generate)
+    with pytest.raises(BackendError, match="did not give the ids"):
+        score(trainer_for())
+
+
+def test_when_the_model_is_lost_the_finished_rollouts_are_kept(trainer_for, random_turns, monkeypatch):
+    async def generate(self, request):
+        if request.rollout == 5:
+            await asyncio.sleep(0.3)
+            raise BackendError("the server is gone")
+        return Generation((*self.tokenizer.encode("\\boxed{2}"), self.tokenizer.eos_token_id))
+
+    monkeypatch.setattr(type(random_turns), "generate", generate)
+    trainer = trainer_for()
+    with pytest.raises(BackendError, match=r"7 of 8 rollouts had finished and are in .*unfinished_000001_0\.jsonl"):
+        score(trainer)
+    lines = (Path(trainer.args.run_dir) / "rollouts" / "unfinished_000001_0.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert sorted(row["rollout"] for row in kept) == [0, 1, 2, 3, 4, 6, 7]
+    assert all(row["turns"][0]["text"] == "\\boxed{2}" and row["stop_reason"] == "answer" for row in kept)
 
 
 def test_a_run_leaves_config_metrics_rollouts_and_a_model(
@@ -189,10 +239,13 @@ def test_a_group_size_that_does_not_divide_the_batch_is_refused(config):
         ({"max_turns": 0}, "max_turns"),
         ({"tool_format": "xml"}, "unknown tool format"),
         ({"record_every": -1}, "record_every"),
-        ({"use_vllm": True}, "use_vllm"),
+        ({"use_vllm": True, "vllm_mode": "server"}, "needs CUDA: use --vllm_sync adapter with --use_peft"),
+        ({"use_vllm": True, "vllm_mode": "colocate", "vllm_sync": "adapter"}, "for --vllm_mode server"),
+        ({"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2}, "use --vllm_mode server"),
         ({"scale_rewards": "batch"}, "scale_rewards"),
     ],
 )
-def test_settings_that_can_not_work_are_refused_by_name(config, change, fault):
+def test_settings_that_can_not_work_are_refused_by_name(config, change, fault, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=fault):
         config(**change)

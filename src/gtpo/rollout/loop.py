@@ -18,14 +18,16 @@ An invalid call gets an observation that says what was wrong, and the rollout go
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gtpo._async import run_async
-from gtpo.errors import DataError
+from gtpo.errors import BackendError, DataError
 from gtpo.rollout.backends.base import Backend, Request, Server
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.repetition import degenerate_at
@@ -75,6 +77,7 @@ class RolloutEngine:
         sampling: Sampling | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        rescue: Path | None = None,
     ) -> RolloutBatch:
         """Roll out each prompt once; repeat a prompt to get a group.
 
@@ -84,14 +87,18 @@ class RolloutEngine:
             sampling: the sampling distribution.
             seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
             progress: told when rollouts finish.
+            rescue: where finished rollouts are written, as JSON Lines, if the others can't be finished.
 
         Returns:
             The trajectories in the order of the prompts.
 
         Raises:
             DataError: a prompt that fills the context.
+            BackendError: the model can't be had any more; the message says where the finished rollouts are.
         """
-        return run_async(self.run_async(prompts, backend, sampling=sampling, seed=seed, progress=progress))
+        return run_async(
+            self.run_async(prompts, backend, sampling=sampling, seed=seed, progress=progress, rescue=rescue)
+        )
 
     async def run_async(
         self,
@@ -101,6 +108,7 @@ class RolloutEngine:
         sampling: Sampling | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        rescue: Path | None = None,
     ) -> RolloutBatch:
         """`run` for callers with an event loop."""
         max_context = min(self.limits.max_context or backend.max_context, backend.max_context)
@@ -121,6 +129,8 @@ class RolloutEngine:
                     await task
                     if progress:
                         progress("rollouts", done, len(tasks))
+            except BackendError as error:
+                raise _rescued(error, tasks, rescue) from error
             finally:
                 for task in tasks:
                     task.cancel()
@@ -255,6 +265,18 @@ class _Rollout:
         result: ExecResult = await self.python.run(call.code)
         text = self.encoder.shorten(result.render(max_chars=2**31), self.limits.max_observation_tokens)
         return text, result.status.value
+
+
+def _rescued(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]], path: Path | None) -> BackendError:
+    """Keeps the rollouts that have finished; the error with a word on them."""
+    finished = {i: task.result() for i, task in enumerate(tasks) if task.done() and not task.exception()}
+    said = f"{error}; {len(finished)} of {len(tasks)} rollouts had finished"
+    if path is None or not finished:
+        return BackendError(said)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"rollout": i, **asdict(trajectory)}) + "\n" for i, trajectory in finished.items())
+    path.write_text("".join(lines), encoding="utf-8")
+    return BackendError(f"{said} and are in {path}")
 
 
 def _prompt_too_long(length: int, max_context: int) -> Exception:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
+import torch
 from trl import GRPOConfig
 
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutLimits, Sampling, ToolArguments, get_format
+from gtpo.training.collapse import Fate
 from gtpo.training.host import settle
 
 
@@ -74,6 +76,20 @@ class GTPOConfig(GRPOConfig, ToolArguments):
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
     )
+    void_turns: Fate = field(
+        default="keep",
+        metadata={
+            "help": "Rollouts that end without call and answer: keep, mask (out of the loss, not out of the group), "
+            "or drop."
+        },
+    )
+    cut_rollouts: Fate = field(
+        default="keep", metadata={"help": "Rollouts that end at a limit or repeat themselves: keep, mask or drop."}
+    )
+    vllm_sync: Literal["nccl", "adapter"] = field(
+        default="nccl",
+        metadata={"help": "How weights reach a vLLM server: nccl (CUDA), or adapter (LoRA, through a shared folder)."},
+    )
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
@@ -86,10 +102,24 @@ class GTPOConfig(GRPOConfig, ToolArguments):
         get_format(self.tool_format)
         if self.record_every < 0:
             raise ConfigError(f"record_every must be at least 0, got {self.record_every}")
-        if self.use_vllm:
-            raise ConfigError("use_vllm is not supported yet: generation runs on the transformers backend")
+        self._check_vllm()
         if self.scale_rewards != "group" or self.multi_objective_aggregation != "sum_then_normalize":
             raise ConfigError("GTPO normalises returns over the group: leave scale_rewards at 'group'")
+
+    def _check_vllm(self) -> None:
+        if not self.use_vllm:
+            return
+        if self.vllm_mode == "colocate" and self.vllm_tensor_parallel_size > 1:
+            raise ConfigError(
+                "a colocated engine that several processes share (vllm_tensor_parallel_size above 1) needs them in "
+                "step, and rollouts go each at its own pace: use --vllm_mode server"
+            )
+        if self.vllm_mode == "server" and self.vllm_sync == "nccl" and not torch.cuda.is_available():
+            raise ConfigError(
+                "weights go to a vLLM server over NCCL, which needs CUDA: use --vllm_sync adapter with --use_peft"
+            )
+        if self.vllm_sync == "adapter" and self.vllm_mode != "server":
+            raise ConfigError("vllm_sync 'adapter' is for --vllm_mode server")
 
     def credit_settings(self) -> CreditSettings:
         """The numbers of the algorithm."""

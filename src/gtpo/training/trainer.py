@@ -7,7 +7,8 @@ methods are extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
   is replaced, unless the algorithm is GRPO: then the host's own advantages stay, computed from one reward a rollout;
 - `training_step` and `log`: where the time of a step went.
 
-A rollout whose sandbox failed (`StopReason.INFRA`) is masked: no reward, no advantage, no token in the loss.
+A rollout whose sandbox failed (`StopReason.INFRA`) is dropped: no reward, no advantage, no token in the loss. The same
+can be asked for rollouts that went nowhere (`gtpo.training.collapse`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -29,19 +32,21 @@ from trl.models.utils import unwrap_model_for_generation
 
 from gtpo import functional as F
 from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
-from gtpo.errors import ConfigError
+from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, get_format
-from gtpo.rollout.backends import TransformersBackend
+from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
+from gtpo.training.collapse import Fate, fate_of
 from gtpo.training.config import GTPOConfig
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.rows import rollout_rows
-from gtpo.types import StopReason, Trajectory
+from gtpo.training.vllm import AdapterSync, colocated, server_url
+from gtpo.types import Trajectory
 
 
 @dataclass
@@ -49,6 +54,7 @@ class _Round:
     """What this process knows of the rollouts under way: one generation batch."""
 
     trajectories: tuple[Trajectory, ...]
+    fates: tuple[Fate, ...] = ()
     credit: Credit | None = None
     first: int = 0
 
@@ -105,6 +111,8 @@ class GTPOTrainer(GRPOTrainer):
         self._round = _Round(())
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
+        by_adapter = args.use_vllm and args.vllm_sync == "adapter"
+        args.use_vllm = args.use_vllm and not by_adapter  # else the host would open its NCCL connection
         super().__init__(
             model=model,
             reward_funcs=[self.outcome],
@@ -115,6 +123,11 @@ class GTPOTrainer(GRPOTrainer):
             callbacks=[*callbacks, self.progress],
             **kwargs,
         )
+        if by_adapter:
+            folder = Path(args.run_dir) / "adapters"
+            self.use_vllm = args.use_vllm = True
+            self.vllm_generation: Any = AdapterSync(self.model, self.accelerator, server_url(args), folder)
+            self._last_loaded_step = -1
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -122,26 +135,57 @@ class GTPOTrainer(GRPOTrainer):
         """The host's `rollout_func`: prompts come with each group's duplicates in place."""
         start = time.perf_counter()
         self.progress.phase("rollouts")
-        with (
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator, **self._unwrapping()) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
-        ):
+        with self._backend() as backend:
             batch = self.engine.run(
                 prompts,
-                TransformersBackend(model, batch_size=self.args.rollout_batch_size),
+                backend,
                 sampling=self.args.sampling(),
                 seed=int(torch.randint(0, 2**31, ())),  # the host seeds each process on its own, and checkpoints it
                 progress=self.progress.within_phase,
+                rescue=self._rescue_path(),
             )
-        self._round = _Round(batch.trajectories, first=self.accelerator.process_index * len(prompts))
+        trajectories = batch.trajectories
+        if not all(trajectory.exact for trajectory in trajectories):
+            raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
+        fates = tuple(self._fate(trajectory) for trajectory in trajectories)
+        self._round = _Round(trajectories, fates, first=self.accelerator.process_index * len(prompts))
         self._seconds["rollout"] += time.perf_counter() - start
         self._seconds["tools"] += batch.tools_s
         return {
-            "prompt_ids": [list(t.prompt_ids) for t in batch.trajectories],
-            "completion_ids": [t.completion_ids for t in batch.trajectories],
-            "logprobs": None,
-            "env_mask": [[0] * len(t.mask) if _masked(t) else t.mask for t in batch.trajectories],
+            "prompt_ids": [list(t.prompt_ids) for t in trajectories],
+            "completion_ids": [t.completion_ids for t in trajectories],
+            "logprobs": [t.logprobs for t in trajectories] if self.use_vllm else None,
+            "env_mask": [
+                t.mask if fate == "keep" else [0] * len(t.mask) for t, fate in zip(trajectories, fates, strict=True)
+            ],
         }
+
+    @contextmanager
+    def _backend(self) -> Iterator[Backend]:
+        """What generates, for one batch."""
+        if self.use_vllm:
+            if self.args.vllm_sync == "adapter":
+                yield self.vllm_generation.backend(self._tokenizer)
+            elif self.args.vllm_mode == "server":
+                yield OpenAIBackend(server_url(self.args), self._tokenizer)
+            else:
+                yield colocated(self.vllm_generation)
+            return
+        with (
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator, **self._unwrapping()) as model,
+            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
+        ):
+            yield TransformersBackend(model, batch_size=self.args.rollout_batch_size)
+
+    def _rescue_path(self) -> Path:
+        """Where finished rollouts go if the others can't be finished."""
+        process = self.accelerator.process_index
+        return Path(self.args.run_dir) / "rollouts" / f"unfinished_{self.state.global_step + 1:06d}_{process}.jsonl"
+
+    def _fate(self, trajectory: Trajectory) -> Fate:
+        has_answer = self.verifier.has_answer(trajectory.answer_text or "")
+        return fate_of(trajectory, has_answer=has_answer, void=self.args.void_turns, cut=self.args.cut_rollouts)
 
     def _unwrapping(self) -> dict[str, Any]:
         """Options of the host's `unwrap_model_for_generation`; the second came with TRL 1.16."""
@@ -177,8 +221,11 @@ class GTPOTrainer(GRPOTrainer):
                     passed=verdict.passed,
                     group_id=(first + i) // group_size,
                     penalize_syntax_errors=self.credit_settings.penalize_syntax_errors,
+                    dropped=fate == "drop",
                 )
-                for i, (trajectory, verdict) in enumerate(zip(trajectories, verdicts, strict=True))
+                for i, (trajectory, verdict, fate) in enumerate(
+                    zip(trajectories, verdicts, self._round.fates, strict=True)
+                )
             ]
         )
         credit = assign_credit(facts, self.similarity, self.credit_settings, algorithm=self.args.algorithm)
@@ -194,7 +241,8 @@ class GTPOTrainer(GRPOTrainer):
                 self.recorder.write_rollouts(self.state.global_step + 1, rows)
         rewards_B = credit.accuracy_B if self.args.algorithm == "gtpo" else credit.outcome_B
         local = rewards_B[first : first + len(trajectories)].tolist()
-        return [None if _masked(t) else reward for t, reward in zip(trajectories, local, strict=True)]
+        fates = self._round.fates
+        return [None if fate == "drop" else reward for fate, reward in zip(fates, local, strict=True)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -238,10 +286,6 @@ class GTPOTrainer(GRPOTrainer):
             self._seconds.clear()
             self._step_seconds = 0.0
         super().log(logs, start_time)
-
-
-def _masked(trajectory: Trajectory) -> bool:
-    return trajectory.stop_reason is StopReason.INFRA
 
 
 def _check_enough_problems(num_problems: int, args: GTPOConfig) -> None:

@@ -60,7 +60,7 @@ class OpenAIBackend:
         api: Literal["completions", "chat"] = "completions",
         api_key: str | None = None,
         max_context: int | None = None,
-        concurrency: int = 256,
+        concurrency: int = 128,
         timeout_s: float = 600.0,
         patience_s: float = 120.0,
         extra: Mapping[str, Any] | None = None,
@@ -153,6 +153,7 @@ class _HttpServer:
         self._url = f"{backend.base_url}/{'chat/completions' if backend.api == 'chat' else 'completions'}"
         self._answered_at = time.monotonic()
         self._jitter = random.Random(seed)
+        self._turnstile = asyncio.Semaphore(backend.concurrency)  # httpx's own queue is slow when it is long
 
     async def generate(self, request: Request) -> Generation:
         """See `Server.generate`."""
@@ -173,7 +174,8 @@ class _HttpServer:
         asked_at = time.monotonic()
         while True:
             try:
-                answer = await self._client.post(self._url, json=body)
+                async with self._turnstile:
+                    answer = await self._client.post(self._url, json=body)
                 if answer.status_code == 200:
                     self._answered_at = time.monotonic()
                     return answer.json()

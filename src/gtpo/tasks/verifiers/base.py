@@ -43,6 +43,10 @@ class Verifier(Protocol):
         """
         ...
 
+    def has_answer(self, text: str) -> bool:
+        """Whether a final turn holds an answer, right or wrong. Cheap; never raises."""
+        ...
+
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The problems that can't be verified, as id and why; to be left out before a run, which they would end."""
         ...

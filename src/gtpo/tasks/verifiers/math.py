@@ -66,6 +66,10 @@ class MathVerifier:
             verdicts[i] = Verdict(reply.equal, float(reply.equal), reply.reason, answers[i])
         return [verdict for verdict in verdicts if verdict is not None]
 
+    def has_answer(self, text: str) -> bool:
+        r"""Whether the text holds a closed `\boxed{}` with something in it."""
+        return bool((last_boxed(text) or "").strip())
+
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The ids of those problems whose gold answers math-verify can't read, and why.
 

@@ -1,0 +1,107 @@
+"""vLLM under the trainer: the host's engine in this process, and servers, with and without NCCL.
+
+The host (TRL) starts a colocated engine, wakes it, and pushes weights into it; it also pushes weights to a server, over
+NCCL, which needs CUDA on both sides. `AdapterSync` does without: it writes the LoRA adapter into a folder that the
+server can read too, and has the server load it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from gtpo.errors import BackendError, ConfigError
+from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
+
+_LOAD_S = 300.0
+
+
+def colocated(generation: Any) -> VLLMBackend:
+    """The host's engine in this process, which sleeps between batches if it is told to."""
+
+    def wake() -> None:
+        if generation.enable_sleep_mode:
+            if generation._llm_weights_sleeping:
+                generation.sync_weights()
+            generation.llm.wake_up(tags=["kv_cache"])
+
+    def sleep() -> None:
+        if generation.enable_sleep_mode:
+            generation.llm.sleep(level=2)
+            generation._llm_weights_sleeping = True
+
+    return VLLMBackend(generation.llm, before=wake, after=sleep)
+
+
+def server_url(args: Any) -> str:
+    """Base of the server's API, from the host's options."""
+    base = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
+    return f"{base.rstrip('/').removesuffix('/v1')}/v1"
+
+
+class AdapterSync:
+    """Takes the place of the host's weight sync: a folder a step, loaded by the server as a model of its own name.
+
+    The server must have been started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
+    --max-lora-rank RANK`, BASE being the model under the adapter.
+
+    Args:
+        model: the PEFT model that is trained.
+        accelerator: of the trainer.
+        url: base of the server's API.
+        folder: where adapters go; the server must see it under the same path.
+
+    Raises:
+        ConfigError: the model has no LoRA adapter.
+    """
+
+    def __init__(self, model: Any, accelerator: Any, url: str, folder: str | Path) -> None:
+        if not hasattr(model, "peft_config"):
+            raise ConfigError(
+                "vllm_sync 'adapter' needs a LoRA adapter: train with --use_peft, or sync all weights with "
+                "--vllm_sync nccl, which needs CUDA"
+            )
+        self.model, self.accelerator, self.url = model, accelerator, url
+        self.folder = Path(folder).resolve()
+        self.name = ""
+        self._run, self._count = uuid.uuid4().hex[:8], 0
+
+    def sync_weights(self) -> None:
+        """Have the server sample from the adapter as it is now.
+
+        Raises:
+            BackendError: the server does not load it; the message has what it said and how it must be started.
+        """
+        self._count += 1
+        former, self.name = self.name, f"gtpo-{self._run}-{self._count}"
+        model = self.accelerator.unwrap_model(self.model)
+        state = self.accelerator.get_state_dict(self.model)  # gathers over processes: all must take part
+        if self.accelerator.is_main_process:
+            target = self.folder / self.name
+            model.save_pretrained(target, state_dict=state)
+            self._tell("load_lora_adapter", {"lora_name": self.name, "lora_path": str(target)})
+            if former:
+                self._tell("unload_lora_adapter", {"lora_name": former})
+                shutil.rmtree(self.folder / former, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _tell(self, what: str, body: dict[str, str]) -> None:
+        url = f"{self.url}/{what}"
+        try:
+            answer = httpx.post(url, json=body, timeout=_LOAD_S)
+        except httpx.TransportError as error:
+            raise BackendError(f"{url}: {type(error).__name__}: {error}") from error
+        if answer.status_code != 200:
+            raise BackendError(
+                f"{url}: HTTP status {answer.status_code}: {answer.text[:500]}. Start the server with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank RANK, and let it see "
+                f"{self.folder} under the same path"
+            )
+
+    def backend(self, tokenizer: Any) -> OpenAIBackend:
+        """The server, sampling from the adapter as it was synced last."""
+        return OpenAIBackend(self.url, tokenizer, model=self.name)
