@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import re
+from importlib.resources import files
 
 import pytest
 
 from gtpo.errors import DataError, TemplateError
-from gtpo.rollout import ChatEncoder, get_format
+from gtpo.rollout import ChatEncoder, get_format, system_prompt_for
 from gtpo.testing import with_chat_template
 
 USER = [{"role": "user", "content": "1+1?"}]
@@ -78,6 +79,36 @@ def test_a_long_result_is_cut_in_its_middle_and_says_how_much(encoder, tiny_toke
     assert result.endswith(tail)
     assert abs(len(head) - len(tail)) <= 1
     assert f"... {len(result) - len(head) - len(tail)} characters" in shortened
+
+
+def test_a_template_that_changes_what_is_before_the_last_turn_is_fine(tiny_tokenizer):
+    template = files("trl").joinpath("chat_templates", "qwen3.jinja").read_text(encoding="utf-8")
+    tokenizer = with_chat_template(tiny_tokenizer, template, end="<|im_end|>", specials=("<|im_start|>", "<|im_end|>"))
+    encoder = ChatEncoder(tokenizer, get_format("tool_call"))
+    text = tokenizer.decode(encoder.observation_ids(["42"]))
+    assert text == "\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(("opens", "calls"), [(False, 1), (True, 0)])
+def test_a_call_in_a_thought_that_the_prompt_opened_is_a_draft(tiny_tokenizer, opens, calls):
+    template = tiny_tokenizer.chat_template
+    if opens:
+        template += "{%- if add_generation_prompt %}{{ '<think>' }}{%- endif %}"
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = template
+    encoder = ChatEncoder(tokenizer, get_format("fenced"))
+    draft = "maybe\n```python\n1\n```\n"
+    assert len(encoder.parse(draft)) == calls
+    assert len(encoder.parse(f"{draft}</think>```python\n2\n```")) == 1
+
+
+def test_the_instruction_says_what_a_call_leaves_for_the_next():
+    for name in ("tool_call", "fenced"):
+        fmt = get_format(name)
+        assert "Each run starts afresh." in system_prompt_for(fmt, None)
+        assert "Variables are kept" in system_prompt_for(fmt, None, keeps_state=True)
+        assert "{" not in system_prompt_for(fmt, None).replace("\\boxed{}", "")
+        assert (system_prompt_for(fmt, "own"), system_prompt_for(fmt, "")) == ("own", None)
 
 
 def test_a_result_of_just_the_length_is_whole(encoder):

@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(model_args)
     tool_format = get_format(args.tool_format)
     encoder = ChatEncoder(tokenizer, tool_format)
-    prompt = system_prompt_for(tool_format, args.system_prompt)
+    prompt = system_prompt_for(tool_format, args.system_prompt, keeps_state=tool_args.tool_state == "session")
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
     tool = PythonTool(tool_args.make_sandbox(), tool_args.tool_state)
     protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed, tool.state)

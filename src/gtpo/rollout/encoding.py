@@ -22,7 +22,7 @@ from typing import Any
 
 from gtpo.errors import DataError, TemplateError
 from gtpo.rollout.formats import ToolFormat
-from gtpo.types import Observation, StopReason, Trajectory, Turn
+from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -115,6 +115,15 @@ class ChatEncoder:
             ids.pop()
         return self._decode(ids)
 
+    def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
+        """The calls of a turn, valid and invalid. Drafts within a thought are none, also where the prompt opened it."""
+        return self.format.parse(f"<think>{text}" if self._opens_thought else text)
+
+    @cached_property
+    def _opens_thought(self) -> bool:
+        probe = [{"role": "user", "content": _USER}]
+        return self._render(probe, tools=self.tools).rstrip().endswith("<think>")
+
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether a turn was ended by the model."""
         return bool(token_ids) and token_ids[-1] in self.end_ids
@@ -152,7 +161,7 @@ class ChatEncoder:
 
     def _turn(self, content: str) -> Turn:
         ids = (*self._encode(content), self.end_id)
-        return Turn(text=content, token_ids=ids, calls=self.format.parse(content))
+        return Turn(text=content, token_ids=ids, calls=self.parse(content))
 
     def _observed(self, turn: Turn, results: Sequence[str]) -> Turn:
         ids = tuple(self.observation_ids(results))
@@ -173,7 +182,7 @@ class ChatEncoder:
 
     @cached_property
     def _history(self) -> tuple[list[dict[str, Any]], str]:
-        """A minimal conversation, and what follows the end token of its last turn when nothing else comes."""
+        """A minimal conversation, and its last turn as the template writes it: from its text to its end token."""
         code = "1"
         calls = [{"type": "function", "function": {"name": "python", "arguments": {"code": code}}}]
         turn: dict[str, Any] = {"role": "assistant", "content": _TURN}
@@ -182,8 +191,13 @@ class ChatEncoder:
         history = [{"role": "user", "content": _USER}, turn]
         rendered = self._render(history, tools=self.tools, generate=False)
         end = self.tokenizer.convert_ids_to_tokens(self.end_id)
-        head, found, _ = rendered.rpartition(end)
-        if not found or _TURN not in head:
+        if _TURN not in rendered:
+            raise TemplateError(
+                "the chat template drops the text of a turn that makes a call; use --tool_format fenced, which needs "
+                "no help from it"
+            )
+        head, found, _ = rendered[rendered.index(_TURN) :].rpartition(end)
+        if not found:
             raise TemplateError(f"the chat template does not end an assistant turn with {end!r}, the eos token")
         return history, head + end
 
@@ -192,6 +206,7 @@ class ChatEncoder:
         history, prefix = self._history
         marks = [f"{_RESULT}-{i}" for i in range(len(results))]
         rendered = self._render([*history, *self.format.observation_messages(marks)], tools=self.tools)
+        rendered = rendered[max(rendered.find(_TURN), 0) :]  # what is before a turn's text may change with its place
         if not rendered.startswith(prefix):
             raise TemplateError("the chat template renders a turn differently once an observation follows it")
         frame, pieces = rendered[len(prefix) :], []

@@ -42,6 +42,10 @@ PYTHON_TOOL: dict[str, Any] = {
 _ANSWER = r"When you know the answer, write it in \boxed{} and make no call in that turn."
 
 
+_AFRESH = "Each run starts afresh."
+_KEPT = "Variables are kept from run to run."
+
+
 class ToolFormat(Protocol):
     """A tool-call syntax."""
 
@@ -52,7 +56,9 @@ class ToolFormat(Protocol):
 
     @property
     def instruction(self) -> str:
-        """The default system prompt: tells the model of the tool and of `\\boxed{}`."""
+        """The default system prompt: tells the model of the tool and of `\\boxed{}`; `{state}` stands for a sentence
+        on what a call leaves for the next one.
+        """
         ...
 
     @property
@@ -90,9 +96,7 @@ class ToolCallFormat:
 
     name: str = "tool_call"
 
-    instruction = (
-        "Solve the problem step by step. You can run Python with the tool `python`; each run starts afresh. " + _ANSWER
-    )
+    instruction = "Solve the problem step by step. You can run Python with the tool `python`; {state} " + _ANSWER
 
     @property
     def tools(self) -> list[dict[str, Any]]:
@@ -177,7 +181,7 @@ class FencedFormat:
 
     instruction = (
         "Solve the problem step by step. You can run Python: write a block that starts with a line ```python and "
-        "ends with a line ```, and end your turn; you will be shown its output. Each block runs afresh. " + _ANSWER
+        "ends with a line ```, and end your turn; you will be shown its output. {state} " + _ANSWER
     )
     tools = None
 
@@ -241,6 +245,14 @@ def get_format(name: str) -> ToolFormat:
         raise ConfigError(f"unknown tool format {name!r}; known: {', '.join(sorted(FORMATS))}") from None
 
 
-def system_prompt_for(tool_format: ToolFormat, setting: str | None) -> str | None:
-    """The system prompt that a setting means: None the format's own instruction, "" none at all."""
-    return tool_format.instruction if setting is None else setting or None
+def system_prompt_for(tool_format: ToolFormat, setting: str | None, *, keeps_state: bool = False) -> str | None:
+    """The system prompt that a setting means: None the format's own instruction, "" none at all.
+
+    Args:
+        tool_format: the tool-call syntax.
+        setting: as the user gave it.
+        keeps_state: whether a call finds what earlier ones defined, which the instruction then says.
+    """
+    if setting is not None:
+        return setting or None
+    return tool_format.instruction.replace("{state}", _KEPT if keeps_state else _AFRESH)

@@ -227,7 +227,7 @@ class _Rollout:
         if repetitive:
             ids, logprobs = ids[:repetitive], logprobs[:repetitive] if logprobs else None
         text = self.encoder.text(ids)
-        turn = Turn(text, ids, self.encoder.format.parse(text), None, logprobs, generation.exact)
+        turn = Turn(text, ids, self.encoder.parse(text), None, logprobs, generation.exact)
         self.turns.append(turn)
         self.messages.append({"role": "assistant", "content": text})
         self.context += ids

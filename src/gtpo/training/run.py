@@ -50,7 +50,7 @@ class TrainResult:
 
 def system_prompt_of(args: GTPOConfig) -> str | None:
     """The system prompt that the rollouts use."""
-    return system_prompt_for(get_format(args.tool_format), args.system_prompt)
+    return system_prompt_for(get_format(args.tool_format), args.system_prompt, keeps_state=args.tool_state == "session")
 
 
 def train(
