@@ -63,12 +63,14 @@ class Observation:
         token_ids: the ids appended to the context: the text and the template around it, up to where the model
             goes on.
         wall_s: seconds from the end of the turn to the last result.
+        results: the text of each call's result, in order.
     """
 
     text: str
     statuses: tuple[str, ...]
     token_ids: tuple[int, ...]
     wall_s: float = 0.0
+    results: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

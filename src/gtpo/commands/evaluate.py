@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
 from tqdm.auto import tqdm
 from trl import ModelConfig
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
+from gtpo.commands.arguments import load_tokenizer, parse, say, verifiable
+from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError
-from gtpo.evaluation import EvalProtocol, evaluate
+from gtpo.evaluation import EvalProtocol, evaluate, save_traces
 from gtpo.rollout import (
     ChatEncoder,
     PythonTool,
@@ -23,7 +25,6 @@ from gtpo.rollout import (
     get_format,
     system_prompt_for,
 )
-from gtpo.rollout.backends import TransformersBackend
 from gtpo.tasks.problems import load_problems, sample
 from gtpo.tasks.verifiers import get_verifier
 
@@ -42,6 +43,9 @@ class EvalArguments:
     output: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Write everything, every sample included, to this JSON file."}
     )
+    traces: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "Write the rollouts that passed to this file, as traces for cold-start."}
+    )
     samples: int = field(default=1, metadata={"help": "Rollouts a problem."})
     temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
@@ -53,14 +57,13 @@ class EvalArguments:
     max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
     max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
     max_total_tokens: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
-    batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time."})
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print the summary."""
-    args, tool_args, model_args = parse(
-        (EvalArguments, ToolArguments, ModelConfig),
+    args, tool_args, backend_args, model_args = parse(
+        (EvalArguments, ToolArguments, BackendArguments, ModelConfig),
         argv,
         prog="gtpo eval",
         about="Pass rate of a model over a file of problems, with the Python tool.",
@@ -80,8 +83,7 @@ def main(argv: Sequence[str]) -> int:
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
     tool = PythonTool(tool_args.make_sandbox(), tool_args.tool_state)
     protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed, tool.state)
-    model = load_model(model_args)
-    backend = TransformersBackend(model, batch_size=args.batch_size)
+    backend = make_backend(backend_args, model_args, tokenizer)
     with tqdm(total=len(problems) * args.samples, desc="eval", dynamic_ncols=True) as bar:
 
         def progress(what: str, done: int, of: int) -> None:
@@ -94,9 +96,12 @@ def main(argv: Sequence[str]) -> int:
             verifier,
             protocol,
             progress=progress,
+            rescue=Path(f"{args.output or 'evaluation'}.unfinished.jsonl"),
         )
     if args.output:
         result.save(args.output, model=model_args.model_name_or_path, problem_file=args.problems)
         say(f"written to {args.output}")
+    if args.traces:
+        say(f"{save_traces(result, args.traces)} rollouts that passed written to {args.traces}")
     print(json.dumps(result.summary(), indent=1))
     return 0

@@ -1,5 +1,5 @@
 """Pass rates over problem files, with the same loop as training."""
 
-from gtpo.evaluation.runner import EvalProtocol, EvalResult, evaluate
+from gtpo.evaluation.runner import EvalProtocol, EvalResult, evaluate, save_traces
 
-__all__ = ["EvalProtocol", "EvalResult", "evaluate"]
+__all__ = ["EvalProtocol", "EvalResult", "evaluate", "save_traces"]

@@ -86,6 +86,32 @@ class EvalResult:
         path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
 
 
+def save_traces(result: EvalResult, path: str | Path) -> int:
+    """Write the rollouts that passed as cold-start traces, JSON Lines as `gtpo cold-start` takes them.
+
+    Rollouts with an invalid call are left out.
+
+    Returns:
+        How many were written.
+    """
+    traces = [
+        {"id": sample["problem_id"], "style": "rollout", "messages": _messages(sample)}
+        for sample in result.samples
+        if sample["passed"] and not sample["invalid_calls"]
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("".join(json.dumps(trace) + "\n" for trace in traces), encoding="utf-8")
+    return len(traces)
+
+
+def _messages(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    messages = messages_for(sample["question"], None)
+    for turn in sample["turns"]:
+        messages.append({"role": "assistant", "content": turn["text"]})
+        messages += [{"role": "tool", "content": result} for result in turn["results"]]
+    return messages
+
+
 def evaluate(
     problems: Sequence[Problem],
     engine: RolloutEngine,
@@ -94,6 +120,7 @@ def evaluate(
     protocol: EvalProtocol,
     *,
     progress: Progress | None = None,
+    rescue: Path | None = None,
 ) -> EvalResult:
     """Roll out each problem `protocol.samples` times and verify the answers.
 
@@ -104,11 +131,17 @@ def evaluate(
         verifier: checks the final answers.
         protocol: how many samples, how they are drawn.
         progress: told about finished rollouts.
+        rescue: where finished rollouts are written if the others can't be finished.
+
+    Raises:
+        BackendError: the model can't be had any more.
     """
     start = time.perf_counter()
     repeated = [problem for problem in problems for _ in range(protocol.samples)]
     prompts = [messages_for(problem.question, protocol.system_prompt) for problem in repeated]
-    batch = engine.run(prompts, backend, sampling=protocol.sampling, seed=protocol.seed, progress=progress)
+    batch = engine.run(
+        prompts, backend, sampling=protocol.sampling, seed=protocol.seed, progress=progress, rescue=rescue
+    )
     trajectories = batch.trajectories
     verdicts = verifier.verify_many([t.answer_text for t in trajectories], repeated)
     passed = [verdict.passed for verdict in verdicts]
@@ -138,6 +171,7 @@ def _interval(rates: Sequence[float]) -> tuple[float, float]:
 def _sample(problem: Problem, trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
     return {
         "problem_id": problem.id,
+        "question": problem.question,
         "passed": verdict.passed,
         "verdict": verdict.reason,
         "extracted": verdict.extracted,
@@ -145,8 +179,13 @@ def _sample(problem: Problem, trajectory: Trajectory, verdict: Verdict) -> dict[
         "stop_reason": trajectory.stop_reason.value,
         "invalid_calls": trajectory.num_invalid_calls,
         "turns": [
-            {"text": turn.text, "observation": turn.observation.text if turn.observation else None}
+            {
+                "text": turn.text,
+                "observation": turn.observation.text if turn.observation else None,
+                "results": list(turn.observation.results) if turn.observation else [],
+            }
             for turn in trajectory.turns
         ],
         "tokens": sum(len(turn.token_ids) for turn in trajectory.turns),
+        "exact": trajectory.exact,
     }

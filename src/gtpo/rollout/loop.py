@@ -253,7 +253,7 @@ class _Rollout:
         room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
         if room <= len(ids):
             return tightest
-        observation = Observation("\n".join(texts), statuses, ids, time.perf_counter() - start)
+        observation = Observation("\n".join(texts), statuses, ids, time.perf_counter() - start, texts)
         self.turns[-1] = replace(turn, observation=observation)
         self.context += ids
         self.messages += self.encoder.observation_messages(texts)

@@ -1,0 +1,86 @@
+"""The options that choose what generates: this process, vLLM in it, or a server."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from trl import ModelConfig
+
+from gtpo.commands.arguments import load_model
+from gtpo.errors import ConfigError
+from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend, VLLMBackend
+
+
+@dataclass
+class BackendArguments:
+    """What generates."""
+
+    backend: Literal["transformers", "vllm", "server"] = field(
+        default="transformers",
+        metadata={"help": "transformers or vllm (both in this process), or server (any with OpenAI's API)."},
+    )
+    batch_size: int = field(default=64, metadata={"help": "transformers: rollouts under way at once."})
+    vllm_options: str = field(
+        default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
+    )
+    base_url: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "server: such as http://localhost:8000/v1; --model names its tokenizer."}
+    )
+    served_model: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "server: its name for the model; by default the first it lists."}
+    )
+    dialect: Literal["vllm", "openai"] = field(
+        default="vllm", metadata={"help": "server: vllm (token ids go and come), or openai (text only)."}
+    )
+    api: Literal["completions", "chat"] = field(
+        default="completions", metadata={"help": "server: chat, if it has nothing else; its rollouts are not exact."}
+    )
+    api_key_variable: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "server: environment variable with the key, if it wants one."}
+    )
+    max_context: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Longest context in tokens; by default what model or server say."}
+    )
+
+
+def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any) -> Backend:
+    """The backend that the options ask for.
+
+    Raises:
+        ConfigError: options that contradict each other, vLLM missing, a model that can't be loaded.
+        BackendError: no server answers.
+    """
+    if args.backend == "transformers":
+        return TransformersBackend(load_model(model_args), batch_size=args.batch_size)
+    if args.backend == "vllm":
+        return VLLMBackend(_engine(args, model_args))
+    if not args.base_url:
+        raise ConfigError("--backend server needs --base_url, such as http://localhost:8000/v1")
+    return OpenAIBackend(
+        args.base_url,
+        tokenizer,
+        model=args.served_model,
+        dialect=args.dialect,
+        api=args.api,
+        api_key=os.environ.get(args.api_key_variable),
+        max_context=args.max_context,
+    )
+
+
+def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:
+    try:
+        options = json.loads(args.vllm_options)
+    except ValueError as error:
+        raise ConfigError(f"--vllm_options is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ConfigError("--vllm_options must be a JSON object")
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise ConfigError(f"--backend vllm: vLLM can't be imported ({error}): pip install 'gtpo[vllm]'") from error
+    settings: dict[str, Any] = {"model": model_args.model_name_or_path, "revision": model_args.model_revision}
+    settings |= {"dtype": model_args.dtype or "auto", "max_model_len": args.max_context}
+    return LLM(**settings, logprobs_mode="processed_logprobs", **options)
