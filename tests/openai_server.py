@@ -31,7 +31,16 @@ class CompletionServer:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                self.answer(200, {"data": [{"id": "base", "max_model_len": outer.max_model_len}, {"id": "other"}]})
+                self.answer(
+                    200,
+                    {
+                        "data": [
+                            {"id": "base", "max_model_len": outer.max_model_len},
+                            {"id": "other"},
+                            {"id": "adapter", "max_model_len": None, "parent": "base"},
+                        ]
+                    },
+                )
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -87,7 +87,7 @@ class OpenAIBackend:
         self.max_context = min(max_context or stated or 0, stated or max_context or 0)
 
     def _models(self) -> dict[str, int | None]:
-        """Names and longest contexts of the models that the server lists."""
+        """Names and longest contexts of the models that the server lists; an adapter has that of its base."""
         deadline, wait_s = time.monotonic() + self.patience_s, _FIRST_WAIT_S
         with httpx.Client(headers=self._headers, timeout=30.0, transport=self._transport) as client:
             while True:
@@ -104,7 +104,9 @@ class OpenAIBackend:
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         if answer.status_code != 200:
             raise ConfigError(f"{self.base_url}/models: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
-        return {model["id"]: model.get("max_model_len") for model in answer.json().get("data", [])}
+        models = {model["id"]: model for model in answer.json().get("data", [])}
+        stated = {name: model.get("max_model_len") for name, model in models.items()}
+        return {name: stated[name] or stated.get(model.get("parent")) for name, model in models.items()}
 
     @asynccontextmanager
     async def serve(
