@@ -9,6 +9,7 @@ import time
 import pytest
 from openai_server import CompletionServer
 
+from gtpo.audit import AuditBatch, audit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import OpenAIBackend, Request
@@ -78,6 +79,23 @@ def test_contexts_go_as_ids_and_the_sampled_ids_come_back(serve, tiny_tokenizer)
     assert expected.items() <= first.items()
     assert first["stop_token_ids"] == [tiny_tokenizer.eos_token_id]
     assert first["seed"] != second["seed"]
+
+
+def test_the_audit_finds_nothing_wrong_with_rollouts_of_a_server(serve, tiny_tokenizer, qwen_tokenizer):
+    def script(body):
+        context = tokenizer.decode(body["prompt"])
+        return said(tokenizer, "\\boxed{42}" if "42" in context else fmt.render_call("6*7"))
+
+    for tokenizer, name in ((tiny_tokenizer, "fenced"), (qwen_tokenizer, "tool_call")):
+        fmt = get_format(name)
+        server = serve(script, max_model_len=4096)
+        encoder = ChatEncoder(tokenizer, fmt)
+        engine = RolloutEngine(encoder, Calculator())
+        prompts = [messages_for(f"q{i}", None) for i in range(3)]
+        rollouts = engine.run(prompts, OpenAIBackend(server.url, tokenizer)).trajectories
+        assert [len(rollout.turns) for rollout in rollouts] == [2, 2, 2]
+        report = audit(AuditBatch.from_trajectories(rollouts), tokenizer=tokenizer, encoder=encoder)
+        assert report.ok, report.render()
 
 
 def test_the_same_seed_asks_for_the_same_and_another_for_another(serve, tiny_tokenizer):

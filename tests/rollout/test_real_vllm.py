@@ -17,6 +17,7 @@ import time
 import pytest
 import torch
 
+from gtpo.audit import AuditBatch, audit
 from gtpo.errors import BackendError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
@@ -71,8 +72,16 @@ def roll_out(backend, tokenizer, *, turns=3, tokens=24, **options):
     return RolloutEngine(encoder, Calculator(), limits).run(prompts, backend, seed=5, **options).trajectories
 
 
-def check_against(model, rollouts, *, tolerance):
+def check_against(model, tokenizer, rollouts, *, tolerance):
     """Ids as they should be, and log-probabilities near those of the model."""
+    report = audit(
+        AuditBatch.from_trajectories(rollouts),
+        tokenizer=tokenizer,
+        encoder=ChatEncoder(tokenizer, AlwaysCalls()),
+        model=model,
+        tolerance=0.2,
+    )
+    assert report.ok, report.render()
     differences = []
     for rollout in rollouts:
         assert rollout.exact
@@ -107,7 +116,7 @@ def llm():
 
 
 def test_in_process_ids_and_logprobs_are_those_of_the_model(llm, tokenizer, model):
-    check_against(model, roll_out(VLLMBackend(llm), tokenizer), tolerance=0.01)
+    check_against(model, tokenizer, roll_out(VLLMBackend(llm), tokenizer), tolerance=0.01)
 
 
 def test_in_process_a_failing_batch_leaves_the_engine_usable(llm, tokenizer):
@@ -172,7 +181,7 @@ def server(tmp_path_factory):
 def test_server_ids_and_logprobs_are_those_of_the_model(server, tokenizer, model):
     backend = OpenAIBackend(server.url, tokenizer, patience_s=300)
     assert (backend.model, backend.max_context) == ("base", 1024)
-    check_against(model, roll_out(backend, tokenizer), tolerance=0.01)
+    check_against(model, tokenizer, roll_out(backend, tokenizer), tolerance=0.01)
 
 
 def test_chat_endpoint_gives_rollouts_that_are_not_for_training(server, tokenizer):
@@ -195,7 +204,7 @@ def test_an_adapter_is_synced_through_a_folder_and_the_server_samples_from_it(se
     sync = AdapterSync(tuned, Accelerator(cpu=True), server.url, tmp_path / "adapters")
     for _ in range(2):
         sync.sync_weights()
-        check_against(tuned, roll_out(sync.backend(tokenizer), tokenizer), tolerance=0.01)
+        check_against(tuned, tokenizer, roll_out(sync.backend(tokenizer), tokenizer), tolerance=0.01)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:

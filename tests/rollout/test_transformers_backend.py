@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from itertools import islice
 
@@ -143,6 +144,34 @@ def test_each_token_is_computed_once_and_a_groups_prompt_once_for_all(model, mon
     assert prefills == [49, *[21] * 16]
     steps = sum(shape == (8, 1) for shape in passed)
     assert steps == sum(max(len(s[j].token_ids) for s in said) for j in range(3))
+
+
+def test_an_adapter_is_sampled_from(model):
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    tuned = get_peft_model(copy.deepcopy(model), lora).eval()
+    prompts, scripts = conversations(6, seed=4)
+    said = asyncio.run(turns(TransformersBackend(tuned), prompts, scripts))
+    for prompt, generations in zip(prompts, said, strict=True):
+        out = tuned.generate(
+            input_ids=torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=0, pad_token_id=0
+        )
+        assert list(generations[0].token_ids) == out[0, len(prompt) :].tolist()
+    assert said != asyncio.run(turns(TransformersBackend(model), prompts, scripts))
+
+
+def test_weights_of_float32_under_autocast_are_those_of_the_trainers_arithmetic(model):
+    prompts, scripts = conversations(6, seed=5)
+    with torch.autocast("cpu", torch.bfloat16):
+        said = asyncio.run(turns(TransformersBackend(model), prompts, scripts))
+    for prompt, generations in zip(prompts, said, strict=True):
+        ids = torch.tensor([[*prompt, *generations[0].token_ids]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logprobs_T_V = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        expected = logprobs_T_V[range(len(generations[0].token_ids)), list(generations[0].token_ids)]
+        torch.testing.assert_close(torch.tensor(generations[0].logprobs), expected, atol=0.15, rtol=0.05)
+    assert said != asyncio.run(turns(TransformersBackend(model), prompts, scripts))
 
 
 def test_a_finished_rollout_leaves_its_place_to_the_next(model):
