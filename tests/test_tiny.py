@@ -11,6 +11,7 @@ from gtpo.cli import main
 from gtpo.rollout import ChatEncoder, get_format
 from gtpo.sandbox import LocalSandbox
 from gtpo.tiny.model import PHRASES, make_model
+from gtpo.tiny.pipeline import MAX_LENGTH
 from gtpo.tiny.problems import OPERATORS, Behaviour, make_problems, mixed_traces
 from gtpo.types import InvalidCall
 
@@ -53,6 +54,12 @@ def traces():
     sandbox = LocalSandbox(slots=2)
     yield mixed_traces(400, sandbox, get_format("fenced"), Behaviour(), seed=1)
     sandbox.close()
+
+
+def test_nearly_all_traces_are_short_enough_to_be_learnt_from(traces, tiny_tokenizer):
+    encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
+    lengths = [len(t.prompt_ids) + len(t.completion_ids) for t in map(encoder.trace, traces)]
+    assert sum(length <= MAX_LENGTH for length in lengths) > 0.9 * len(lengths)
 
 
 def test_traces_mix_good_malformed_wrong_and_guessed_steps(traces, tiny_tokenizer):

@@ -7,8 +7,8 @@ history is never rendered again, and templates that rewrite history (dropping ol
 was sampled. Cold-start traces are encoded by the same functions, so a trace and a rollout of the same text have the
 same ids.
 
-Text that came out of a tool is tokenised without the tokenizer's added tokens, special or not: it can't close a message
-or open one, nor hold what the model knows as one token for a call or a thought.
+Text that came out of a tool is tokenised without special tokens, and without added ones that look like markup (such as
+"<think>"): it can't close a message or open one, nor hold what the model knows as one token for a call or a thought.
 """
 
 from __future__ import annotations
@@ -224,17 +224,17 @@ class ChatEncoder:
         return self.tokenizer.encode(text, add_special_tokens=False) if text else []
 
     def _encode_literal(self, text: str) -> list[int]:
-        """Encode text in which no added token may come up, by cutting each one that would after its first character."""
-        starts = [match.start() + 1 for match in self._added.finditer(text)] if self._added else []
+        """Encode text in which no markup may come up, by cutting each one that would after its first character."""
+        starts = [match.start() + 1 for match in self._markup.finditer(text)] if self._markup else []
         pieces = [text[i:j] for i, j in pairwise([0, *starts, len(text)]) if i < j]
         encoded = (self.tokenizer(p, add_special_tokens=False, split_special_tokens=True) for p in pieces)
         return [i for encoding in encoded for i in encoding["input_ids"]]
 
     @cached_property
-    def _added(self) -> re.Pattern[str] | None:
-        """Matches, empty, wherever an added token of more than one character begins; None if there is none."""
+    def _markup(self) -> re.Pattern[str] | None:
+        """Matches, empty, wherever an added token in <> or [] begins; None if there is none."""
         added = {str(token) for token in self.tokenizer.get_added_vocab()}
-        markup = sorted((re.escape(token) for token in added if len(token) > 1), key=len, reverse=True)
+        markup = sorted(re.escape(token) for token in added if re.fullmatch(r"<.+>|\[.+\]", token))
         return re.compile(f"(?={'|'.join(markup)})") if markup else None
 
 

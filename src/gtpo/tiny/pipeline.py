@@ -25,6 +25,8 @@ from gtpo.training.config import GTPOConfig
 from gtpo.training.curves import learning_curve
 from gtpo.training.run import last_checkpoint, system_prompt_of, train
 
+MAX_LENGTH = 128
+"""Tokens of a cold-start trace at most; longer ones are left out."""
 _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
 """Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
 
@@ -98,7 +100,7 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: 
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=50,
-        max_length=128,
+        max_length=MAX_LENGTH,
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=20,
