@@ -138,10 +138,12 @@ def test_each_token_is_computed_once_and_a_groups_prompt_once_for_all(model, mon
     prompt = prompt * 50
     observation = [3] * 21
     said = asyncio.run(turns(TransformersBackend(model), [prompt] * 8, [[[], observation, observation]] * 8))
-    prefills = [width for rows, width in passed if (rows, width) != (8, 1)]
-    # the prompt but its last token, once; then for each rollout and observation what is new: the end of the turn and
-    # all of the observation but its last token
-    assert prefills == [49, *[21] * 16]
+    prefills = [shape for shape in passed if shape != (8, 1)]
+    # the prompt but its last token, once; then for each observation what is new, of as many rollouts as ask for it at
+    # the same time; all filled up to multiples of 32
+    assert prefills[0] == (1, 64)
+    assert {width for _, width in prefills[1:]} == {32}
+    assert sum(rows for rows, _ in prefills[1:]) == 16
     steps = sum(shape == (8, 1) for shape in passed)
     assert steps == sum(max(len(s[j].token_ids) for s in said) for j in range(3))
 

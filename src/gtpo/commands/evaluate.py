@@ -46,6 +46,7 @@ class EvalArguments:
     traces: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "Write the rollouts that passed to this file, as traces for cold-start."}
     )
+    verifier: str = field(default="math", metadata={"help": "Checks the answers: math or code."})
     samples: int = field(default=1, metadata={"help": "Rollouts a problem."})
     temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
     top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
@@ -73,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     problems = load_problems(args.problems)
     if args.max_problems is not None and args.max_problems < len(problems):
         problems = sample(problems, args.max_problems, args.sample_seed)
-    verifier = get_verifier("math")
+    verifier = get_verifier(args.verifier)
     problems = verifiable(problems, verifier)
     limits = RolloutLimits(args.max_turns, args.max_turn_tokens, args.max_total_tokens)
     tokenizer = load_tokenizer(model_args)

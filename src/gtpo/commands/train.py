@@ -28,6 +28,7 @@ class ProblemArguments:
     max_problems: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "Use only the first n problems."}
     )
+    verifier: str = field(default="math", metadata={"help": "Checks the answers: math or code."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     )
     if problem_args.train_file is None:
         raise ConfigError("no problems: give --train_file FILE.jsonl (or run `gtpo tiny`, which needs none)")
-    verifier = get_verifier("math")
+    verifier = get_verifier(problem_args.verifier)
     problems = verifiable(load_problems(problem_args.train_file, limit=problem_args.max_problems), verifier)
     tokenizer = load_tokenizer(model_args)
     ChatEncoder(tokenizer, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)

@@ -16,7 +16,7 @@ from gtpo.tasks.problems import Problem
 
 
 def problem_dataset(problems: Sequence[Problem], system_prompt: str | None) -> Dataset:
-    """Columns `prompt` (chat messages), `id`, `question` and `answer`, one row a problem."""
+    """Columns `prompt` (chat messages), `id`, `question`, `answer` and `extras` (JSON), one row a problem."""
     return Dataset.from_list(
         [
             {
@@ -24,6 +24,7 @@ def problem_dataset(problems: Sequence[Problem], system_prompt: str | None) -> D
                 "id": problem.id,
                 "question": problem.question,
                 "answer": problem.answer,
+                "extras": json.dumps(dict(problem.extras)),
             }
             for problem in problems
         ]

@@ -14,6 +14,7 @@ can be asked for rollouts that went nowhere (`gtpo.training.collapse`).
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ class GTPOTrainer(GRPOTrainer):
     Args:
         model: a model, or a folder or Hub id.
         args: settings.
-        train_dataset: columns `prompt` (chat messages), `id`, `question` and `answer`; see `problem_dataset`.
+        train_dataset: columns `prompt` (chat messages), `id`, `question`, `answer` and `extras`; see `problem_dataset`.
         processing_class: the tokenizer; its chat template frames the observations.
         sandbox: runs the model's code; by default the one that `args` ask for.
         verifier: checks final answers; by default `math`.
@@ -204,8 +205,12 @@ class GTPOTrainer(GRPOTrainer):
         start = time.perf_counter()
         self.progress.phase("verifying")
         trajectories = self._round.trajectories
-        fields = zip(columns["id"], columns["question"], columns["answer"], strict=True)
-        problems = [Problem(id=i, question=question, answer=answer) for i, question, answer in fields]
+        extras = columns.get("extras") or ["{}"] * len(prompts)
+        fields = zip(columns["id"], columns["question"], columns["answer"], extras, strict=True)
+        problems = [
+            Problem(id=i, question=question, answer=answer, extras=json.loads(more))
+            for i, question, answer, more in fields
+        ]
         verdicts = self.verifier.verify_many([t.answer_text for t in trajectories], problems)
         verified = time.perf_counter()
         self._seconds["verify"] += verified - start

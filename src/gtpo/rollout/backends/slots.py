@@ -21,9 +21,10 @@ long the rows beside it are: vectors are whole, and products large enough that o
 class _Place:
     """Where the next forward pass writes, and what it reads."""
 
-    rows: slice = field(default_factory=lambda: slice(0))
-    starts_R: Tensor | None = None
-    """For one new token a row: where it goes in each. None for several new tokens of a single row."""
+    rows: slice | Tensor = field(default_factory=lambda: slice(0))
+    """The rows that it computes: neighbours as a slice, others as a tensor of numbers."""
+    targets_R_T: Tensor | None = None
+    """Where in its row each new token goes."""
     start: int = 0
     """Tokens held before, of the longest row."""
     width: int = 0
@@ -59,14 +60,12 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         place = self._place
         self.grow(max(place.width, place.room))
-        if place.starts_R is None:
-            span = slice(place.start, place.start + key_states.shape[2])
-            self.keys[place.rows, :, span] = key_states
-            self.values[place.rows, :, span] = value_states
-        else:
-            rows_R = torch.arange(place.rows.start, place.rows.stop, device=self.keys.device)
-            self.keys[rows_R, :, place.starts_R] = key_states[:, :, 0]
-            self.values[rows_R, :, place.starts_R] = value_states[:, :, 0]
+        assert place.targets_R_T is not None
+        rows_R = place.rows
+        if isinstance(rows_R, slice):
+            rows_R = torch.arange(rows_R.start, rows_R.stop, device=self.keys.device)
+        self.keys[rows_R[:, None], :, place.targets_R_T] = key_states.transpose(1, 2)
+        self.values[rows_R[:, None], :, place.targets_R_T] = value_states.transpose(1, 2)
         return self.keys[place.rows, :, : place.width], self.values[place.rows, :, : place.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -99,20 +98,31 @@ class SlotCache(Cache):
         self.lengths = [0] * rows
         super().__init__(layers=[_SlotLayer(self._place, rows) for _ in range(layers)])
 
-    def append(self, row: int, tokens: int) -> dict[str, Tensor]:
-        """The next pass computes `tokens` more tokens of one row: ids of shape (1, tokens).
+    def append(self, rows: Sequence[int], tokens: Sequence[int], padded: int) -> dict[str, Tensor]:
+        """The next pass computes more tokens of some rows: ids of shape (R, padded), each row's own ones first.
+
+        Args:
+            rows: which ones.
+            tokens: how many of its ids each row keeps; what is computed for the others is overwritten later.
+            padded: length to which all rows' ids are filled up.
 
         Returns:
-            `position_ids` of shape (1, tokens) and a boolean `attention_mask` of shape (1, 1, tokens, width).
+            `position_ids` of shape (R, padded) and a boolean `attention_mask` of shape (R, 1, padded, width).
         """
-        start = self.lengths[row]
+        starts = [self.lengths[row] for row in rows]
         place = self._place
-        place.rows, place.starts_R, place.start = slice(row, row + 1), None, start
-        place.width = place.room = _aligned(start + tokens)
-        positions_T = torch.arange(start, start + tokens, device=self._device)
-        mask_T_W = torch.arange(place.width, device=self._device) <= positions_T[:, None]
-        self.lengths[row] = start + tokens
-        return {"position_ids": positions_T[None], "attention_mask": mask_T_W[None, None]}
+        one = len(rows) == 1
+        place.rows = slice(rows[0], rows[0] + 1) if one else torch.tensor(list(rows), device=self._device)
+        place.start = max(starts)
+        place.width = place.room = _aligned(place.start + padded)
+        starts_R = torch.tensor(starts, device=self._device)
+        ends_R = starts_R + torch.tensor(list(tokens), device=self._device)
+        place.targets_R_T = starts_R[:, None] + torch.arange(padded, device=self._device)
+        mask_R_T_W = torch.arange(place.width, device=self._device) <= place.targets_R_T[:, :, None]
+        for row, start, count in zip(rows, starts, tokens, strict=True):
+            self.lengths[row] = start + count
+        positions_R_T = torch.minimum(place.targets_R_T, ends_R[:, None] - 1)  # no position past the model's last one
+        return {"position_ids": positions_R_T, "attention_mask": mask_R_T_W[:, None]}
 
     def step(self, rows: int, active: Sequence[int]) -> dict[str, Tensor]:
         """The next pass computes one token of each of the first `rows` rows: ids of shape (rows, 1).
@@ -125,11 +135,11 @@ class SlotCache(Cache):
         place = self._place
         place.rows, place.start = slice(0, rows), max(self.lengths[row] for row in active)
         place.width, place.room = _aligned(place.start + 1), max(self.lengths[:rows]) + 1
-        place.starts_R = torch.tensor(self.lengths[:rows], device=self._device)
-        mask_R_W = torch.arange(place.width, device=self._device) <= place.starts_R[:, None]
+        place.targets_R_T = torch.tensor(self.lengths[:rows], device=self._device)[:, None]
+        mask_R_W = torch.arange(place.width, device=self._device) <= place.targets_R_T
         for row in active:
             self.lengths[row] += 1
-        return {"position_ids": place.starts_R[:, None], "attention_mask": mask_R_W[:, None, None]}
+        return {"position_ids": place.targets_R_T, "attention_mask": mask_R_W[:, None, None]}
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Let row `target` hold the first `tokens` tokens of row `source`."""

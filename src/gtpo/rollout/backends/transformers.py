@@ -7,9 +7,9 @@ calls, which run elsewhere, go on meanwhile and their rollouts join at the next 
 
 Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the
 rollouts beside it or on when they came. For that the shapes of what is computed are chosen such that a row's result
-does not hang on the other rows' number: on a CPU at least eight rows and a multiple of 128 tokens of attention (with
-MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all rows. The tests check it
-on a CPU.
+does not hang on the other rows' number: on a CPU at least eight rows, new tokens in multiples of 32 and attention in
+multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all
+rows. The tests check it on a CPU.
 
 Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
 latter while it generates. Models that keep anything but keys and values of all tokens (state-space, linear or chunked
@@ -34,7 +34,8 @@ from gtpo.rollout.backends.slots import SlotCache
 from gtpo.rollout.settings import Sampling
 
 _LEAST_ROWS = 8
-_PREFILL = 512
+_PREFILL, _PREFILL_ALIGN, _PREFILL_TOKENS = 512, 32, 4096
+"""Tokens of one row and of a batch of rows that are computed at once, and of what length they are a multiple."""
 _KEPT_SHARE = 0.75
 """Rows are moved together when fewer than this share of those computed are wanted."""
 
@@ -153,30 +154,54 @@ class _SlotServer:
     def _admit(self) -> None:
         """Computes what is new in each waiting context but its last token, if its rollout has or gets a row."""
         kept: deque[_Turn] = deque()
+        admitted: list[Request] = []
+        copies: list[tuple[int, Request]] = []
         while self._waiting:
             turn = self._waiting.popleft()
             request = turn.request
-            if request.rollout not in self._row_of and not self._give_row(request):
-                kept.append(turn)
-                continue
-            row = self._row_of[request.rollout]
-            end = len(request.context) - 1
-            while (start := self._cache.lengths[row]) < end:
-                self._forward(torch.tensor([request.context[start : min(end, start + _PREFILL)]]), row=row)
+            if request.rollout not in self._row_of:
+                if not self._free:
+                    kept.append(turn)
+                    continue
+                self._row_of[request.rollout] = self._free.pop()
+                self._uniforms[request.rollout] = uniform_numbers(self._seed, request.rollout)
+                prompt = tuple(request.context)
+                if prompt in self._prompts:
+                    copies.append((self._prompts[prompt], request))
+                    self._active[request.rollout] = turn
+                    continue
+                self._prompts[prompt] = request.rollout
+            admitted.append(request)
             self._active[request.rollout] = turn
         self._waiting = kept
+        while admitted := [request for request in admitted if self._missing(request)]:
+            for padded, requests in self._batches(admitted).items():
+                self._prefill(requests, padded)
+        for holder, request in copies:
+            self._cache.copy(self._row_of[holder], self._row_of[request.rollout], len(request.context) - 1)
 
-    def _give_row(self, request: Request) -> bool:
-        if not self._free:
-            return False
-        row = self._row_of[request.rollout] = self._free.pop()
-        self._uniforms[request.rollout] = uniform_numbers(self._seed, request.rollout)
-        prompt = tuple(request.context)
-        if prompt in self._prompts:
-            self._cache.copy(self._row_of[self._prompts[prompt]], row, len(prompt) - 1)
-        else:
-            self._prompts[prompt] = request.rollout
-        return True
+    def _missing(self, request: Request) -> int:
+        return len(request.context) - 1 - self._cache.lengths[self._row_of[request.rollout]]
+
+    def _batches(self, requests: Sequence[Request]) -> dict[int, list[Request]]:
+        """Requests by the padded length of what is missing, so that a row's shape does not hang on the others'."""
+        batches: dict[int, list[Request]] = {}
+        for request in requests:
+            padded = -(-min(self._missing(request), _PREFILL) // _PREFILL_ALIGN) * _PREFILL_ALIGN
+            batches.setdefault(padded, []).append(request)
+        return batches
+
+    def _prefill(self, requests: Sequence[Request], padded: int) -> None:
+        for first in range(0, len(requests), most := max(1, _PREFILL_TOKENS // padded)):
+            chosen = requests[first : first + most]
+            rows = [self._row_of[request.rollout] for request in chosen]
+            starts = [self._cache.lengths[row] for row in rows]
+            new = [
+                list(request.context[start : min(len(request.context) - 1, start + padded)])
+                for request, start in zip(chosen, starts, strict=True)
+            ]
+            ids_R_T = torch.tensor([ids + [0] * (padded - len(ids)) for ids in new])
+            self._forward(ids_R_T, self._cache.append(rows, [len(ids) for ids in new], padded))
 
     def _compute_tokens(self) -> None:
         """One more token for each active rollout."""
@@ -186,7 +211,7 @@ class _SlotServer:
         ids_R_1 = torch.zeros((rows, 1), dtype=torch.long)
         for row, turn in zip(places, turns, strict=True):
             ids_R_1[row, 0] = turn.sampled[-1] if turn.sampled else turn.request.context[-1]
-        logits_R_V = self._forward(ids_R_1, active=places)
+        logits_R_V = self._forward(ids_R_1, self._cache.step(rows, places))
         if len(places) < rows:
             logits_R_V = logits_R_V[places]
         greedy, penalty = self._sampler.sampling.greedy, self._sampler.needs_contexts
@@ -222,12 +247,8 @@ class _SlotServer:
         self._row_of[rollout] = row
 
     @torch.no_grad()
-    def _forward(self, ids_R_T: torch.Tensor, *, row: int = 0, active: Sequence[int] | None = None) -> torch.Tensor:
+    def _forward(self, ids_R_T: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of shape (R, V) after the last id of each row."""
-        if active is None:
-            inputs = self._cache.append(row, ids_R_T.shape[1])
-        else:
-            inputs = self._cache.step(ids_R_T.shape[0], active)
         if self._model.config.get_text_config()._attn_implementation == "eager":  # adds its mask to the scores
             seen = inputs["attention_mask"]
             lowest = torch.finfo(self._model.dtype).min

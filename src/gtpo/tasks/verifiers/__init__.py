@@ -18,4 +18,8 @@ def get_verifier(name: str) -> Verifier:
         from gtpo.tasks.verifiers.math import MathVerifier
 
         return MathVerifier()
-    raise ConfigError(f"no verifier for {name!r}; there is: math")
+    if name == "code":
+        from gtpo.tasks.verifiers.code import CodeVerifier
+
+        return CodeVerifier()
+    raise ConfigError(f"no verifier for {name!r}; there are: math, code")

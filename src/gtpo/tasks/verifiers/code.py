@@ -1,0 +1,173 @@
+"""Program synthesis and output prediction: programs run in the sandbox, never here.
+
+Two kinds, told by a problem's `extras["answer_kind"]`:
+
+`tests`
+    The gold answer is test code that raises if something is wrong. The candidate (after the problem's `prelude`) and
+    the tests run one after the other in one session of the sandbox; then a word that was drawn for this check is
+    printed. Only that word in the output is a pass: a candidate that ends its process with status 0 before the tests,
+    or that prints what it thinks is expected, has not passed. Candidate and tests share an interpreter, so a candidate
+    that rewrites it under the tests can still cheat; tests of another design would be needed against that.
+`literal`
+    The gold answer is a Python literal, the value of an expression. The candidate is compared by value and type.
+
+The candidate is the last `<answer>` block of the final turn, or else, for `tests`, its last fenced block, and for
+`literal` its last `\\boxed{}`.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from gtpo._async import run_async
+from gtpo.errors import ConfigError, VerifierError
+from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Sandbox, Session, Status
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers.answers import last_boxed
+from gtpo.tasks.verifiers.base import Verdict
+
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"^(`{3,})[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_LITERAL_CHARS = 20_000
+_KINDS = ("tests", "literal")
+
+
+class CodeVerifier:
+    """Runs a candidate and its tests in the sandbox, or compares literals.
+
+    Args:
+        sandbox: by default a `LocalSandbox` with `limits`, which `close` closes.
+        limits: of the candidate, and again of the tests.
+    """
+
+    def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits(cpu_s=6.0, wall_s=12.0)
+        self._own = LocalSandbox(limits=self._limits) if sandbox is None else None
+        self._sandbox: Sandbox = sandbox or self._own  # type: ignore[assignment]
+
+    def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        """See `Verifier.verify_many`.
+
+        Raises:
+            VerifierError: the sandbox failed, or a problem is of no known kind.
+        """
+        return run_async(self._verify(answer_texts, problems))
+
+    def has_answer(self, text: str) -> bool:
+        """Whether the text holds an answer block, a fenced block or a filled box."""
+        return any(candidate(text, kind) is not None for kind in _KINDS)
+
+    def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """Problems of no known kind, tests that do not parse, and answers that are no literal."""
+        found = {}
+        for problem in problems:
+            try:
+                if _kind(problem) == "tests":
+                    ast.parse(problem.answer)
+                else:
+                    _literal(problem.answer)
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+                found[problem.id] = f"{type(error).__name__}: {error}"
+        return found
+
+    def close(self) -> None:
+        """See `Verifier.close`."""
+        if self._own:
+            self._own.close()
+
+    async def _verify(self, texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        return await asyncio.gather(*(self._one(*pair) for pair in zip(texts, problems, strict=True)))
+
+    async def _one(self, text: str | None, problem: Problem) -> Verdict:
+        try:
+            kind = _kind(problem)
+        except ValueError as error:
+            raise VerifierError(f"problem {problem.id}: {error}") from error
+        if text is None:
+            return Verdict(False, 0.0, "the rollout ended without an answer")
+        given = candidate(text, kind)
+        if given is None:
+            return Verdict(
+                False, 0.0, "no program in the final turn" if kind == "tests" else "no value in the final turn"
+            )
+        if kind == "literal":
+            return _compare(given, problem)
+        return await self._run(given, problem)
+
+    async def _run(self, program: str, problem: Problem) -> Verdict:
+        prelude, word = str(problem.extras.get("prelude") or ""), secrets.token_hex(16)
+        parts = [f"{prelude}\n{program}", f"{problem.answer}\nprint({word!r});"]
+        session = self._session()
+        try:
+            results = [await self._call(session, part, problem) for part in (parts if session else ["\n".join(parts)])]
+        finally:
+            if session:
+                await session.aclose()
+        for name, result in zip(
+            ("the program", "the tests") if session else ("program or tests",), results, strict=True
+        ):
+            if result.status is not Status.OK:
+                return Verdict(False, 0.0, f"{name} ended with {_told(result)}", program)
+        if results[-1].stdout.split("\n")[-2:] != [word, ""]:
+            return Verdict(False, 0.0, "the tests were not run to their end", program)
+        return Verdict(True, 1.0, "all tests passed", program)
+
+    def _session(self) -> Session | None:
+        """None for a sandbox without sessions: there everything runs as one program."""
+        try:
+            return self._sandbox.session()
+        except ConfigError:
+            return None
+
+    async def _call(self, session: Session | None, code: str, problem: Problem) -> ExecResult:
+        run: Any = session.run if session else self._sandbox.run
+        result: ExecResult = await run(code, limits=self._limits)
+        if result.status is Status.INFRA:
+            raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
+        return result
+
+
+def candidate(text: str, kind: str) -> str | None:
+    """The last answer of a final turn for that kind of problem, or None."""
+    blocks = _ANSWER.findall(text)
+    if blocks:
+        inner = _FENCED.findall(blocks[-1])
+        found = inner[-1][1] if inner else blocks[-1].strip("\n")
+    elif kind == "tests":
+        fenced = _FENCED.findall(text)
+        found = fenced[-1][1] if fenced else ""
+    else:
+        found = last_boxed(text) or ""
+    return found if found.strip() else None
+
+
+def _kind(problem: Problem) -> str:
+    kind = problem.extras.get("answer_kind", "tests")
+    if kind not in _KINDS:
+        raise ValueError(f"answer_kind is {kind!r}; known are {', '.join(_KINDS)}")
+    return str(kind)
+
+
+def _literal(text: str) -> Any:
+    if len(text) > _LITERAL_CHARS:
+        raise ValueError(f"a literal of more than {_LITERAL_CHARS} characters")
+    return ast.literal_eval(text.strip())
+
+
+def _compare(given: str, problem: Problem) -> Verdict:
+    try:
+        value = _literal(given)
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return Verdict(False, 0.0, "not a Python literal", given)
+    gold = _literal(problem.answer)
+    same = type(value) is type(gold) and value == gold
+    return Verdict(same, float(same), "the same value" if same else "another value", given)
+
+
+def _told(result: ExecResult) -> str:
+    return result.error_type or result.note or result.status.value

@@ -1,0 +1,177 @@
+"""Programs against their tests, literals against values; real solutions pass, mutated ones are told apart."""
+
+from __future__ import annotations
+
+import ast
+import random
+from dataclasses import replace
+
+import pytest
+
+from gtpo.errors import VerifierError
+from gtpo.sandbox import ExecResult, Limits, LocalSandbox, SandboxFusionSandbox, Status
+from gtpo.tasks.problems import Problem, load_problems
+from gtpo.tasks.verifiers import get_verifier
+from gtpo.tasks.verifiers.code import CodeVerifier, candidate
+
+ADD = Problem("add", "Write add.", "assert add(1, 2) == 3\nassert add(-1, 1) == 0", "code", {"prelude": "import math"})
+LITERAL = Problem("lit", "f(2)?", "[1, 'a']", "code", {"answer_kind": "literal"})
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with_sandbox = CodeVerifier(LocalSandbox(slots=4), Limits(cpu_s=1.0, wall_s=5.0))
+    yield with_sandbox
+    with_sandbox._sandbox.close()
+
+
+def fenced(code):
+    return f"Here it is:\n```python\n{code}\n```\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "passed", "reason"),
+    [
+        ("def add(a, b): return a + b", True, "all tests passed"),
+        ("def add(a, b): return math.fsum([a, b])", True, "all tests passed"),
+        ("from __future__ import annotations\ndef add(a: int, b: int) -> int: return a + b", True, "all tests passed"),
+        ("def add(a, b): return a - b", False, "the tests ended with AssertionError"),
+        ("def sub(a, b): return a - b", False, "the tests ended with NameError"),
+        ("def add(a, b:", False, "the program ended with SyntaxError"),
+        ("while True: pass", False, "the program ended with timed out"),
+        ("def add(a, b):\n    while True: pass", False, "the tests ended with timed out"),
+        ("import os\nos._exit(0)", False, "the tests ended with NameError"),
+        ("import os\ndef add(a, b): os._exit(0)", False, "the tests were not run to their end"),
+        ("import sys\ndef add(a, b): sys.exit(0)", False, "the tests were not run to their end"),
+        ("def add(a, b): raise SystemExit", False, "the tests were not run to their end"),
+        ("print('0' * 32)\ndef add(a, b): raise SystemExit", False, "the tests were not run to their end"),
+    ],
+)
+def test_programs_are_judged_by_their_tests(verifier, program, passed, reason):
+    (verdict,) = verifier.verify_many([fenced(program)], [ADD])
+    assert (verdict.passed, verdict.score) == (passed, float(passed))
+    assert verdict.reason.startswith(reason)
+    assert verdict.extracted.strip() == program
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ("\\boxed{[1, 'a']}", True),
+        ('<answer>[1,"a"]</answer>', True),
+        ("\\boxed{(1, 'a')}", False),
+        ("\\boxed{[True, 'a']}", True),
+        ("\\boxed{[1, 'b']}", False),
+        ("\\boxed{f(2)}", False),
+        ("no value", False),
+        (None, False),
+    ],
+)
+def test_literals_are_compared_by_value(verifier, given, passed):
+    (verdict,) = verifier.verify_many([given], [LITERAL])
+    assert verdict.passed is passed
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("```python\na\n```\nor\n```\nb\n```", "b\n"),
+        ("```python\na\n```\n<answer>\nb = 1\n</answer>", "b = 1"),
+        ("<answer>\n```python\nc\n```\n</answer>", "c\n"),
+        ("```python\nopen", None),
+        ("<answer> </answer>", None),
+        ("x", None),
+    ],
+)
+def test_the_last_answer_is_the_candidate(text, found):
+    assert candidate(text, "tests") == found
+    assert CodeVerifier.has_answer(None, text) is (found is not None)
+
+
+def test_many_are_checked_at_once_and_keep_their_order(verifier):
+    programs = [fenced(f"def add(a, b): return a + b + {i % 2}") for i in range(20)]
+    verdicts = verifier.verify_many(programs, [ADD] * 20)
+    assert [verdict.passed for verdict in verdicts] == [i % 2 == 0 for i in range(20)]
+
+
+def test_a_failing_sandbox_is_no_verdict():
+    class Broken:
+        def session(self, **_):
+            return self
+
+        async def run(self, code, **_):
+            return ExecResult(Status.INFRA, note="gone")
+
+        async def aclose(self):
+            pass
+
+    with pytest.raises(VerifierError, match="problem add: the sandbox failed: gone"):
+        CodeVerifier(Broken()).verify_many([fenced("x")], [ADD])
+
+
+def test_without_sessions_program_and_tests_run_as_one():
+    class Stateless:
+        session = SandboxFusionSandbox.session
+
+        async def run(self, code, **_):
+            self.code = code
+            return ExecResult(Status.OK, stdout=code.rpartition("print('")[2].partition("'")[0] + "\n")
+
+    sandbox = Stateless()
+    (verdict,) = CodeVerifier(sandbox).verify_many([fenced("def add(a, b): return 3")], [ADD])
+    assert verdict.passed
+    assert sandbox.code.index("def add") < sandbox.code.index("assert add(1")
+
+
+def test_problems_that_can_not_be_checked_are_named(verifier):
+    broken = [
+        replace(ADD, id="syntax", answer="assert ("),
+        replace(LITERAL, id="call", answer="f(2)"),
+        replace(ADD, id="kind", extras={"answer_kind": "video"}),
+    ]
+    unusable = verifier.unusable([ADD, LITERAL, *broken])
+    assert sorted(unusable) == ["call", "kind", "syntax"]
+    with pytest.raises(VerifierError, match="problem kind: answer_kind is 'video'"):
+        verifier.verify_many([fenced("x")], [broken[2]])
+
+
+def test_it_is_had_by_name():
+    named = get_verifier("code")
+    assert isinstance(named, CodeVerifier)
+    named.close()
+    named.close()
+
+
+class _Mutate(ast.NodeTransformer):
+    """Changes one number or one comparison of a program."""
+
+    def __init__(self, rng):
+        self.rng, self.done = rng, False
+
+    def visit_Constant(self, node):
+        if not self.done and isinstance(node.value, int) and not isinstance(node.value, bool):
+            self.done = self.rng.random() < 0.5
+            return ast.Constant(node.value + 1) if self.done else node
+        return node
+
+    def visit_Return(self, node):
+        self.generic_visit(node)
+        if not self.done and node.value is not None:
+            self.done = True
+            return ast.Return(ast.Tuple([node.value, ast.Constant(None)], ast.Load()))
+        return node
+
+
+def test_real_solutions_pass_and_mutated_ones_are_told_apart(verifier, shared_data):
+    problems = load_problems(shared_data / "mbpp_train.jsonl")[:60]
+    assert verifier.unusable(problems) == {}
+    solutions = [str(problem.extras["reference"]) for problem in problems]
+    verdicts = verifier.verify_many([fenced(code) for code in solutions], problems)
+    assert [(p.id, v.reason) for p, v in zip(problems, verdicts, strict=True) if not v.passed] == []
+    rng = random.Random(0)
+    mutated = []
+    for code in solutions:
+        mutation = _Mutate(rng)
+        mutated.append(ast.unparse(ast.fix_missing_locations(mutation.visit(ast.parse(code)))))
+    verdicts = verifier.verify_many([fenced(code) for code in mutated], problems)
+    assert sum(not verdict.passed for verdict in verdicts) > 40
