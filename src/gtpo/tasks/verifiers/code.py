@@ -101,16 +101,15 @@ class CodeVerifier:
 
     async def _run(self, program: str, problem: Problem) -> Verdict:
         prelude, word = str(problem.extras.get("prelude") or ""), secrets.token_hex(16)
-        parts = [f"{prelude}\n{program}", f"{problem.answer}\nprint({word!r});"]
+        parts = {"the prelude": prelude, "the program": program, "the tests": f"{problem.answer}\nprint({word!r});"}
         session = self._session()
         try:
-            results = [await self._call(session, part, problem) for part in (parts if session else ["\n".join(parts)])]
+            parts = parts if session else {"program or tests": "\n".join(parts.values())}
+            results = [await self._call(session, part, problem) for part in parts.values()]
         finally:
             if session:
                 await session.aclose()
-        for name, result in zip(
-            ("the program", "the tests") if session else ("program or tests",), results, strict=True
-        ):
+        for name, result in zip(parts, results, strict=True):
             if result.status is not Status.OK:
                 return Verdict(False, 0.0, f"{name} ended with {_told(result)}", program)
         if results[-1].stdout.split("\n")[-2:] != [word, ""]:
