@@ -36,6 +36,7 @@ from gtpo.rollout.settings import Sampling
 _LEAST_ROWS = 8
 _PREFILL, _PREFILL_ALIGN, _PREFILL_TOKENS = 512, 32, 4096
 """Tokens of one row and of a batch of rows that are computed at once, and of what length they are a multiple."""
+_SMALL = 5_000_000
 _KEPT_SHARE = 0.75
 """Rows are moved together when fewer than this share of those computed are wanted."""
 
@@ -265,15 +266,21 @@ class _SlotServer:
 
 @contextmanager
 def _generating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout) and an attention that takes explicit masks inside, the former ones afterwards."""
+    """Evaluation mode (no dropout) and an attention that takes explicit masks inside, the former ones afterwards.
+
+    A very small model computes on one thread of a CPU: more make it no faster, and get in the way of the tools.
+    """
     training, config = model.training, model.config.get_text_config()
-    attention = config._attn_implementation
+    attention, threads = config._attn_implementation, torch.get_num_threads()
     model.eval()
+    if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
     if attention not in ("eager", "sdpa"):
         model.set_attn_implementation("sdpa")
     try:
         yield
     finally:
         model.train(training)
+        torch.set_num_threads(threads)
         if attention not in ("eager", "sdpa"):
             model.set_attn_implementation(attention)
