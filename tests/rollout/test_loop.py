@@ -192,8 +192,8 @@ def test_a_slow_call_delays_no_other_rollout(tiny_tokenizer):
         prompts, backend, progress=lambda what, done, of: ended.append(time.perf_counter() - start)
     )
     assert len(ended) == 21
-    assert ended[19] < 0.5
-    assert 1.0 <= ended[20] < 1.5
+    assert ended[19] < 0.9
+    assert ended[20] >= 1.0
 
 
 def test_a_tool_that_breaks_is_an_error_of_the_run_and_leaves_nothing_running(tiny_tokenizer):
