@@ -21,6 +21,7 @@ from http.client import HTTPException
 from importlib.resources import files
 from typing import Any
 
+from gtpo._http import retry_after_s
 from gtpo.errors import SandboxError
 from gtpo.sandbox.base import ExecResult, Limits, Status
 
@@ -99,18 +100,11 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
             said = error.read(500)
         problem = f"{url}: HTTP status {error.code}: {said.decode(errors='replace')}"
         if error.code in _RETRIED or error.code >= 500:
-            raise Passing(problem, _seconds(error.headers.get("Retry-After"))) from error
+            raise Passing(problem, retry_after_s(error.headers.get("Retry-After"))) from error
         raise SandboxError(problem) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise Passing(f"{url}: no answer ({type(error).__name__}: {reason})") from error
-
-
-def _seconds(retry_after: str | None) -> float:
-    try:
-        return max(0.0, float(retry_after or 0))
-    except ValueError:  # the header may hold a date
-        return 0.0
 
 
 def ended(body: bytes) -> Ended:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
+from gtpo.sandbox._jobs import killed_if_cancelled, killed_if_interrupted
 from gtpo.sandbox._slot import Call
 from gtpo.sandbox.base import ExecResult, Limits
 
@@ -39,23 +40,12 @@ class LocalSession:
     async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
         """Runs one program after those before it; otherwise as `LocalSandbox.run`, cancelling included."""
         call, job = self._submit(self, code, limits)
-        waiting = asyncio.wrap_future(job)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            call.cancel()
-            if not job.cancel():
-                await asyncio.wait([waiting])
-            raise
+        return await killed_if_cancelled(job, call.cancel)
 
     def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
         """`run` for callers without an event loop."""
         call, job = self._submit(self, code, limits)
-        try:
-            return job.result()
-        except BaseException:
-            call.cancel()
-            raise
+        return killed_if_interrupted(job, call.cancel)
 
     async def aclose(self) -> None:
         """Ends the process; may be called twice."""

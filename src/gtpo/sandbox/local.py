@@ -41,6 +41,7 @@ from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import tiers
 from gtpo.sandbox._child import seccomp
 from gtpo.sandbox._dispatch import Dispatcher
+from gtpo.sandbox._jobs import all_results, killed_if_cancelled, killed_if_interrupted
 from gtpo.sandbox._session import LocalSession
 from gtpo.sandbox._slot import Call, Launch, Raw, Slot, SlotDied
 from gtpo.sandbox.base import ExecResult, Limits, Status
@@ -146,14 +147,7 @@ class LocalSandbox:
             TypeError: `code` is not a string.
         """
         call, job = self._submit(code, limits, seed, key)
-        waiting = asyncio.wrap_future(job)
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            call.cancel()
-            if not job.cancel():
-                await asyncio.wait([waiting])
-            raise
+        return await killed_if_cancelled(job, call.cancel)
 
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
@@ -164,18 +158,14 @@ class LocalSandbox:
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
-        return [self._as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
+        return await all_results(jobs)
 
     def run_sync(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
         """`run` for callers without an event loop; waits in the calling thread."""
         call, job = self._submit(code, limits, seed, key)
-        try:
-            return job.result()
-        except BaseException:
-            call.cancel()
-            raise
+        return killed_if_interrupted(job, call.cancel)
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> LocalSession:
         """One process for several programs of a rollout; use it as an asynchronous context manager or close it.
@@ -310,14 +300,6 @@ class LocalSandbox:
                 return result
             cause = result.note
         return ExecResult(Status.INFRA, note=cause)
-
-    @staticmethod
-    def _as_result(result: ExecResult | BaseException) -> ExecResult:
-        if isinstance(result, ExecResult):
-            return result
-        if isinstance(result, Exception):
-            return ExecResult(Status.INFRA, note=f"{type(result).__name__}: {result}")
-        raise result
 
 
 def _result(raw: Raw, limits: Limits) -> ExecResult:

@@ -35,6 +35,7 @@ from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import _fusion
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._fusion import Passing
+from gtpo.sandbox._jobs import all_results, killed_if_interrupted
 from gtpo.sandbox.base import ExecResult, Limits, Session, Status
 from gtpo.sandbox.levels import Level, level_of
 
@@ -126,18 +127,14 @@ class SandboxFusionSandbox:
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
-        return [_as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
+        return await all_results(jobs)
 
     def run_sync(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
         """`run` for callers without an event loop; waits in the calling thread."""
         call, job = self._submit(code, limits, seed, key)
-        try:
-            return job.result()
-        except BaseException:
-            call.set()
-            raise
+        return killed_if_interrupted(job, call.set)
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
         """None here: the server keeps nothing between programs.
@@ -233,11 +230,3 @@ class SandboxFusionSandbox:
         if not self._answered:
             self.ping()
         return ExecResult(Status.INFRA, note=cause)
-
-
-def _as_result(result: ExecResult | BaseException) -> ExecResult:
-    if isinstance(result, ExecResult):
-        return result
-    if isinstance(result, Exception):
-        return ExecResult(Status.INFRA, note=f"{type(result).__name__}: {result}")
-    raise result

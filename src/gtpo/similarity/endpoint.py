@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gtpo._http import retry_after_s
 from gtpo.errors import ConfigError
 from gtpo.similarity.base import EmbeddingSimilarity, SimilarityError
 
@@ -108,7 +109,7 @@ class EndpointSimilarity(EmbeddingSimilarity):
                 problem: SimilarityError = SimilarityError(f"{self._url}: HTTP status {error.code}: {said}")
                 if error.code not in _RETRIED:
                     raise problem from error
-                asked_s = _seconds(error.headers.get("Retry-After"))
+                asked_s = retry_after_s(error.headers.get("Retry-After"))
             except (OSError, HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
                 problem = SimilarityError(f"{self._url}: no response ({type(error).__name__}: {reason})")
@@ -119,10 +120,3 @@ class EndpointSimilarity(EmbeddingSimilarity):
             time.sleep(min(max(wait_s, asked_s), _LONGEST_WAIT_S))
             wait_s *= 2
         raise AssertionError("unreachable")
-
-
-def _seconds(retry_after: str | None) -> float:
-    try:
-        return max(0.0, float(retry_after or 0))
-    except ValueError:  # the header may hold a date
-        return 0.0

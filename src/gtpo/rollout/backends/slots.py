@@ -22,8 +22,10 @@ class _Place:
     """Where the next forward pass writes, and what it reads."""
 
     rows: slice | Tensor = field(default_factory=lambda: slice(0))
-    """The rows that it computes: neighbours as a slice, others as a tensor of numbers."""
-    targets_R_T: Tensor | None = None
+    """The rows that it computes, for reading: neighbours as a slice, which needs no copy, others as a tensor."""
+    rows_R_1: Tensor = field(default_factory=lambda: torch.zeros(0, 1, dtype=torch.long))
+    """The numbers of these rows, for writing."""
+    targets_R_T: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
     """Where in its row each new token goes."""
     start: int = 0
     """Tokens held before, of the longest row."""
@@ -60,12 +62,8 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         place = self._place
         self.grow(max(place.width, place.room))
-        assert place.targets_R_T is not None
-        rows_R = place.rows
-        if isinstance(rows_R, slice):
-            rows_R = torch.arange(rows_R.start, rows_R.stop, device=self.keys.device)
-        self.keys[rows_R[:, None], :, place.targets_R_T] = key_states.transpose(1, 2)
-        self.values[rows_R[:, None], :, place.targets_R_T] = value_states.transpose(1, 2)
+        self.keys[place.rows_R_1, :, place.targets_R_T] = key_states.transpose(1, 2)
+        self.values[place.rows_R_1, :, place.targets_R_T] = value_states.transpose(1, 2)
         return self.keys[place.rows, :, : place.width], self.values[place.rows, :, : place.width]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -111,8 +109,8 @@ class SlotCache(Cache):
         """
         starts = [self.lengths[row] for row in rows]
         place = self._place
-        one = len(rows) == 1
-        place.rows = slice(rows[0], rows[0] + 1) if one else torch.tensor(list(rows), device=self._device)
+        place.rows_R_1 = torch.tensor(list(rows), device=self._device)[:, None]
+        place.rows = slice(rows[0], rows[0] + 1) if len(rows) == 1 else place.rows_R_1[:, 0]
         place.start = max(starts)
         place.width = place.room = _aligned(place.start + padded)
         starts_R = torch.tensor(starts, device=self._device)
@@ -133,7 +131,8 @@ class SlotCache(Cache):
             `position_ids` of shape (rows, 1) and a boolean `attention_mask` of shape (rows, 1, 1, width).
         """
         place = self._place
-        place.rows, place.start = slice(0, rows), max(self.lengths[row] for row in active)
+        place.rows, place.rows_R_1 = slice(0, rows), torch.arange(rows, device=self._device)[:, None]
+        place.start = max(self.lengths[row] for row in active)
         place.width, place.room = _aligned(place.start + 1), max(self.lengths[:rows]) + 1
         place.targets_R_T = torch.tensor(self.lengths[:rows], device=self._device)[:, None]
         mask_R_W = torch.arange(place.width, device=self._device) <= place.targets_R_T

@@ -236,16 +236,13 @@ class _SlotServer:
             holes = [row for row in range(len(wanted)) if row not in wanted]
             for hole, row in zip(holes, reversed(wanted), strict=False):
                 self._cache.swap(hole, row)
-                self._move(holder_of[row], hole)
+                self._row_of[holder_of[row]] = hole
                 if hole in holder_of:
-                    self._move(holder_of[hole], row)
+                    self._row_of[holder_of[hole]] = row
                 else:
                     self._free[self._free.index(hole)] = row
             wanted = list(range(len(wanted)))
         return max(wanted[-1] + 1, _LEAST_ROWS)
-
-    def _move(self, rollout: int, row: int) -> None:
-        self._row_of[rollout] = row
 
     @torch.no_grad()
     def _forward(self, ids_R_T: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
