@@ -31,7 +31,8 @@ from typing import Any
 import torch
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
-from gtpo.rollout import ChatEncoder, get_format
+from gtpo.rollout import ChatEncoder, Prompts, get_format
+from gtpo.tasks.problems import Problem
 from gtpo.testing import with_chat_template
 from gtpo.tiny.model import make_model, make_tokenizer
 
@@ -209,9 +210,8 @@ def _workload(name: str, model: Any, tokenizer: Any, rollouts: int, seed: int) -
     return workload
 
 
-def _messages(question: str) -> list[dict[str, str]]:
-    instruction = get_format("tool_call").instruction
-    return [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
+def _messages(question: str) -> list[dict[str, Any]]:
+    return Prompts(get_format("tool_call")).messages(Problem("", question, ""))
 
 
 def _words(tokenizer: Any) -> list[int]:

@@ -10,8 +10,10 @@ Tensor suffixes, used all over the project: `_B` rollouts in the batch, `_G` rol
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class StopReason(str, Enum):
@@ -35,10 +37,17 @@ class StopReason(str, Enum):
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that can be carried out."""
+    """A call that can be carried out.
+
+    Attributes:
+        code: the program; of a tool other than Python the call as an expression, `search(query='...')`.
+        name: the tool's.
+        arguments: of a tool other than Python, by name.
+    """
 
     code: str
     name: str = "python"
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

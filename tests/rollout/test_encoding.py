@@ -9,7 +9,8 @@ from importlib.resources import files
 import pytest
 
 from gtpo.errors import DataError, TemplateError
-from gtpo.rollout import ChatEncoder, get_format, system_prompt_for
+from gtpo.rollout import ChatEncoder, Prompts, get_format
+from gtpo.rollout.specs import python_spec
 from gtpo.testing import with_chat_template
 
 USER = [{"role": "user", "content": "1+1?"}]
@@ -104,11 +105,10 @@ def test_a_call_in_a_thought_that_the_prompt_opened_is_a_draft(tiny_tokenizer, o
 
 def test_the_instruction_says_what_a_call_leaves_for_the_next():
     for name in ("tool_call", "fenced"):
-        fmt = get_format(name)
-        assert "Each run starts afresh." in system_prompt_for(fmt, None)
-        assert "Variables are kept" in system_prompt_for(fmt, None, keeps_state=True)
-        assert "{" not in system_prompt_for(fmt, None).replace("\\boxed{}", "")
-        assert (system_prompt_for(fmt, "own"), system_prompt_for(fmt, "")) == ("own", None)
+        assert "Each run starts afresh." in Prompts(get_format(name)).system_prompt()
+        kept = Prompts(get_format(name, [python_spec(keeps_state=True)])).system_prompt()
+        assert "Variables are kept" in kept
+        assert "{" not in kept.replace("\\boxed{}", "")
 
 
 def test_a_result_of_just_the_length_is_whole(encoder):

@@ -10,7 +10,6 @@ import pytest
 
 from gtpo.errors import ConfigError, DataError, SandboxError
 from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
-from gtpo.rollout.loop import messages_for
 from gtpo.sandbox import ExecResult, LocalSandbox, SandboxFusionSandbox, Status
 from gtpo.testing import ScriptedBackend
 from gtpo.types import StopReason
@@ -64,7 +63,7 @@ def sandbox():
 
 def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, **limits):
     encoder = ChatEncoder(tokenizer, get_format("fenced"))
-    prompts = [messages_for(question, None) for question in scripts]
+    prompts = [[{"role": "user", "content": question}] for question in scripts]
     backend = ScriptedBackend(
         tokenizer,
         {tuple(encoder.prompt_ids(p)): turns for p, turns in zip(prompts, scripts.values(), strict=True)},
@@ -182,7 +181,7 @@ def test_a_slow_call_delays_no_other_rollout(tiny_tokenizer):
     ended = []
     scripts = {"slow": [python("slow"), "A"]} | {f"q{i}": [python("1"), python("2"), "A"] for i in range(20)}
     encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
-    prompts = [messages_for(question, None) for question in scripts]
+    prompts = [[{"role": "user", "content": question}] for question in scripts]
     backend = ScriptedBackend(
         tiny_tokenizer,
         {tuple(encoder.prompt_ids(p)): turns for p, turns in zip(prompts, scripts.values(), strict=True)},
@@ -238,7 +237,7 @@ def test_an_answer_in_the_last_allowed_turn_is_an_answer(tiny_tokenizer):
 )
 def test_a_turn_that_does_not_end_names_the_tightest_limit(tiny_tokenizer, limits, reason):
     (rollout,), _, encoder = roll(tiny_tokenizer, {"q": ["abcdefghijklmnop"]}, **limits)
-    assert len(encoder.prompt_ids(messages_for("q", None))) == 4
+    assert len(encoder.prompt_ids([{"role": "user", "content": "q"}])) == 4
     assert rollout.stop_reason is reason
     assert rollout.answer_text is None
 

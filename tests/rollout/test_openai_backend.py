@@ -13,7 +13,6 @@ from gtpo.audit import AuditBatch, audit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import OpenAIBackend, Request
-from gtpo.rollout.loop import messages_for
 from gtpo.sandbox import ExecResult, Status
 from gtpo.types import StopReason
 
@@ -60,7 +59,7 @@ def roll_out(server, tokenizer, rollouts=1, *, sampling=None, engine_options=Non
     encoder = ChatEncoder(tokenizer, get_format("fenced"))
     backend = OpenAIBackend(server.url, tokenizer, **options)
     engine = RolloutEngine(encoder, Calculator(), RolloutLimits(**(engine_options or {})))
-    prompts = [messages_for(f"q{i}", None) for i in range(rollouts)]
+    prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(rollouts)]
     return engine.run(prompts, backend, sampling=sampling, seed=3, rescue=rescue).trajectories
 
 
@@ -91,7 +90,7 @@ def test_the_audit_finds_nothing_wrong_with_rollouts_of_a_server(serve, tiny_tok
         server = serve(script, max_model_len=4096)
         encoder = ChatEncoder(tokenizer, fmt)
         engine = RolloutEngine(encoder, Calculator())
-        prompts = [messages_for(f"q{i}", None) for i in range(3)]
+        prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(3)]
         rollouts = engine.run(prompts, OpenAIBackend(server.url, tokenizer)).trajectories
         assert [len(rollout.turns) for rollout in rollouts] == [2, 2, 2]
         report = audit(AuditBatch.from_trajectories(rollouts), tokenizer=tokenizer, encoder=encoder)

@@ -21,7 +21,6 @@ from gtpo.audit import AuditBatch, audit
 from gtpo.errors import BackendError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
-from gtpo.rollout.loop import messages_for
 from gtpo.sandbox import ExecResult, Status
 
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -68,7 +67,11 @@ def model():
 def roll_out(backend, tokenizer, *, turns=3, tokens=24, **options):
     encoder = ChatEncoder(tokenizer, AlwaysCalls())
     limits = RolloutLimits(max_turns=turns, max_turn_tokens=tokens)
-    prompts = [messages_for(question, "Answer in one word.") for question in QUESTIONS for _ in range(2)]
+    prompts = [
+        [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": question}]
+        for question in QUESTIONS
+        for _ in range(2)
+    ]
     return RolloutEngine(encoder, Calculator(), limits).run(prompts, backend, seed=5, **options).trajectories
 
 
@@ -129,7 +132,10 @@ def test_in_process_a_failing_batch_leaves_the_engine_usable(llm, tokenizer):
 
     engine = RolloutEngine(encoder, Broken(), RolloutLimits(max_turns=3, max_turn_tokens=24))
     with pytest.raises(RuntimeError, match="broken tool"):
-        engine.run([messages_for(q, "Answer in one word.") for q in QUESTIONS], backend)
+        engine.run(
+            [[{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": q}] for q in QUESTIONS],
+            backend,
+        )
     assert not llm.llm_engine.has_unfinished_requests()
     assert len(roll_out(backend, tokenizer, turns=1)) == 2 * len(QUESTIONS)
 

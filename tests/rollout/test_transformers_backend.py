@@ -15,7 +15,7 @@ from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import Generation, Request, TransformersBackend
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
-from gtpo.rollout.loop import messages_for
+from gtpo.rollout.repetition import degenerate_at
 from gtpo.sandbox import ExecResult, Status
 
 VOCABULARY = 50
@@ -220,6 +220,19 @@ def test_a_cancelled_turn_is_not_computed_any_further(model):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(("limit", "tokens"), [(0, 80), (5, 6), (40, 41), (79, 80), (90, 80)])
+def test_a_turn_is_not_computed_further_once_it_is_degenerate(model, limit, tokens):
+    same = copy.deepcopy(model)
+    same.lm_head.weight.data.zero_()  # the first token is always the likeliest
+
+    async def main():
+        async with TransformersBackend(same).serve(1, sampling=GREEDY, end_ids=frozenset(), seed=0) as server:
+            return await server.generate(Request(0, 0, [1, 2], 80, max_repeated_tokens=limit))
+
+    sampled = asyncio.run(main()).token_ids
+    assert len(sampled) == (degenerate_at([0] * 80, limit) or 80) == tokens
+
+
 def test_training_mode_and_attention_come_back(model):
     model.train()
     asyncio.run(turns(TransformersBackend(model), *conversations(3)))
@@ -295,11 +308,11 @@ def test_whole_rollouts_do_not_depend_on_the_order_in_which_tools_finish(tiny_to
 
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
     encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
-    prompts = [messages_for(f"{i % 4}+1", None) for i in range(24)]
+    prompts = [[{"role": "user", "content": f"{i % 4}+1"}] for i in range(24)]
     engine = RolloutEngine(encoder, SlowSandbox(0), RolloutLimits(max_turns=4, max_turn_tokens=20))
     runs = []
     for run in range(3):
-        engine.tool.sandbox = SlowSandbox(run)
+        engine.tools["python"].sandbox = SlowSandbox(run)
         backend = TransformersBackend(model, batch_size=(24, 24, 7)[run])
         runs.append(engine.run(prompts, _CallsOften(backend, tiny_tokenizer), seed=3).trajectories)
     for trajectories in runs[1:]:

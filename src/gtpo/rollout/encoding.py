@@ -37,7 +37,6 @@ class ChatEncoder:
         tool_format: the tool-call syntax.
         end_ids: ids that end a turn; by default the tokenizer's end-of-sequence token.
         template_kwargs: passed on to `apply_chat_template` (e.g. `enable_thinking`).
-        tools: False for rollouts without a tool: the template is told of none.
 
     Raises:
         TemplateError: no chat template; one that ignores the tools the format needs; one in which a turn does not end
@@ -51,11 +50,10 @@ class ChatEncoder:
         *,
         end_ids: Sequence[int] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
-        tools: bool = True,
     ):
         self.tokenizer = tokenizer
         self.format = tool_format
-        self.tools = tool_format.tools if tools else None
+        self.tools = tool_format.tools
         self.template_kwargs = dict(template_kwargs or {})
         where = f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r}"
         if not getattr(tokenizer, "chat_template", None):
@@ -74,7 +72,8 @@ class ChatEncoder:
                     f"the chat template of {where} ignores tools, which the format {tool_format.name!r} needs. Use "
                     "--tool_format fenced, or a template that renders tools."
                 )
-        self._frame_for([_RESULT])  # raises now rather than in the middle of a run
+        if tool_format.specs:
+            self._frame_for([_RESULT])  # raises now rather than in the middle of a run
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Ids of the conversation so far, up to where the model goes on."""
@@ -183,11 +182,11 @@ class ChatEncoder:
     @cached_property
     def _history(self) -> tuple[list[dict[str, Any]], str]:
         """A minimal conversation, and its last turn as the template writes it: from its text to its end token."""
-        code = "1"
-        calls = [{"type": "function", "function": {"name": "python", "arguments": {"code": code}}}]
         turn: dict[str, Any] = {"role": "assistant", "content": _TURN}
         if self.tools:
-            turn["tool_calls"] = calls
+            spec = self.format.specs[0]
+            function = {"name": spec.name, "arguments": {spec.required[0]: "1"}}
+            turn["tool_calls"] = [{"type": "function", "function": function}]
         history = [{"role": "user", "content": _USER}, turn]
         rendered = self._render(history, tools=self.tools, generate=False)
         end = self.tokenizer.convert_ids_to_tokens(self.end_id)

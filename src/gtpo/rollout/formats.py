@@ -6,13 +6,13 @@ Two formats:
     `<tool_call>{"name": "python", "arguments": {"code": "..."}}</tool_call>`, tools rendered by the chat template,
     results as `tool` messages.
 `fenced`
-    a block that opens with a line ```` ```python ```` and closes with a line ```` ``` ````; no help from the chat
-    template is needed, so it works with any chat model. Results as one `user` message holding an ```` ```output ````
-    block a call.
+    a block that opens with a line ```` ```python ```` (or another tool's name) and closes with a line ```` ``` ````; no
+    help from the chat template is needed, so it works with any chat model. The block holds the tool's first required
+    argument. Results as one `user` message holding an ```` ```output ```` block a call.
 
 A call is *invalid* (SPEC section 1) if it can't be carried out as a call: unclosed or malformed, an unknown tool,
 missing or surplus arguments, empty code. Code that runs and raises is a valid call. Calls inside `<think>` are
-drafts, not calls: only what follows the last `</think>` counts.
+drafts, not calls: only what follows the last `</think>` counts. A format without tools knows no calls at all.
 """
 
 from __future__ import annotations
@@ -24,26 +24,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gtpo.errors import ConfigError
+from gtpo.rollout.specs import PYTHON, ToolSpec
 from gtpo.types import InvalidCall, ToolCall
-
-PYTHON_TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "python",
-        "description": "Run a Python program and return what it printed and the value of its last expression.",
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The program to run."}},
-            "required": ["code"],
-        },
-    },
-}
-
-_ANSWER = r"When you know the answer, write it in \boxed{} and make no call in that turn."
-
-
-_AFRESH = "Each run starts afresh."
-_KEPT = "Variables are kept from run to run."
 
 
 class ToolFormat(Protocol):
@@ -55,15 +37,17 @@ class ToolFormat(Protocol):
         ...
 
     @property
-    def instruction(self) -> str:
-        """The default system prompt: tells the model of the tool and of `\\boxed{}`; `{state}` stands for a sentence
-        on what a call leaves for the next one.
-        """
+    def specs(self) -> tuple[ToolSpec, ...]:
+        """The tools that can be called."""
         ...
 
     @property
     def tools(self) -> list[dict[str, Any]] | None:
         """Tool schemas for the chat template, or None if the template need not know of tools."""
+        ...
+
+    def usage(self, spec: ToolSpec) -> str:
+        """Sentences for the system prompt: what the model can do with the tool, and how it calls it."""
         ...
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
@@ -78,8 +62,8 @@ class ToolFormat(Protocol):
         """Return a result in which the mark that closes an observation can't occur."""
         ...
 
-    def render_call(self, code: str) -> str:
-        """Write a call as the model should write it: the inverse of `parse`."""
+    def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
+        """Write a call as the model should write it, given its first argument: the inverse of `parse`."""
         ...
 
 
@@ -94,17 +78,22 @@ def _after_thinking(text: str) -> str:
 class ToolCallFormat:
     """JSON in `<tool_call>` tags, as the chat templates of Qwen and Hermes have it."""
 
-    name: str = "tool_call"
-
-    instruction = "Solve the problem step by step. You can run Python with the tool `python`; {state} " + _ANSWER
+    specs: tuple[ToolSpec, ...] = (PYTHON,)
+    name = "tool_call"
 
     @property
-    def tools(self) -> list[dict[str, Any]]:
-        """The schema of the one tool, for the chat template."""
-        return [PYTHON_TOOL]
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The schemas, for the chat template."""
+        return [spec.schema for spec in self.specs] or None
+
+    def usage(self, spec: ToolSpec) -> str:
+        """See `ToolFormat.usage`."""
+        return f"You can {spec.ability} with the tool `{spec.name}`; {spec.note}".strip("; ")
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
         """See `ToolFormat.parse`."""
+        if not self.specs:
+            return ()
         text = _after_thinking(text)
         calls: list[ToolCall | InvalidCall] = []
         pieces = re.split(r"(<tool_call>|</tool_call>)", text)
@@ -118,7 +107,7 @@ class ToolCallFormat:
                 if body is None:
                     calls.append(InvalidCall("a </tool_call> has no <tool_call> before it"))
                 else:
-                    calls.append(_parse_json_call(body))
+                    calls.append(self._json_call(body))
                 body = None
             elif body is not None:
                 body += piece
@@ -126,67 +115,74 @@ class ToolCallFormat:
             calls.append(InvalidCall("the <tool_call> was not closed with </tool_call>"))
         return tuple(calls)
 
+    def _json_call(self, body: str) -> ToolCall | InvalidCall:
+        try:
+            call = json.loads(body)
+        except (json.JSONDecodeError, RecursionError) as error:
+            return InvalidCall(f"the text between <tool_call> and </tool_call> is not valid JSON ({error})")
+        if not isinstance(call, dict):
+            return InvalidCall('a call must be a JSON object with "name" and "arguments"')
+        name = call.get("name")
+        spec = next((spec for spec in self.specs if spec.name == name), None)
+        if spec is None:
+            known = [repr(spec.name) for spec in self.specs]
+            which = f"the only tool is {known[0]}" if len(known) == 1 else f"the tools are {', '.join(known)}"
+            return InvalidCall(f"there is no tool named {name!r}; {which}")
+        surplus = sorted(set(call) - {"name", "arguments"})
+        if surplus:
+            return InvalidCall(f'a call has only "name" and "arguments", not {", ".join(map(repr, surplus))}')
+        return spec.call(call.get("arguments"))
+
     def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
         """One `tool` message a call."""
-        return [{"role": "tool", "name": "python", "content": result} for result in results]
+        return [{"role": "tool", **self._sender, "content": result} for result in results]
+
+    @property
+    def _sender(self) -> dict[str, str]:
+        """With several tools the messages name none: no template that is known needs it."""
+        return {"name": self.specs[0].name} if len(self.specs) == 1 else {}
 
     def escape(self, result: str) -> str:
         """See `ToolFormat.escape`."""
         return result.replace("</tool_response>", "<\\/tool_response>")
 
-    def render_call(self, code: str) -> str:
+    def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""
-        call = json.dumps({"name": "python", "arguments": {"code": code}}, ensure_ascii=False)
+        call = json.dumps({"name": spec.name, "arguments": {spec.required[0]: argument}}, ensure_ascii=False)
         return f"<tool_call>\n{call}\n</tool_call>"
 
 
-def _parse_json_call(body: str) -> ToolCall | InvalidCall:
-    try:
-        call = json.loads(body)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return InvalidCall(f"the text between <tool_call> and </tool_call> is not valid JSON ({error})")
-    if not isinstance(call, dict):
-        return InvalidCall('a call must be a JSON object with "name" and "arguments"')
-    name, arguments = call.get("name"), call.get("arguments")
-    if name != "python":
-        return InvalidCall(f"there is no tool named {name!r}; the only tool is 'python'")
-    surplus = sorted(set(call) - {"name", "arguments"})
-    if surplus:
-        return InvalidCall(f'a call has only "name" and "arguments", not {", ".join(map(repr, surplus))}')
-    if not isinstance(arguments, dict):
-        return InvalidCall('"arguments" must be an object with one entry, "code"')
-    surplus = sorted(set(arguments) - {"code"})
-    if surplus:
-        return InvalidCall(f"'python' takes one argument, \"code\", not {', '.join(map(repr, surplus))}")
-    code = arguments.get("code")
-    if code is None:
-        return InvalidCall('the argument "code" is missing')
-    if not isinstance(code, str):
-        return InvalidCall('the argument "code" must be a string')
-    if not code.strip():
-        return InvalidCall("the code is empty")
-    return ToolCall(code)
-
-
 _FENCE = re.compile(r"[ \t]*(`{3,})[ \t]*([^\s`]*)[ \t]*(.*)")
-_PYTHON_LABELS = {"python", "py", "python3"}
 _OTHER_TOOLS = {"bash", "sh", "shell", "javascript", "js", "c", "cpp", "c++", "java", "r", "sql", "ruby", "go", "rust"}
 
 
 @dataclass(frozen=True)
 class FencedFormat:
-    """A fenced python block; works with any chat template."""
+    """A fenced block a call; works with any chat template."""
 
-    name: str = "fenced"
-
-    instruction = (
-        "Solve the problem step by step. You can run Python: write a block that starts with a line ```python and "
-        "ends with a line ```, and end your turn; you will be shown its output. {state} " + _ANSWER
-    )
+    specs: tuple[ToolSpec, ...] = (PYTHON,)
+    name = "fenced"
     tools = None
+
+    def __post_init__(self) -> None:
+        for spec in self.specs:
+            if spec.parameters[spec.required[0]]["type"] != "string" or len(spec.required) > 1:
+                raise ConfigError(
+                    f"tool {spec.name!r} does not fit into a fenced block, which holds one text; use tool_call"
+                )
+
+    def usage(self, spec: ToolSpec) -> str:
+        """See `ToolFormat.usage`."""
+        return (
+            f"You can {spec.ability}: write a block that starts with a line ```{spec.name} and ends with a line ```, "
+            f"and end your turn; you will be shown its output. {spec.note}".strip()
+        )
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
         """See `ToolFormat.parse`. Blocks without a label, or labelled as text or output, are no calls."""
+        if not self.specs:
+            return ()
+        tools = {label: spec for spec in self.specs for label in (spec.name, *spec.labels)}
         calls: list[ToolCall | InvalidCall] = []
         label: str | None = None
         ticks = ""
@@ -194,23 +190,33 @@ class FencedFormat:
         for line in _after_thinking(text).replace("\r\n", "\n").split("\n"):
             fence = _FENCE.fullmatch(line)
             if label is None:
+                inline = next((spec.name for spec in self.specs if f"```{spec.name}" in line), None)
                 if fence:
                     ticks, label, lines = fence[1], fence[2].lower(), []
-                    if label in _PYTHON_LABELS and fence[3]:
-                        calls.append(InvalidCall("code must start on the line after ```python"))
+                    if label in tools and fence[3]:
+                        what = "code" if tools[label].is_python else f"the {tools[label].required[0]}"
+                        calls.append(InvalidCall(f"{what} must start on the line after ```{tools[label].name}"))
                         label = None if "```" in fence[3] else "(malformed)"
-                elif "```python" in line:
-                    calls.append(InvalidCall("```python must stand at the start of a line"))
+                elif inline:
+                    calls.append(InvalidCall(f"```{inline} must stand at the start of a line"))
                     label = "(malformed)" if line.count("```") % 2 else None
                     ticks, lines = "```", []
             elif fence and not fence[2] and len(fence[1]) >= len(ticks):
-                calls += _block_calls(label, "\n".join(lines))
+                calls += self._block_calls(label, tools, "\n".join(lines))
                 label = None
             else:
                 lines.append(line)
-        if label in _PYTHON_LABELS:
-            calls.append(InvalidCall("the ```python block was not closed with a line ```"))
+        if label in tools:
+            calls.append(InvalidCall(f"the ```{tools[label].name} block was not closed with a line ```"))
         return tuple(calls)
+
+    def _block_calls(self, label: str, tools: dict[str, ToolSpec], body: str) -> list[ToolCall | InvalidCall]:
+        if label in tools:
+            return [tools[label].call({tools[label].required[0]: body})]
+        if label in _OTHER_TOOLS | {"python", "search"}:
+            blocks = " and ".join(f"```{spec.name}" for spec in self.specs)
+            return [InvalidCall(f"there is no tool for {label}; only {blocks} blocks are run")]
+        return []
 
     def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
         """One `user` message with an output block a call."""
@@ -221,38 +227,20 @@ class FencedFormat:
         """See `ToolFormat.escape`."""
         return result.replace("```", "` ` `")
 
-    def render_call(self, code: str) -> str:
+    def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""
-        return f"```python\n{code}\n```"
+        return f"```{spec.name}\n{argument}\n```"
 
 
-def _block_calls(label: str, code: str) -> list[ToolCall | InvalidCall]:
-    if label in _PYTHON_LABELS:
-        return [ToolCall(code) if code.strip() else InvalidCall("the code is empty")]
-    if label in _OTHER_TOOLS:
-        return [InvalidCall(f"there is no tool for {label}; only ```python blocks are run")]
-    return []
+FORMATS: dict[str, type[ToolCallFormat] | type[FencedFormat]] = {
+    kind.name: kind for kind in (ToolCallFormat, FencedFormat)
+}
 
 
-FORMATS: dict[str, ToolFormat] = {fmt.name: fmt for fmt in (ToolCallFormat(), FencedFormat())}
-
-
-def get_format(name: str) -> ToolFormat:
-    """Return the format of that name; raises ConfigError naming the known ones."""
+def get_format(name: str, specs: Sequence[ToolSpec] = (PYTHON,)) -> ToolFormat:
+    """Return the format of that name for these tools; raises ConfigError naming the known ones."""
     try:
-        return FORMATS[name]
+        kind = FORMATS[name]
     except KeyError:
         raise ConfigError(f"unknown tool format {name!r}; known: {', '.join(sorted(FORMATS))}") from None
-
-
-def system_prompt_for(tool_format: ToolFormat, setting: str | None, *, keeps_state: bool = False) -> str | None:
-    """The system prompt that a setting means: None the format's own instruction, "" none at all.
-
-    Args:
-        tool_format: the tool-call syntax.
-        setting: as the user gave it.
-        keeps_state: whether a call finds what earlier ones defined, which the instruction then says.
-    """
-    if setting is not None:
-        return setting or None
-    return tool_format.instruction.replace("{state}", _KEPT if keeps_state else _AFRESH)
+    return kind(tuple(specs))

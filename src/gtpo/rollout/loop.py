@@ -24,20 +24,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from gtpo._async import run_async
-from gtpo.errors import BackendError, DataError
+from gtpo.errors import BackendError, ConfigError, DataError
 from gtpo.rollout.backends.base import Backend, Request, Server
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.repetition import degenerate_at
 from gtpo.rollout.settings import RolloutLimits, Sampling
-from gtpo.rollout.tools import Interpreter, PythonTool
-from gtpo.sandbox import ExecResult, Sandbox, Status
+from gtpo.rollout.tools import PythonTool, Tool, ToolUse
+from gtpo.sandbox import Sandbox, Status
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of) as rollouts end."""
+
+Ended = Callable[[int, Trajectory], None]
+"""Called as ended(number, trajectory) when a rollout ends."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,27 @@ class RolloutBatch:
 
 
 class RolloutEngine:
-    """Rolls out conversations with one tool.
+    """Rolls out conversations with tools.
 
     Args:
         encoder: chat template and tool format.
-        tool: runs the code of valid calls; a bare sandbox runs each in a process of its own.
+        tools: carry out valid calls, one for each tool that the format knows; a bare sandbox is a `PythonTool` that
+            runs each call in a process of its own.
         limits: where a rollout ends at the latest.
+
+    Raises:
+        ConfigError: the tools are not those that the format tells the model of.
     """
 
-    def __init__(self, encoder: ChatEncoder, tool: PythonTool | Sandbox, limits: RolloutLimits | None = None):
+    def __init__(
+        self, encoder: ChatEncoder, tools: Sequence[Tool] | Tool | Sandbox, limits: RolloutLimits | None = None
+    ):
         self.encoder = encoder
-        self.tool = tool if isinstance(tool, PythonTool) else PythonTool(tool)
+        self.tools = {tool.spec.name: tool for tool in _as_tools(tools)}
         self.limits = limits or RolloutLimits()
+        told = {spec.name for spec in encoder.format.specs}
+        if told != set(self.tools):
+            raise ConfigError(f"the model is told of the tools {sorted(told)}, but there are {sorted(self.tools)}")
 
     def run(
         self,
@@ -76,7 +88,9 @@ class RolloutEngine:
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         progress: Progress | None = None,
+        ended: Ended | None = None,
         rescue: Path | None = None,
     ) -> RolloutBatch:
         """Roll out each prompt once; repeat a prompt to get a group.
@@ -86,7 +100,9 @@ class RolloutEngine:
             backend: generates the turns.
             sampling: the sampling distribution.
             seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
-            progress: told when rollouts finish.
+            numbers: those of the rollouts, all different, where they are not 0, 1, 2 and so on.
+            progress: told how many rollouts have ended.
+            ended: given each rollout when it ends, in the event loop.
             rescue: where finished rollouts are written, as JSON Lines, if the others can't be finished.
 
         Returns:
@@ -97,7 +113,16 @@ class RolloutEngine:
             BackendError: the model can't be had any more; the message says where the finished rollouts are.
         """
         return run_async(
-            self.run_async(prompts, backend, sampling=sampling, seed=seed, progress=progress, rescue=rescue)
+            self.run_async(
+                prompts,
+                backend,
+                sampling=sampling,
+                seed=seed,
+                numbers=numbers,
+                progress=progress,
+                ended=ended,
+                rescue=rescue,
+            )
         )
 
     async def run_async(
@@ -107,10 +132,13 @@ class RolloutEngine:
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
+        numbers: Sequence[int] | None = None,
         progress: Progress | None = None,
+        ended: Ended | None = None,
         rescue: Path | None = None,
     ) -> RolloutBatch:
         """`run` for callers with an event loop."""
+        numbers = range(len(prompts)) if numbers is None else numbers
         max_context = min(self.limits.max_context or backend.max_context, backend.max_context)
         prompts_ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
         for ids in prompts_ids:
@@ -120,10 +148,10 @@ class RolloutEngine:
         serving = backend.serve(len(prompts), sampling=sampling or Sampling(), end_ids=self.encoder.end_ids, seed=seed)
         async with serving as server:
             rollouts = [
-                _Rollout(i, prompt, ids, self, server, clock, max_context)
-                for i, (prompt, ids) in enumerate(zip(prompts, prompts_ids, strict=True))
+                _Rollout(number, prompt, ids, self, server, clock, max_context)
+                for number, prompt, ids in zip(numbers, prompts, prompts_ids, strict=True)
             ]
-            tasks = [asyncio.ensure_future(rollout.run()) for rollout in rollouts]
+            tasks = [asyncio.ensure_future(rollout.run(ended)) for rollout in rollouts]
             try:
                 for done, task in enumerate(asyncio.as_completed(tasks), 1):
                     await task
@@ -191,20 +219,24 @@ class _Rollout:
     ) -> None:
         self.number, self.prompt_ids, self.messages = number, prompt_ids, list(prompt)
         self.encoder, self.limits = engine.encoder, engine.limits
-        self.python: Interpreter = engine.tool.open(key=number)
+        self.tools: dict[str, ToolUse] = {name: tool.open(key=number) for name, tool in engine.tools.items()}
         self.server, self.clock, self.max_context = server, clock, max_context
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
-    async def run(self) -> Trajectory:
+    async def run(self, ended: Ended | None) -> Trajectory:
         """To its end."""
         try:
             while (stop_reason := await self._turn()) is None:
                 pass
-            return Trajectory(tuple(self.prompt_ids), tuple(self.turns), stop_reason)
+            trajectory = Trajectory(tuple(self.prompt_ids), tuple(self.turns), stop_reason)
+            if ended:
+                ended(self.number, trajectory)
+            return trajectory
         finally:
             self.server.finish(self.number)
-            await self.python.aclose()
+            for tool in self.tools.values():
+                await tool.aclose()
 
     def _budgets(self) -> list[tuple[int, StopReason]]:
         """Tokens that the next turn may hold under each limit, in the order in which ties are resolved."""
@@ -220,7 +252,9 @@ class _Rollout:
         room, tightest = min(self._budgets(), key=lambda budget: budget[0])
         with self.clock.generating():
             generation = await self.server.generate(
-                Request(self.number, len(self.turns), self.context, room, self.messages)
+                Request(
+                    self.number, len(self.turns), self.context, room, self.messages, self.limits.max_repeated_tokens
+                )
             )
         ids, logprobs = generation.token_ids, generation.logprobs
         repetitive = degenerate_at(ids, self.limits.max_repeated_tokens)
@@ -262,9 +296,14 @@ class _Rollout:
     async def _call(self, call: ToolCall | InvalidCall) -> tuple[str, str]:
         if isinstance(call, InvalidCall):
             return call.observation, "invalid"
-        result: ExecResult = await self.python.run(call.code)
-        text = self.encoder.shorten(result.render(max_chars=2**31), self.limits.max_observation_tokens)
-        return text, result.status.value
+        result = await self.tools[call.name].run(call)
+        return self.encoder.shorten(result.text, self.limits.max_observation_tokens), result.status
+
+
+def _as_tools(tools: Sequence[Tool] | Tool | Sandbox) -> Sequence[Tool]:
+    if isinstance(tools, Sequence):
+        return tools
+    return [cast(Tool, tools) if hasattr(tools, "spec") else PythonTool(cast(Sandbox, tools))]
 
 
 def _rescued(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]], path: Path | None) -> BackendError:
@@ -284,9 +323,3 @@ def _prompt_too_long(length: int, max_context: int) -> Exception:
         f"a prompt of {length} tokens leaves no room in a context of {max_context}; drop the problem or raise "
         "max_context"
     )
-
-
-def messages_for(question: str, system_prompt: str | None) -> list[dict[str, Any]]:
-    """The prompt of a problem as chat messages."""
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": "user", "content": question}]

@@ -21,6 +21,8 @@ class Request:
         context: prompt, turns and observations so far, as token ids; at least one.
         max_new_tokens: at least 1.
         messages: the same as chat messages, for servers that take no token ids.
+        max_repeated_tokens: a backend that looks at each token ends a turn where it becomes degenerate
+            (`gtpo.rollout.repetition`), the others at its end; 0: never.
     """
 
     rollout: int
@@ -28,6 +30,7 @@ class Request:
     context: Sequence[int]
     max_new_tokens: int
     messages: Sequence[Mapping[str, Any]] = ()
+    max_repeated_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from gtpo.errors import ConfigError
 from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
 from gtpo.rollout.backends.slots import SlotCache
+from gtpo.rollout.repetition import RepetitionWatch
 from gtpo.rollout.settings import Sampling
 
 _LEAST_ROWS = 8
@@ -81,6 +82,18 @@ class _Turn:
     future: asyncio.Future[Generation]
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    watch: RepetitionWatch | None = None
+
+    def degenerate(self) -> bool:
+        """Whether the last sampled token made it degenerate; none is looked at before there are enough of them."""
+        limit = self.request.max_repeated_tokens
+        if not limit or len(self.sampled) < limit:
+            return False
+        if self.watch is not None:
+            return self.watch.push(self.sampled[-1])
+        self.watch = RepetitionWatch(limit)
+        pushed = [self.watch.push(token) for token in self.sampled]
+        return any(pushed)
 
 
 class _SlotServer:
@@ -221,7 +234,8 @@ class _SlotServer:
         for turn, token, logprob in zip(turns, *self._sampler.sample(logits_R_V, numbers, contexts), strict=True):
             turn.sampled.append(token)
             turn.logprobs.append(logprob)
-            if token in self._end_ids or len(turn.sampled) == turn.request.max_new_tokens:
+            full = len(turn.sampled) == turn.request.max_new_tokens
+            if token in self._end_ids or full or turn.degenerate():
                 del self._active[turn.request.rollout]
                 if not turn.future.done():
                     turn.future.set_result(Generation(tuple(turn.sampled), tuple(turn.logprobs)))

@@ -1,0 +1,114 @@
+"""vLLM in process beside our transformers backend: the same rollouts, real sampling, real tool, in the same run.
+
+    python benchmarks/vllm_backend.py --model FOLDER --problems FILE [--rounds 3] [--rollouts 64] [--dtype bfloat16]
+                                      [--output vllm.json]
+
+Needs vLLM beside gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. Each side of each round has a process of its own,
+which loads the model, warms up on 8 rollouts and is timed on the others; the sides take turns in going first. Groups
+of 8 share a prompt. Sampling at temperature 1 differs between the two, so the figure is sampled tokens a second, and
+the run fails if the sides' mean turns or tokens a rollout, over all rounds, differ by more than 15 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GROUP, TOLERANCE = 8, 0.15
+SIDES = ("transformers", "vllm")
+
+
+def side(args: argparse.Namespace) -> None:
+    """One side of one round: prints its figures as JSON on the last line."""
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from gtpo.rollout import ChatEncoder, Prompts, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
+    from gtpo.rollout.backends import TransformersBackend, VLLMBackend
+    from gtpo.sandbox import LocalSandbox
+    from gtpo.tasks.problems import load_problems, sample
+
+    problems = sample(load_problems(args.problems), args.rollouts // GROUP + 1, args.seed)
+    prompts = Prompts(get_format("fenced"), args.system_prompt)
+    asked = [prompts.messages(problem) for problem in problems for _ in range(GROUP)]
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    if args.side == "vllm":
+        from vllm import LLM
+
+        length = {"max_model_len": 1024, "max_num_seqs": args.rollouts}
+        engine = LLM(
+            args.model,
+            dtype=args.dtype,
+            enforce_eager=True,
+            logprobs_mode="processed_logprobs",
+            seed=args.seed,
+            **length,
+        )
+        backend: Any = VLLMBackend(engine)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
+        backend = TransformersBackend(model, batch_size=args.rollouts)
+    limits = RolloutLimits(max_turns=4, max_turn_tokens=112, max_total_tokens=320)
+    engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), PythonTool(LocalSandbox()), limits)
+    engine.run(asked[:GROUP], backend, sampling=Sampling(), seed=1)
+    start = time.perf_counter()
+    trajectories = engine.run(asked[GROUP:], backend, sampling=Sampling(), seed=args.seed).trajectories
+    seconds = time.perf_counter() - start
+    tokens = [sum(len(turn.token_ids) for turn in t.turns) for t in trajectories]
+    figures = {"seconds": seconds, "tokens": tokens, "turns": [len(t.turns) for t in trajectories]}
+    print(json.dumps(figures), flush=True)
+    os._exit(0)  # vLLM's processes take long to leave
+
+
+def measure(args: argparse.Namespace, which: str, number: int) -> dict[str, Any]:
+    argv = [sys.executable, __file__, "--side", which, "--seed", str(number)]
+    for name in ("model", "problems", "rollouts", "dtype", "system_prompt"):
+        argv += [f"--{name}", str(getattr(args, name))]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    rate = sum(figures["tokens"]) / figures["seconds"]
+    print(f"round {number}, {which}: {figures['seconds']:.1f} s, {rate:.0f} tokens/s", flush=True)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rollouts", type=int, default=64)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--system_prompt", default="Solve the problem. Run Python in ```python blocks.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    if args.side:
+        side(args)
+    rounds: list[dict[str, Any]] = []
+    for number in range(args.rounds):
+        rounds.append({which: measure(args, which, number) for which in SIDES[:: 1 if number % 2 == 0 else -1]})
+    rates = [{w: sum(r[w]["tokens"]) / r[w]["seconds"] for w in SIDES} for r in rounds]
+    ratios = [rate["vllm"] / rate["transformers"] for rate in rates]
+    print(f"sampled tokens/s, vLLM over transformers: median {statistics.median(ratios):.2f}, by round {ratios}")
+    means = {
+        what: {w: statistics.mean(x for r in rounds for x in r[w][what]) for w in SIDES} for what in ("turns", "tokens")
+    }
+    print(f"means a rollout: {means}")
+    if args.output:
+        args.output.write_text(
+            json.dumps({"rounds": rounds, "rates": rates, "ratios": ratios, "means": means}, indent=1)
+        )
+    alike = all(max(m.values()) <= (1 + TOLERANCE) * min(m.values()) for m in means.values())
+    return 0 if alike else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

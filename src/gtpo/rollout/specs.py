@@ -1,0 +1,114 @@
+"""What the model is told of a tool, and what counts as a call of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gtpo.errors import ConfigError
+from gtpo.types import InvalidCall, ToolCall
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """One tool.
+
+    Attributes:
+        name: as the model calls it.
+        description: one sentence for the tool's schema.
+        parameters: the arguments as JSON Schema properties: name to `{"type": ..., "description": ...}`. Only `type`
+            is checked here; the tool itself checks the rest and answers with a sentence.
+        required: arguments that a call must give; the first one is what a fenced block holds.
+        ability: what follows "You can" in the system prompt.
+        note: a sentence for the system prompt; may be blank.
+        labels: further labels of fenced blocks that call it, besides its name.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    required: tuple[str, ...]
+    ability: str
+    note: str = ""
+    labels: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.required or not set(self.required) <= set(self.parameters):
+            raise ConfigError(f"tool {self.name!r}: `required` must name at least one of its parameters")
+        if unknown := {str(p.get("type")) for p in self.parameters.values()} - set(_TYPES):
+            raise ConfigError(f"tool {self.name!r}: unknown parameter types {sorted(unknown)}; known: {sorted(_TYPES)}")
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool as a JSON schema, as chat templates and servers take it."""
+        parameters = {
+            "type": "object",
+            "properties": {name: dict(value) for name, value in self.parameters.items()},
+            "required": list(self.required),
+        }
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    @property
+    def is_python(self) -> bool:
+        """Whether its argument is a Python program, which then is the call's code."""
+        return self.name == "python"
+
+    def call(self, arguments: object) -> ToolCall | InvalidCall:
+        """A call with these arguments, or what is wrong with them."""
+        if not isinstance(arguments, dict):
+            return InvalidCall(f'"arguments" must be an object with {_entries(self.required)}')
+        if surplus := sorted(set(arguments) - set(self.parameters)):
+            takes = ", ".join(f'"{name}"' for name in self.parameters)
+            count = "one argument" if len(self.parameters) == 1 else f"{len(self.parameters)} arguments"
+            return InvalidCall(f"{self.name!r} takes {count}, {takes}, not {', '.join(map(repr, surplus))}")
+        for name in self.required:
+            if arguments.get(name) is None:
+                return InvalidCall(f'the argument "{name}" is missing')
+        for name, value in arguments.items():
+            kind = self.parameters[name]["type"]
+            if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+                return InvalidCall(f'the argument "{name}" must be {_a(kind)}')
+        for name in self.required:
+            if isinstance(arguments[name], str) and not arguments[name].strip():
+                return InvalidCall(f"the {name} is empty")
+        if self.is_python:
+            return ToolCall(arguments["code"])
+        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        return ToolCall(f"{self.name}({shown})", self.name, arguments)
+
+
+def python_spec(keeps_state: bool = False) -> ToolSpec:
+    """The Python tool; `keeps_state`: a call finds what earlier ones of its rollout defined."""
+    return ToolSpec(
+        "python",
+        "Run a Python program and return what it printed and the value of its last expression.",
+        {"code": {"type": "string", "description": "The program to run."}},
+        ("code",),
+        ability="run Python",
+        note="Variables are kept from run to run." if keeps_state else "Each run starts afresh.",
+        labels=("py", "python3"),
+    )
+
+
+PYTHON = python_spec()
+
+
+def _entries(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f'one entry, "{names[0]}"'
+    return "the entries " + ", ".join(f'"{name}"' for name in names)
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aio' else 'a'} {kind}"
