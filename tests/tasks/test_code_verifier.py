@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import random
 from dataclasses import replace
 
@@ -175,3 +176,64 @@ def test_real_solutions_pass_and_mutated_ones_are_told_apart(verifier, shared_da
         mutated.append(ast.unparse(ast.fix_missing_locations(mutation.visit(ast.parse(code)))))
     verdicts = verifier.verify_many([fenced(code) for code in mutated], problems)
     assert sum(not verdict.passed for verdict in verdicts) > 40
+
+
+STDIN = Problem(
+    "stdin",
+    "Add the two numbers of each line.",
+    json.dumps([{"input": "1 2\n3 4\n", "output": "3\n7"}, {"input": "0.5 0.5\n", "output": "1.0\n"}]),
+    "code",
+    {"answer_kind": "io", "prelude": "import sys"},
+)
+CALLS = Problem(
+    "calls",
+    "Write pairs.",
+    json.dumps({"function": "pairs", "tests": [{"input": [2, "a"], "output": [["a", 0], ["a", 1]]}]}),
+    "code",
+    {"answer_kind": "io"},
+)
+ADDS = "for line in sys.stdin:\n    print(sum(map(float, line.split())))"
+
+
+@pytest.mark.parametrize(
+    ("problem", "program", "reason"),
+    [
+        (STDIN, ADDS, None),
+        (STDIN, "if __name__ == '__main__':\n    " + ADDS.replace("\n", "\n    "), None),
+        (
+            STDIN,
+            "data = sys.stdin.buffer.read().decode().split()\n" + "n = [float(x) for x in data]\n"
+            "print('\\n'.join(str(a + b) for a, b in zip(n[::2], n[1::2])))",
+            None,
+        ),
+        (
+            STDIN,
+            "try:\n    while True:\n        a, b = map(float, input().split())\n        print(a + b)\n"
+            "except EOFError:\n    sys.exit(0)",
+            None,
+        ),
+        (STDIN, "print(3)\nprint(7)", "test 2 of 2 printed something else"),
+        (STDIN, "print(3, 7)", "test 1 of 2 printed something else"),
+        (STDIN, "print(1/0)", "test 1 of 2 ended with ZeroDivisionError"),
+        (STDIN, "import time\nwhile True: pass", "test 1 of 2 ended with"),
+        (CALLS, "def pairs(n, x):\n    return [(x, i) for i in range(n)]", None),
+        (CALLS, "class Solution:\n    def pairs(self, n, x):\n        return [[x, i] for i in range(n)]", None),
+        (CALLS, "def pairs(n, x):\n    print('noise', end='')\n    return [[x, i] for i in range(n)]", None),
+        (CALLS, "def pairs(n, x):\n    return [[x, 0]]", "test 1 of 1 returned something else"),
+        (CALLS, "def pairs(n, x):\n    return object()", "the tests ended with TypeError"),
+        (CALLS, "def pears(n, x):\n    return 1", "the tests ended with KeyError"),
+        (CALLS, "import sys\ndef pairs(n, x):\n    sys.exit(0)", "the tests were not run to their end"),
+    ],
+)
+def test_programs_are_judged_by_input_and_output(verifier, problem, program, reason):
+    (verdict,) = verifier.verify_many([f"<answer>\n{program}\n</answer>"], [problem])
+    assert verdict.passed == (reason is None)
+    assert verdict.reason.startswith(reason or "all tests passed")
+
+
+@pytest.mark.parametrize("answer", ["[]", "{}", "[1]", '[{"input": 1, "output": ""}]', '{"function": "f"}', "no"])
+def test_tests_of_input_and_output_must_have_their_form(verifier, answer):
+    problem = replace(STDIN, answer=answer)
+    assert set(verifier.unusable([problem])) == {"stdin"}
+    with pytest.raises(VerifierError, match="problem stdin"):
+        verifier.verify_many(["<answer>x</answer>"], [problem])

@@ -1,23 +1,19 @@
-"""Problems, and where they come from: one function a source.
+"""Problems, and how rows become problems. Where the rows come from is the business of `gtpo.tasks.sources`.
 
-The one source so far is a JSON Lines file, `load_problems`. Another source (a data set of the Hub, a problem
-generator) is another function that returns `list[Problem]`; nothing downstream can tell them apart.
-
-A file is read as a stream, line by line, and checked as it is read: a fault is found before any model loads.
-Up to `MAX_FAULTS` faults are reported together, so that a file takes one or two rounds of mending and not one
-a line.
+Rows are read as a stream and checked as they are read: a fault is found before any model loads. Up to `MAX_FAULTS`
+faults are reported together, so that a file takes one or two rounds of mending and not one a line.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gtpo._jsonl import json_type, numbered_rows
 from gtpo.errors import ConfigError, DataError
 
 MAX_FAULTS = 5
@@ -29,10 +25,12 @@ class Problem:
 
     Attributes:
         id: unique within its source.
-        question: what the model is asked; never blank.
-        answer: the gold answer as text; what the text means depends on the domain.
-        domain: which verifier checks it, such as "math".
+        question: what the model is asked; never blank. Of a problem with `messages`, the last of them.
+        answer: the gold answer as text; what the text means depends on the verifier.
+        domain: math, commonsense, code, or a name of the user's own. Decides on verifier and instruction, unless the
+            row says it itself (`gtpo.tasks.kinds`).
         extras: the row's other fields, as they were.
+        messages: a conversation that ends with the user, in place of a single question.
     """
 
     id: str
@@ -40,6 +38,14 @@ class Problem:
     answer: str
     domain: str = "math"
     extras: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+
+    def prompt(self, system_prompt: str | None) -> list[dict[str, Any]]:
+        """What the model is given, as chat messages. A system message of the problem's own stays."""
+        messages = [dict(message) for message in self.messages] or [{"role": "user", "content": self.question}]
+        if system_prompt and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": system_prompt})
+        return messages
 
 
 def load_problems(
@@ -47,9 +53,9 @@ def load_problems(
 ) -> list[Problem]:
     """The problems of a JSON Lines file (UTF-8, one object a line), in its order.
 
-    A row has `question` (text) and `answer` (text or a number); `id` (default: `<file stem>/<0-based line>`)
-    and `domain` (default: "math") are optional, and every other field becomes an entry of `extras`. Blank
-    lines are passed over.
+    A row has `question` (text), or in its place `messages` (a conversation that ends with the user), and `answer`
+    (text or a number); `id` (default: `<file stem>/<0-based line>`) and `domain` (default: "math") are optional, and
+    every other field becomes an entry of `extras`. Blank lines are passed over.
 
     Args:
         path: the file.
@@ -63,18 +69,46 @@ def load_problems(
             field.
         ConfigError: `limit` is below 1.
     """
+    path = Path(path)
+    return problems_of_rows(numbered_rows(path), path, limit=limit, require=require)
+
+
+def problems_of_rows(
+    rows: Iterable[tuple[int, dict[str, Any] | DataError]],
+    source: str | Path,
+    *,
+    limit: int | None = None,
+    require: Sequence[str] = ("question", "answer"),
+    columns: Mapping[str, str] | None = None,
+    domain: str = "math",
+) -> list[Problem]:
+    """The problems of numbered rows.
+
+    Args:
+        rows: numbers, and rows or what is wrong with them.
+        source: where they come from, for messages; ids are made of its last part.
+        limit: see `load_problems`.
+        require: see `load_problems`.
+        columns: fields of a problem and the columns that hold them, where the names differ.
+        domain: of rows that do not say it.
+
+    Raises:
+        DataError, ConfigError: see `load_problems`.
+    """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; give 1 or more, or None for all problems")
-    path = Path(path)
     problems: list[Problem] = []
     faults: list[DataError] = []
     line_of_id: dict[str, int] = {}
-    for number, raw in _numbered_lines(path):
+    for number, row in rows:
         try:
-            problem = _problem(_json_object(raw, path, number), path, number, require)
+            if isinstance(row, DataError):
+                raise row
+            row = _renamed(row, columns or {}, source, number)
+            problem = _problem({"domain": domain, **row}, source, number, require)
             if problem.id in line_of_id:
                 message = f"{problem.id!r} is the id of line {line_of_id[problem.id]} too; ids must be unique"
-                raise DataError(message, path=path, line=number, field="id")
+                raise DataError(message, path=source, line=number, field="id")
         except DataError as fault:
             faults.append(fault)
             if len(faults) == MAX_FAULTS:
@@ -88,9 +122,9 @@ def load_problems(
         raise faults[0]
     if faults:
         found = f"the first {MAX_FAULTS} faults" if len(faults) == MAX_FAULTS else f"{len(faults)} faults"
-        raise DataError(f"{found}:\n  " + "\n  ".join(map(str, faults)), path=path)
+        raise DataError(f"{found}:\n  " + "\n  ".join(map(str, faults)), path=source)
     if not problems:
-        raise DataError("holds no problem; write one JSON object a line, with question and answer", path=path)
+        raise DataError("holds no problem; write one JSON object a line, with question and answer", path=source)
     return problems
 
 
@@ -105,70 +139,63 @@ def sample(problems: Sequence[Problem], n: int, seed: int) -> list[Problem]:
     """
     if not 0 <= n <= len(problems):
         raise ConfigError(f"can't draw {n} of {len(problems)} problems; ask for 0 to {len(problems)}")
-    keys = [hashlib.sha256(f"{seed}\0{problem.id}".encode()).digest() for problem in problems]
+    keys = [draw_key(problem, seed) for problem in problems]
     drawn = sorted(range(len(problems)), key=keys.__getitem__)[:n]
     return [problems[i] for i in sorted(drawn)]
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """1-based line numbers and lines, blank lines left out."""
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if raw.strip():
-                    yield number, raw
-    except FileNotFoundError:
-        raise DataError(f"no such file (looked for {path.absolute()})", path=path) from None
-    except OSError as error:
-        raise DataError(f"can't be read ({error.strerror}); give a readable JSON Lines file", path=path) from error
+def draw_key(problem: Problem, seed: int) -> bytes:
+    """Sorting by it shuffles problems, in a way that depends on `seed` and the ids alone."""
+    return hashlib.sha256(f"{seed}\0{problem.id}".encode()).digest()
 
 
-def _json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); save the file as UTF-8"
-        raise DataError(message, path=path, line=number) from None
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object a line"
-        raise DataError(message, path=path, line=number) from None
-    except RecursionError:
-        raise DataError("JSON nested too deeply; flatten it", path=path, line=number) from None
-    if not isinstance(row, dict):
-        message = f"a JSON {_json_type(row)}, not an object; write {{...}} with question and answer"
-        raise DataError(message, path=path, line=number)
-    return row
+def _renamed(row: dict[str, Any], columns: Mapping[str, str], source: str | Path, number: int) -> dict[str, Any]:
+    """The row with the columns under our names."""
+    for theirs in columns.values():
+        if theirs not in row:
+            have = ", ".join(sorted(row)) or "none"
+            raise DataError(f"no such column (there are: {have})", path=source, line=number, field=theirs)
+    rest = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**rest, **{ours: row[theirs] for ours, theirs in columns.items()}}
 
 
-def _problem(row: dict[str, Any], path: Path, number: int, require: Sequence[str]) -> Problem:
+def _problem(row: dict[str, Any], source: str | Path, number: int, require: Sequence[str]) -> Problem:
     def fault(name: str, message: str) -> DataError:
-        return DataError(message, path=path, line=number, field=name)
+        return DataError(message, path=source, line=number, field=name)
 
+    messages: tuple[Mapping[str, Any], ...] = ()
+    if row.get("question") is None and row.get("messages") is not None:
+        messages = _conversation(row.pop("messages"), fault)
+        row["question"] = messages[-1]["content"]
     for name in require:
         if row.get(name) is None:
-            have = ", ".join(sorted(row)) or "none"
+            have = ", ".join(sorted(set(row) - {"domain"})) or "none"
             raise fault(name, f"missing or null; add it or rename another field (the row has: {have})")
         if isinstance(row[name], str) and not row[name].strip():
             raise fault(name, "blank; fill it in or remove the row")
-    question, domain = row.get("question", ""), row.get("domain", "math")
+    question, domain = row.get("question", ""), row["domain"]
     if not isinstance(question, str):
-        raise fault("question", f"a JSON {_json_type(question)}; give text")
+        raise fault("question", f"a JSON {json_type(question)}; give text")
     if not isinstance(domain, str) or not domain.strip():
         raise fault("domain", "not a name; give text such as 'math', or leave it out")
     answer = row.get("answer", "")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise fault("answer", f"a JSON {_json_type(answer)}; give text or a number")
+        raise fault("answer", f"a JSON {json_type(answer)}; give text or a number")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise fault("answer", f"{answer} is not a finite number; give text or a number")
-    name = row.get("id", f"{path.stem}/{number - 1}")
+    name = row.get("id", f"{Path(source).stem}/{number - 1}")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise fault("id", f"a JSON {_json_type(name)}; give text or a whole number, or leave it out")
+        raise fault("id", f"a JSON {json_type(name)}; give text or a whole number, or leave it out")
     extras = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "domain")}
-    return Problem(str(name), question, str(answer), domain, extras)
+    return Problem(str(name), question, str(answer), domain, extras, messages)
 
 
-def _json_type(value: object) -> str:
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+def _conversation(messages: Any, fault: Callable[[str, str], DataError]) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise fault("messages", f"a JSON {json_type(messages)}; give a list of messages")
+    for message in messages:
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+            raise fault("messages", "a message must be an object with 'role' and 'content', both text")
+    if messages[-1]["role"] != "user":
+        raise fault("messages", f"ends with a message of {messages[-1]['role']!r}; it must end with the user's")
+    return tuple(messages)

@@ -1,6 +1,19 @@
-"""Verifiers: one a domain, each behind the `Verifier` protocol."""
+"""Verifiers: they check final answers. Each is behind the `Verifier` protocol and is chosen by name.
+
+`auto`
+    By problem: its field `verifier`, or else its domain (`gtpo.tasks.kinds`).
+`math`, `choice`, `qa`, `code`, `reasoning_gym`
+    The same one for all problems.
+`MODULE:FUNCTION`
+    A function of your own, called as `function(answer_text, problem)`.
+
+An answer *passes* or not; the score in [0, 1] says more where a verifier knows more (`qa`: F1, `reasoning_gym`: its own
+score, a function: what it returns). GTPO trains on passing alone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from gtpo.errors import ConfigError
 from gtpo.tasks.verifiers.base import Verdict, Verifier
@@ -9,17 +22,61 @@ __all__ = ["Verdict", "Verifier", "get_verifier"]
 
 
 def get_verifier(name: str) -> Verifier:
-    """A new verifier by its name, which is the domain of the problems that it checks.
+    """A new verifier by its name; see the module.
 
     Raises:
         ConfigError: there is no such verifier; the message lists those there are.
     """
-    if name == "math":
-        from gtpo.tasks.verifiers.math import MathVerifier
+    if ":" in name:
+        from gtpo.tasks.verifiers.function import FunctionVerifier
 
-        return MathVerifier()
-    if name == "code":
-        from gtpo.tasks.verifiers.code import CodeVerifier
+        return FunctionVerifier(name)
+    if name not in _MAKERS:
+        raise ConfigError(f"no verifier {name!r}; there are: {', '.join(_MAKERS)}, MODULE:FUNCTION")
+    return _MAKERS[name]()
 
-        return CodeVerifier()
-    raise ConfigError(f"no verifier for {name!r}; there are: math, code")
+
+def _auto() -> Verifier:
+    from gtpo.tasks.verifiers.auto import AutoVerifier
+
+    return AutoVerifier(get_verifier)
+
+
+def _math() -> Verifier:
+    from gtpo.tasks.verifiers.math import MathVerifier
+
+    return MathVerifier()
+
+
+def _choice() -> Verifier:
+    from gtpo.tasks.verifiers.choice import ChoiceVerifier
+
+    return ChoiceVerifier()
+
+
+def _qa() -> Verifier:
+    from gtpo.tasks.verifiers.qa import QAVerifier
+
+    return QAVerifier()
+
+
+def _code() -> Verifier:
+    from gtpo.tasks.verifiers.code import CodeVerifier
+
+    return CodeVerifier()
+
+
+def _reasoning_gym() -> Verifier:
+    from gtpo.tasks.verifiers.reasoning_gym import ReasoningGymVerifier
+
+    return ReasoningGymVerifier()
+
+
+_MAKERS: dict[str, Callable[[], Verifier]] = {
+    "auto": _auto,
+    "math": _math,
+    "choice": _choice,
+    "qa": _qa,
+    "code": _code,
+    "reasoning_gym": _reasoning_gym,
+}

@@ -36,11 +36,13 @@ class Reply:
         equal: the answers are equal.
         reason: one short sentence.
         gold_unusable: why the gold answer can't be used, or None if it can.
+        timed_out: the comparison was cut off.
     """
 
     equal: bool
     reason: str
     gold_unusable: str | None = None
+    timed_out: bool = False
 
 
 class Worker:
@@ -91,7 +93,7 @@ class Worker:
             answer = self._read(deadline)
             if answer is None:
                 self.stop()
-                return Reply(False, f"timed out after {self._timeout_s:g} s") if gold_read else None
+                return Reply(False, f"timed out after {self._timeout_s:g} s", timed_out=True) if gold_read else None
             if answer.get("id") != self._requests:
                 raise EOFError("an answer to another request")
             if "unusable" in answer:

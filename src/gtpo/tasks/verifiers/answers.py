@@ -40,6 +40,17 @@ _PLAIN = re.compile(
     re.VERBOSE,
 )
 _UNIT = re.compile(r" ?\\text\{[a-zA-Z .]*\}(?:\^\{?[23]\}?)?$")
+_TAG = re.compile(r"<answer>", re.IGNORECASE)
+_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_MATH_MODE = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_WORDING = (
+    (re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbox|boldsymbol|emph)\s*(?=\{)"), ""),
+    (re.compile(r"\\(?:bf|it|rm|left|right)(?![a-zA-Z])|\\!"), ""),
+    (re.compile(r"(?<!\\)[{}]"), ""),
+    (re.compile(r"(?<!\\)\\[ ,;:]|~|\s+"), " "),
+    (re.compile(r"\\([$%&#_{}])"), r"\1"),
+    (re.compile(r" {2,}"), " "),
+)
 
 
 def last_boxed(text: str) -> str | None:
@@ -65,6 +76,48 @@ def last_boxed(text: str) -> str | None:
                 return text[start:i].strip()
         i += 1
     return None
+
+
+def boxed_or_tagged(text: str) -> str | None:
+    r"""What stands in the last `\boxed{}` or `<answer>` block, whichever opens later, without surrounding space.
+
+    So `<answer>\boxed{A}</answer>` is A.
+
+    Returns:
+        None if there is neither, or if the one that opens last never closes.
+    """
+    tag = box = None
+    for tag in _TAG.finditer(text):
+        pass
+    for box in _BOXED.finditer(text):
+        pass
+    if tag is None or (box and box.start() > tag.start()):
+        return last_boxed(text)
+    block = _BLOCK.match(text, tag.start())
+    return block[1].strip() if block else None
+
+
+def judgeable(text: str | None) -> tuple[str | None, str]:
+    r"""The answer of a final turn as `boxed_or_tagged` finds it, and why it can't be judged ("" if it can)."""
+    if text is None:
+        return None, "no final answer"
+    answer = boxed_or_tagged(text)
+    if answer is None:
+        what = "unclosed \\boxed{ or <answer>" if _BOXED.search(text) or _TAG.search(text) else "no \\boxed{}"
+        return None, f"{what} in the final turn"
+    return answer, "" if answer else "empty \\boxed{} or <answer> in the final turn"
+
+
+def plain_text(latex: str) -> str:
+    r"""The words of an answer that is no formula: without math mode, fonts such as `\text{}`, braces, extra space."""
+    latex = latex.strip()
+    for start, end in _MATH_MODE:
+        if latex.startswith(start) and latex.endswith(end) and len(latex) >= len(start + end):
+            latex = latex[len(start) : -len(end)]
+            break
+    for pattern, spelling in _WORDING:
+        latex = pattern.sub(spelling, latex)
+    return latex.strip()
 
 
 def readable(latex: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,18 @@ class Verifier(Protocol):
         """Whether a final turn holds an answer, right or wrong. Cheap; never raises."""
         ...
 
+    def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
+        """Which of these answers to one problem mean the same, for majority votes.
+
+        Args:
+            answers: as `Verdict.extracted` gave them.
+            problem: what they answer.
+
+        Returns:
+            The number of each answer's class, from 0 in order of appearance; None if there is no telling (programs).
+        """
+        ...
+
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The problems that can't be verified, as id and why; to be left out before a run, which they would end."""
         ...
@@ -54,3 +66,9 @@ class Verifier(Protocol):
     def close(self) -> None:
         """Frees processes and connections. Calling it twice is fine."""
         ...
+
+
+def classes_by_key(answers: Sequence[str], key: Callable[[str], Hashable]) -> list[int]:
+    """`Verifier.classes` where answers mean the same if their keys are equal."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key(answer), len(numbers)) for answer in answers]

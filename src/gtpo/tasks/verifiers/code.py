@@ -1,6 +1,6 @@
 """Program synthesis and output prediction: programs run in the sandbox, never here.
 
-Two kinds, told by a problem's `extras["answer_kind"]`:
+Three kinds, told by a problem's `extras["answer_kind"]`:
 
 `tests`
     The gold answer is test code that raises if something is wrong. The candidate (after the problem's `prelude`) and
@@ -8,10 +8,13 @@ Two kinds, told by a problem's `extras["answer_kind"]`:
     printed. Only that word in the output is a pass: a candidate that ends its process with status 0 before the tests,
     or that prints what it thinks is expected, has not passed. Candidate and tests share an interpreter, so a candidate
     that rewrites it under the tests can still cheat; tests of another design would be needed against that.
+`io`
+    The gold answer is JSON: inputs and outputs of a program, or arguments and results of a function. Each input has a
+    process of its own, all calls of a function share one.
 `literal`
     The gold answer is a Python literal, the value of an expression. The candidate is compared by value and type.
 
-The candidate is the last `<answer>` block of the final turn, or else, for `tests`, its last fenced block, and for
+The candidate is the last `<answer>` block of the final turn, or else, for programs, its last fenced block, and for
 `literal` its last `\\boxed{}`.
 """
 
@@ -21,20 +24,21 @@ import ast
 import asyncio
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gtpo._async import run_async
 from gtpo.errors import ConfigError, VerifierError
 from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Sandbox, Session, Status
 from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers._io_tests import IOTests
 from gtpo.tasks.verifiers.answers import last_boxed
 from gtpo.tasks.verifiers.base import Verdict
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"^(`{3,})[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _LITERAL_CHARS = 20_000
-_KINDS = ("tests", "literal")
+_KINDS = ("tests", "io", "literal")
 
 
 class CodeVerifier:
@@ -62,15 +66,29 @@ class CodeVerifier:
         """Whether the text holds an answer block, a fenced block or a filled box."""
         return any(candidate(text, kind) is not None for kind in _KINDS)
 
+    def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
+        """By value and type for `literal`, where what is no literal is equal only to the same text; else None."""
+        if problem.extras.get("answer_kind") != "literal":
+            return None
+        found: list[tuple[type | None, Any]] = []
+        numbers = []
+        for answer in answers:
+            try:
+                value = _literal(answer)
+                read: tuple[type | None, Any] = (type(value), value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                read = (None, answer.strip())
+            if read not in found:
+                found.append(read)
+            numbers.append(found.index(read))
+        return numbers
+
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """Problems of no known kind, tests that do not parse, and answers that are no literal."""
-        found = {}
+        found: dict[str, str] = {}
         for problem in problems:
             try:
-                if _kind(problem) == "tests":
-                    ast.parse(problem.answer)
-                else:
-                    _literal(problem.answer)
+                _READERS[_kind(problem)](problem.answer)
             except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
                 found[problem.id] = f"{type(error).__name__}: {error}"
         return found
@@ -92,12 +110,10 @@ class CodeVerifier:
             return Verdict(False, 0.0, "the rollout ended without an answer")
         given = candidate(text, kind)
         if given is None:
-            return Verdict(
-                False, 0.0, "no program in the final turn" if kind == "tests" else "no value in the final turn"
-            )
+            return Verdict(False, 0.0, f"no {'value' if kind == 'literal' else 'program'} in the final turn")
         if kind == "literal":
             return _compare(given, problem)
-        return await self._run(given, problem)
+        return await (self._run_io if kind == "io" else self._run)(given, problem)
 
     async def _run(self, program: str, problem: Problem) -> Verdict:
         prelude, word = str(problem.extras.get("prelude") or ""), secrets.token_hex(16)
@@ -115,6 +131,23 @@ class CodeVerifier:
         if results[-1].stdout.split("\n")[-2:] != [word, ""]:
             return Verdict(False, 0.0, "the tests were not run to their end", program)
         return Verdict(True, 1.0, "all tests passed", program)
+
+    async def _run_io(self, program: str, problem: Problem) -> Verdict:
+        try:
+            tests = IOTests.parse(problem.answer)
+        except ValueError as error:
+            raise VerifierError(f"problem {problem.id}: {error}") from error
+        word = secrets.token_hex(16)
+        source = f"{problem.extras.get('prelude') or ''}\n{program}"
+        results = await self._sandbox.run_many(tests.programs(source, word), limits=self._limits)
+        for number, result in enumerate(results, 1):
+            if result.status is Status.INFRA:
+                raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
+            if result.status is not Status.OK:
+                which = f"test {number} of {len(results)}" if tests.function is None else "the tests"
+                return Verdict(False, 0.0, f"{which} ended with {_told(result)}", program)
+        wrong = tests.wrong([result.stdout for result in results], word)
+        return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", program)
 
     def _session(self) -> Session | None:
         """None for a sandbox without sessions: there everything runs as one program."""
@@ -137,7 +170,7 @@ def candidate(text: str, kind: str) -> str | None:
     if blocks:
         inner = _FENCED.findall(blocks[-1])
         found = inner[-1][1] if inner else blocks[-1].strip("\n")
-    elif kind == "tests":
+    elif kind != "literal":
         fenced = _FENCED.findall(text)
         found = fenced[-1][1] if fenced else ""
     else:
@@ -170,3 +203,6 @@ def _compare(given: str, problem: Problem) -> Verdict:
 
 def _told(result: ExecResult) -> str:
     return result.error_type or result.note or result.status.value
+
+
+_READERS: dict[str, Callable[[str], Any]] = {"tests": ast.parse, "io": IOTests.parse, "literal": _literal}

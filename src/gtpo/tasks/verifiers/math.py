@@ -8,7 +8,7 @@ passes for 18, `x = 5` for 5, the tuple (1, 2) for the set {1, 2}.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from gtpo.errors import ConfigError, VerifierError
@@ -70,6 +70,25 @@ class MathVerifier:
         r"""Whether the text holds a closed `\boxed{}` with something in it."""
         return bool((last_boxed(text) or "").strip())
 
+    def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
+        """Compares each answer with the first one of every class so far.
+
+        An answer that math-verify can't read, or can't compare in time, is equal only to the same LaTeX (as
+        `canonical` spells it).
+
+        Raises:
+            VerifierError: no process starts.
+        """
+        spellings = [canonical(answer) for answer in answers]
+        texts = dict(zip(spellings, answers, strict=True))
+        apart = self._unreadable(texts) if len(texts) > 1 else set()
+        numbers: dict[str, int] = {}
+        firsts: dict[int, str] = {}
+        for spelling, answer in texts.items():
+            new = len(set(numbers.values()))
+            numbers[spelling] = new if spelling in apart else self._class_of(answer, firsts, new)
+        return [numbers[spelling] for spelling in spellings]
+
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The ids of those problems whose gold answers math-verify can't read, and why.
 
@@ -93,6 +112,40 @@ class MathVerifier:
     def __del__(self) -> None:
         if pool := getattr(self, "_pool", None):
             pool.close()
+
+    def _unreadable(self, texts: Mapping[str, str]) -> set[str]:
+        """The spellings of the answers that no other can be compared with."""
+        long = {spelling for spelling, answer in texts.items() if len(answer) > MAX_CHARACTERS}
+        asked = [s for s in texts if s not in long and plain_number(s) is None]
+        replies = zip(asked, self._ask([(None, texts[spelling]) for spelling in asked]), strict=True)
+        return long | {spelling for spelling, reply in replies if reply.gold_unusable}
+
+    def _class_of(self, answer: str, firsts: dict[int, str], new: int) -> int:
+        """The class whose first answer this one is equal to, or `new`.
+
+        `firsts` holds the first answers that can be compared; this one is added to them, or the one that proves too
+        slow is removed.
+        """
+        for number, first in list(firsts.items()):
+            equal = self._equal(answer, first)
+            if equal:
+                return number
+            if equal is None:
+                slow = [text for text in (answer, first) if self._equal(text, "0") is None]
+                if first in slow:
+                    del firsts[number]
+                if slow != [first]:
+                    return new
+        firsts[new] = answer
+        return new
+
+    def _equal(self, answer: str, other: str) -> bool | None:
+        """Whether two answers are equal; None if that takes too long."""
+        quick = {quick_match(answer, other), quick_match(other, answer)}
+        if quick != {None}:
+            return True in quick
+        reply = self._pool.ask(readable(answer), readable(other))
+        return None if reply.timed_out or reply.gold_unusable else reply.equal
 
     def _ask(self, pairs: Sequence[tuple[str | None, str]]) -> list[Reply]:
         def ask(pair: tuple[str | None, str]) -> Reply:

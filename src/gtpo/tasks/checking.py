@@ -1,0 +1,154 @@
+"""A check of the checkers: gold answers must pass, and answers that are wrong on purpose must not."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gtpo.tasks.kinds import answer_kind
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers.answers import canonical, plain_number, quick_match
+from gtpo.tasks.verifiers.base import Verifier
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row that a verifier gets wrong, or can't use.
+
+    Attributes:
+        problem_id: the row.
+        what: "unusable", "gold fails" or "wrong passes".
+        answer: the answer that was given.
+        reason: the verifier's.
+    """
+
+    problem_id: str
+    what: str
+    answer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found.
+
+    Attributes:
+        problems: rows looked at.
+        wrong_answers: wrong answers that were given.
+        findings: one a row and answer that was judged wrongly.
+    """
+
+    problems: int
+    wrong_answers: int
+    findings: list[Finding]
+
+
+def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | None = None) -> Check:
+    """Give each problem its gold answer, and answers that are not.
+
+    Wrong answers are: of a number its neighbour, its negative and ten times it; the other options of a choice; `None`
+    in place of a function's results; the gold answer of another problem, where that is another one.
+
+    Args:
+        problems: what is checked.
+        verifier: who is checked.
+        name: its name, if it was chosen for all problems.
+    """
+    unusable = verifier.unusable(problems)
+    findings = [Finding(p.id, "unusable", p.answer, unusable[p.id]) for p in problems if p.id in unusable]
+    usable = [problem for problem in problems if problem.id not in unusable]
+    kinds = [answer_kind(problem, name) for problem in usable]
+    golds = [(problem, _gold(problem, kind)) for problem, kind in zip(usable, kinds, strict=True)]
+    wrongs = [
+        (problem, answer)
+        for i, (problem, kind) in enumerate(zip(usable, kinds, strict=True))
+        for answer in _wrong(problem, kind, [usable[j] for j in _neighbours(i, kinds)])
+    ]
+    for pairs, expected, what in ((golds, True, "gold fails"), (wrongs, False, "wrong passes")):
+        texts = [_said(answer, answer_kind(problem, name)) for problem, answer in pairs]
+        verdicts = verifier.verify_many(texts, [problem for problem, _ in pairs])
+        findings += [
+            Finding(problem.id, what, answer, verdict.reason)
+            for (problem, answer), verdict in zip(pairs, verdicts, strict=True)
+            if verdict.passed != expected
+        ]
+    return Check(len(problems), len(wrongs), findings)
+
+
+def _gold(problem: Problem, kind: str) -> str:
+    if kind == "tests":
+        return str(problem.extras.get("reference") or "")
+    return problem.answer
+
+
+def _said(answer: str, kind: str) -> str:
+    """The final turn that gives this answer."""
+    if kind in ("tests", "literal"):
+        return f"<answer>\n{answer}\n</answer>"
+    return f"The answer is \\boxed{{{answer}}}."
+
+
+def _neighbours(place: int, kinds: Sequence[str]) -> Iterator[int]:
+    """The next problems of the same kind, up to three."""
+    found = 0
+    for step in range(1, len(kinds)):
+        other = (place + step) % len(kinds)
+        if kinds[other] == kinds[place]:
+            yield other
+            found += 1
+        if found == 3:
+            return
+
+
+def _wrong(problem: Problem, kind: str, others: Sequence[Problem]) -> Iterator[str]:
+    gold = problem.answer
+    if kind == "tests":
+        name = problem.extras.get("entry_point") or "solve"
+        yield f"def {name}(*args, **kwargs):\n    return None"
+        return
+    if kind == "literal":
+        yield f"[{gold}]"
+        yield "None" if gold.strip() != "None" else "0"
+        yield from (other.answer for other in others if not _same_literal(other.answer, gold))
+        return
+    if kind == "choice":
+        yield from _other_options(problem)
+        return
+    if kind == "math":
+        yield from _other_numbers(gold)
+        yield from (o.answer for o in others if quick_match(o.answer, gold) is False)
+        return
+    aliases = {" ".join(str(a).lower().split()) for a in (gold, *problem.extras.get("aliases", ()))}
+    yield from (other.answer for other in others if " ".join(other.answer.lower().split()) not in aliases)
+
+
+def _other_numbers(gold: str) -> Iterator[str]:
+    number = plain_number(canonical(gold))
+    if number is None:
+        return
+    value = number.value
+    for other in (value + 1, -value, 10 * value):
+        if other != value:
+            yield (
+                str(other.numerator)
+                if other.denominator == 1
+                else rf"\frac{{{other.numerator}}}{{{other.denominator}}}"
+            )
+
+
+def _other_options(problem: Problem) -> Iterator[str]:
+    gold = problem.answer.strip("() \n")
+    opposite = {"yes": "no", "no": "yes", "true": "false", "false": "true"}.get(gold.lower())
+    if opposite:
+        yield opposite
+        return
+    count = len(problem.extras.get("choices", ())) or 4
+    yield from (letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:count] if letter != gold.upper())
+
+
+def _same_literal(one: str, other: str) -> bool:
+    try:
+        return bool(ast.literal_eval(one) == ast.literal_eval(other))
+    except (ValueError, SyntaxError):
+        return one == other

@@ -1,0 +1,136 @@
+r"""Short answers to questions: the last box of the text against the gold answer and its aliases.
+
+Exact match and F1 as SQuAD (arXiv 1606.05250) and HotpotQA (arXiv 1809.09600) score them: answers are compared in
+lower case, without punctuation, the articles a, an and the, and extra spaces; F1 is over the tokens that are left.
+Numbers and dates are tokens like any others: "12 April 1956" is not "April 12, 1956", "two" is not "2", and, since
+the point is punctuation, 10.1 is 101.
+
+Where this differs from their scripts:
+
+- Unicode punctuation is dropped too, as MLQA (arXiv 1910.07475) does it: `’` and `–` are no better than `'` and `-`.
+  Text is put into the composed form (NFC). Diacritics stay: "Condé" is not "Conde".
+- An answer of articles alone ("The The") keeps them, one of punctuation alone ("?") keeps that: nothing is equal to
+  an empty answer.
+- In a box, LaTeX's font commands (`\text{}`), math mode and spacing are dropped.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from string import punctuation
+
+from gtpo.errors import ConfigError, VerifierError
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers.answers import boxed_or_tagged, judgeable, plain_text
+from gtpo.tasks.verifiers.base import Verdict, classes_by_key
+
+MAX_CHARACTERS = 300
+"""Answers that are longer fail: they are no short answers."""
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_WHOLE = ("yes", "no", "noanswer")
+
+
+class QAVerifier:
+    r"""Checks the text in the last `\boxed{}` or `<answer>` block, whichever comes later.
+
+    `Verdict.score` is the best F1 over the gold answer and `extras["aliases"]`.
+
+    Args:
+        min_f1: an answer passes with this F1 or more, in (0, 1]; None: only with an exact match.
+
+    Raises:
+        ConfigError: `min_f1` is out of range.
+    """
+
+    def __init__(self, min_f1: float | None = None):
+        if min_f1 is not None and not 0 < min_f1 <= 1:
+            raise ConfigError(f"min_f1={min_f1}: give a number above 0 and up to 1, or None for exact match")
+        self._min_f1 = min_f1
+
+    def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        """See `Verifier.verify_many`.
+
+        Raises:
+            VerifierError: a problem has no gold answer, or aliases that are not a list of texts.
+            ValueError: the arguments differ in length.
+        """
+        if len(answer_texts) != len(problems):
+            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
+        if bad := self.unusable(problems):
+            shown = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:5])
+            raise VerifierError(
+                f"{len(bad)} gold answers can't be used: {shown}. Mend or remove these problems; "
+                "QAVerifier.unusable(problems) lists them before a run"
+            )
+        return [self._verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
+
+    def has_answer(self, text: str) -> bool:
+        """Whether the text holds a closed box or block with something in it."""
+        return bool(boxed_or_tagged(text))
+
+    def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
+        """By normalised text. Aliases are not merged: only right answers have any, which would favour them in a vote."""
+        return classes_by_key(answers, lambda answer: normalised(plain_text(answer)))
+
+    def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
+        """The problems without a gold answer, or whose aliases are not a list of texts."""
+        found = {}
+        for problem in problems:
+            aliases = problem.extras.get("aliases") or []
+            if not isinstance(aliases, list | tuple) or not all(isinstance(alias, str) for alias in aliases):
+                found[problem.id] = "`aliases` is not a list of texts"
+            elif not _golds(problem):
+                found[problem.id] = "the gold answer is blank"
+        return found
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+    def _verdict(self, text: str | None, problem: Problem) -> Verdict:
+        answer, fault = judgeable(text)
+        if answer is None or fault:
+            return Verdict(False, 0.0, fault, answer)
+        if len(answer) > MAX_CHARACTERS:
+            return Verdict(False, 0.0, f"longer than {MAX_CHARACTERS} characters", answer)
+        given, golds = normalised(plain_text(answer)), _golds(problem)
+        score = max(token_f1(given, gold) for gold in golds)
+        if given in golds:
+            return Verdict(True, 1.0, "equal to the gold answer or an alias", answer)
+        if self._min_f1 is None:
+            return Verdict(False, score, f"not equal to the gold answer or an alias (F1 {score:.2f})", answer)
+        passed = score >= self._min_f1
+        return Verdict(passed, score, f"F1 {score:.2f}, {'not ' * (not passed)}enough for {self._min_f1:g}", answer)
+
+
+def normalised(text: str) -> str:
+    """The text as it is compared: see the module's docstring. Empty only if the text is blank."""
+    lower = unicodedata.normalize("NFC", text.lower())
+    bare = " ".join("".join(c for c in lower if not _is_punctuation(c)).split())
+    return " ".join(_ARTICLES.sub(" ", bare).split()) or bare or " ".join(lower.split())
+
+
+def token_f1(given: str, gold: str) -> float:
+    """F1 of the tokens of two normalised texts, in [0, 1].
+
+    The harmonic mean of precision and recall, 2 * same / (tokens given + tokens of the gold answer), where `same`
+    counts the tokens in common, each as often as both have it. As in HotpotQA's script, yes, no and noanswer are
+    worth 0 unless the texts are equal.
+    """
+    if given != gold and (given in _WHOLE or gold in _WHOLE):
+        return 0.0
+    left, right = Counter(given.split()), Counter(gold.split())
+    total = left.total() + right.total()
+    return 2 * (left & right).total() / total if total else 0.0
+
+
+def _golds(problem: Problem) -> list[str]:
+    texts = [problem.answer, *(problem.extras.get("aliases") or [])]
+    return [gold for text in texts if (gold := normalised(text))]
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in punctuation or unicodedata.category(character).startswith("P")
