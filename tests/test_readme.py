@@ -55,7 +55,7 @@ def test_the_commands_for_an_own_model_run_in_their_order(tmp_path, monkeypatch,
         Path(name).write_text(rows)
     commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     commands = [command for command in commands if command[0] == "gtpo"]
-    assert [command[1] for command in commands] == ["doctor", "traces", "cold-start", "train", "eval"]
+    assert [command[1] for command in commands] == ["doctor", "traces", "cold-start", "train", *["eval"] * 3]
     for _, name, *argv in commands:
         small = SMALL[name]
         argv = ["model" if arg == "MODEL" else arg for arg in argv]

@@ -31,12 +31,12 @@ def main(folder: str, picture: str) -> None:
 
 
 def _row(name: str, problems: str, result: dict) -> str:
-    low, high = result["interval"]
+    score = result["scores"]["avg@1"]
     cells = [
         name,
         problems,
         f"{result['pass_rate']:.3f}",
-        f"{max(0.0, low):.3f} to {high:.3f}",
+        f"{score['low']:.3f} to {score['high']:.3f}",
         *(f"{result[key]:.2f}" for key in ("turns_per_rollout", "calls_per_rollout", "invalid_calls_per_rollout")),
         f"{result['stop_reasons'].get('answer', 0.0):.2f}",
     ]

@@ -15,7 +15,8 @@ COMMANDS = {
     "train": ("gtpo.commands.train", "train a model with GTPO or GRPO on a file of problems"),
     "cold-start": ("gtpo.commands.cold_start", "fine-tune a model on multi-turn traces first"),
     "traces": ("gtpo.commands.traces", "make such traces from worked solutions"),
-    "eval": ("gtpo.commands.evaluate", "pass rate of a model over a file of problems"),
+    "collect": ("gtpo.commands.collect", "make such traces from a model's own rollouts that passed"),
+    "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 
@@ -52,7 +53,7 @@ def _usage() -> str:
         [
             "usage: gtpo COMMAND [--config FILE.yaml] [--OPTION VALUE ...]",
             "",
-            "Group Turn Policy Optimization (arXiv 2511.14846) for models that reason with a Python tool.",
+            "Group Turn Policy Optimization (arXiv 2511.14846) for models that reason with tools.",
             "",
             *lines,
             "",

@@ -71,7 +71,9 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
         disable_tqdm=True,
     )
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
-    trainer = GTPOTrainer(model, config, problem_dataset(problems, None), tiny_tokenizer, sandbox=Box())
+    trainer = GTPOTrainer(
+        model, config, problem_dataset(problems, config.make_prompts(config.specs())), tiny_tokenizer, sandbox=Box()
+    )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # the host sets it in its training loop
     output = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 
 import pytest
-from openai_server import CompletionServer
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
@@ -41,7 +39,13 @@ def test_help_lists_the_commands_and_each_command_its_own_options(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in COMMANDS)
-    for name, option in (("train", "--gamma"), ("eval", "--problems"), ("cold-start", "--traces"), ("tiny", "--alpha")):
+    for name, option in (
+        ("train", "--gamma"),
+        ("eval", "--problems"),
+        ("collect", "--prefer"),
+        ("cold-start", "--traces"),
+        ("tiny", "--alpha"),
+    ):
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
         assert left.value.code == 0
@@ -148,40 +152,6 @@ def test_train_and_eval_run_from_a_config_file(capsys, tmp_path, problem_file, m
     assert len(saved["samples"]) == 16
     assert saved["protocol"]["limits"]["max_turns"] == 2
     assert saved["pass_rate"] == sum(sample["passed"] for sample in saved["samples"]) / 16
-
-
-def test_eval_on_a_server_collects_traces_that_cold_start_reads_as_the_same_ids(
-    capsys, tmp_path, problem_file, model_dir, tiny_tokenizer
-):
-    from gtpo.rollout import ChatEncoder, get_format
-    from gtpo.training.data import load_traces
-
-    def script(body):
-        context = tiny_tokenizer.decode(body["prompt"])
-        asked = int(re.search(r"(\d+)\+1\?", context).group(1))
-        text = f"\\boxed{{{asked + asked % 2}}}" if "```output" in context else f"```python\n{asked}+1\n```"
-        ids = [*tiny_tokenizer.encode(text), tiny_tokenizer.eos_token_id]
-        choice = {
-            "text": text,
-            "finish_reason": "stop",
-            "token_ids": ids,
-            "logprobs": {"token_logprobs": [-0.5] * len(ids)},
-        }
-        prompts[asked] = [*body["prompt"], *ids]
-        return 200, {"choices": [choice]}
-
-    prompts = {}
-    server = CompletionServer(script)
-    traces = tmp_path / "kept" / "traces.jsonl"
-    argv = ["--model", str(model_dir), "--problems", str(problem_file), "--tool_format", "fenced"]
-    argv += ["--system_prompt", "", "--backend", "server", "--base_url", server.url, "--traces", str(traces)]
-    assert main(["eval", *argv]) == 0
-    server.stop()
-    assert json.loads(capsys.readouterr().out)["pass_rate"] == 0.5
-    encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
-    for messages, asked in zip(load_traces(traces), (1, 3, 5, 7), strict=True):
-        trace = encoder.trace(messages)
-        assert [*trace.prompt_ids, *trace.completion_ids] == prompts[asked]
 
 
 @pytest.mark.parametrize(

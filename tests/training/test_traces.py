@@ -67,7 +67,7 @@ def test_saved_traces_are_read_back(sandbox, tmp_path):
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ('{"messages": [', "2.*not a JSON object"),
+        ('{"messages": [', "2.*broken JSON"),
         ('{"text": "x"}', "2.*'messages'"),
         ('{"messages": []}', "2.*list of objects"),
         ('{"messages": [{"role": "user"}]}', "2.*list of objects"),

@@ -12,6 +12,7 @@ import yaml
 
 from gtpo import functional as F
 from gtpo.errors import BackendError, ConfigError
+from gtpo.rollout import Prompts, get_format
 from gtpo.rollout.backends import Generation
 from gtpo.sandbox import ExecResult, Status
 from gtpo.training.curves import read_metrics
@@ -24,7 +25,11 @@ from gtpo.training.trainer import GTPOTrainer
 def trainer_for(small_model, tiny_tokenizer, problems, sandbox, config):
     def make(sandbox=sandbox, **changes):
         return GTPOTrainer(
-            small_model, config(**changes), problem_dataset(problems, None), tiny_tokenizer, sandbox=sandbox
+            small_model,
+            config(**changes),
+            problem_dataset(problems, Prompts(get_format("fenced"), "")),
+            tiny_tokenizer,
+            sandbox=sandbox,
         )
 
     return make

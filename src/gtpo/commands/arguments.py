@@ -111,8 +111,9 @@ def _nearest(name: str, known: set[str]) -> str:
 def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
     lines = [f"usage: {prog} [--config FILE.yaml] [--OPTION VALUE ...]", "", about, ""]
     lines.append("Options stand in the YAML file under the same names; flags win over the file.")
-    own_and_bases = [kind for top in dataclass_types for kind in (top, *top.__bases__) if kind is not object]
-    hosts = [kind.__name__ for kind in own_and_bases if not kind.__module__.startswith("gtpo")]
+    own_and_bases = [kind for top in dataclass_types for kind in top.__mro__ if dataclasses.is_dataclass(kind)]
+    bases = [kind for top in dataclass_types for kind in (top, *top.__bases__) if kind is not object]
+    hosts = [kind.__name__ for kind in bases if not kind.__module__.startswith("gtpo")]
     for kind in own_and_bases:
         own = [name for name in inspect.get_annotations(kind) if not name.startswith("_")]
         if not kind.__module__.startswith("gtpo"):

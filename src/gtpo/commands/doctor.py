@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 
 from gtpo.errors import ConfigError, GtpoError
+from gtpo.tasks.checking import check_verifier
+from gtpo.tasks.sources import problems_from
+from gtpo.tasks.verifiers import get_verifier
 from gtpo.versions import installed_versions
+
+_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...]] [--verifier NAME]
+
+Without options: what this machine can do: versions, device, sandbox, missing extras.
+--verify: check the checkers on problems (a file, a benchmark, ...): gold answers must pass, wrong ones must not.
+--verifier: which one; by default the one that each problem asks for."""
 
 EXTRAS = {
     "vllm": ("vllm", "fast generation"),
     "verl": ("verl", "training on a Ray cluster"),
     "embeddings": ("sentence_transformers", "code similarity by an embedding model"),
     "gguf": ("gguf", "models in GGUF files"),
+    "search": ("bm25s", "the search tool"),
+    "reasoning-gym": ("reasoning_gym", "problems made by reasoning-gym"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the findings; status 1 if the sandbox does not work here."""
+    """Print the findings; status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
     if "-h" in argv or "--help" in argv:
-        print("usage: gtpo doctor\n\nSay what this machine can do: versions, device, sandbox, missing extras.")
+        print(_USAGE)
         return 0
     if argv:
-        raise ConfigError(f"gtpo doctor takes no options, got {' '.join(argv)}")
+        options = _options(argv)
+        return max([_verify(source, options.verifier) for source in options.verify])
     versions = installed_versions()
     print(f"system    {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores")
     print("versions  " + ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
@@ -35,6 +49,37 @@ def main(argv: Sequence[str]) -> int:
         found = importlib.util.find_spec(module) is not None
         print(f"extra     {extra}: " + ("installed" if found else f"missing ({purpose}): pip install 'gtpo[{extra}]'"))
     return 0 if sandbox_works else 1
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gtpo doctor", add_help=False, exit_on_error=False)
+    parser.add_argument("--verify", nargs="+", default=[])
+    parser.add_argument("--verifier", default="auto")
+    try:
+        options, unknown = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes --verify and --verifier")
+    if not options.verify:
+        raise ConfigError("--verifier is for --verify SOURCE")
+    return options
+
+
+def _verify(source: str, name: str) -> int:
+    """Check a verifier on the problems of a source; prints a line a row that it gets wrong."""
+    problems = problems_from(source)
+    verifier = get_verifier(name)
+    try:
+        check = check_verifier(problems, verifier, None if name == "auto" else name)
+    finally:
+        verifier.close()
+    counts = Counter(finding.what for finding in check.findings)
+    shown = ", ".join(f"{counts[what]} {what}" for what in ("unusable", "gold fails", "wrong passes"))
+    print(f"{source}: {check.problems} problems, {check.wrong_answers} wrong answers: {shown}")
+    for finding in check.findings:
+        print(f"  {finding.problem_id}: {finding.what}: {finding.answer[:80]!r}: {finding.reason}")
+    return 1 if check.findings else 0
 
 
 def _device() -> str:

@@ -1,108 +1,96 @@
-"""`gtpo eval`: pass rate of a model over a file of problems, with the tool, with the same loop as training."""
+"""`gtpo eval`: figures of a model over problems, with its tools, with the same loop as training."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from tqdm.auto import tqdm
 from trl import ModelConfig
 
-from gtpo.commands.arguments import load_tokenizer, parse, say, verifiable
-from gtpo.commands.backends import BackendArguments, make_backend
+from gtpo.commands.arguments import parse, say
+from gtpo.commands.backends import BackendArguments
+from gtpo.commands.rolling import RolloutArguments, prepare
 from gtpo.errors import ConfigError
-from gtpo.evaluation import EvalProtocol, evaluate, save_traces
-from gtpo.rollout import (
-    ChatEncoder,
-    PythonTool,
-    RolloutEngine,
-    RolloutLimits,
-    Sampling,
-    ToolArguments,
-    get_format,
-    system_prompt_for,
-)
-from gtpo.tasks.problems import load_problems, sample
-from gtpo.tasks.verifiers import get_verifier
+from gtpo.evaluation import Comparison, EvalResult, Figures, compare
+from gtpo.evaluation.statistics import Difference
+from gtpo.rollout import PromptArguments, ToolArguments
 
 
 @dataclass
-class EvalArguments:
-    """What to evaluate on, and how."""
+class EvalArguments(RolloutArguments):
+    """What becomes of the figures."""
 
-    problems: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "Problems, JSON Lines with `question` and `answer`."}
+    output: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None,
+        metadata={"help": "Write everything to this JSON file. Only with it can an evaluation go on after a kill."},
     )
-    max_problems: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Evaluate on a fixed random sample of n problems."}
+    overwrite: bool = field(default=False, metadata={"help": "Replace the file, if it is there."})
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Evaluate nothing: compare two result files, the second with the first."},
     )
-    sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
-    output: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "Write everything, every sample included, to this JSON file."}
-    )
-    traces: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "Write the rollouts that passed to this file, as traces for cold-start."}
-    )
-    verifier: str = field(default="math", metadata={"help": "Checks the answers: math or code."})
-    samples: int = field(default=1, metadata={"help": "Rollouts a problem."})
-    temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
-    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
-    tool_format: str = field(default="tool_call", metadata={"help": "Syntax of tool calls: tool_call or fenced."})
-    system_prompt: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "System prompt; by default the format's own instruction. '' for none."}
-    )
-    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
-    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
-    max_total_tokens: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
-    seed: int = field(default=0, metadata={"help": "Of the sampling."})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, evaluate, print the summary."""
-    args, tool_args, backend_args, model_args = parse(
-        (EvalArguments, ToolArguments, BackendArguments, ModelConfig),
+    """Parse, evaluate or compare, print."""
+    args, *others = parse(
+        (EvalArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig),
         argv,
         prog="gtpo eval",
-        about="Pass rate of a model over a file of problems, with the Python tool.",
+        about="Evaluate a model on problems, with its tools: avg@n, pass@k, maj@k with 95 % intervals.",
     )
-    if args.problems is None:
-        raise ConfigError("no problems: give --problems FILE.jsonl")
-    problems = load_problems(args.problems)
-    if args.max_problems is not None and args.max_problems < len(problems):
-        problems = sample(problems, args.max_problems, args.sample_seed)
-    verifier = get_verifier(args.verifier)
-    problems = verifiable(problems, verifier)
-    limits = RolloutLimits(args.max_turns, args.max_turn_tokens, args.max_total_tokens)
-    tokenizer = load_tokenizer(model_args)
-    tool_format = get_format(args.tool_format)
-    encoder = ChatEncoder(tokenizer, tool_format)
-    prompt = system_prompt_for(tool_format, args.system_prompt, keeps_state=tool_args.tool_state == "session")
-    sampling = Sampling(args.temperature, args.top_p, args.top_k)
-    tool = PythonTool(tool_args.make_sandbox(), tool_args.tool_state)
-    protocol = EvalProtocol(args.tool_format, prompt, args.samples, sampling, limits, args.seed, tool.state)
-    backend = make_backend(backend_args, model_args, tokenizer)
-    with tqdm(total=len(problems) * args.samples, desc="eval", dynamic_ncols=True) as bar:
-
-        def progress(what: str, done: int, of: int) -> None:
-            bar.update(done - bar.n)
-
-        result = evaluate(
-            problems,
-            RolloutEngine(encoder, tool, limits),
-            backend,
-            verifier,
-            protocol,
-            progress=progress,
-            rescue=Path(f"{args.output or 'evaluation'}.unfinished.jsonl"),
-        )
-    if args.output:
-        result.save(args.output, model=model_args.model_name_or_path, problem_file=args.problems)
-        say(f"written to {args.output}")
-    if args.traces:
-        say(f"{save_traces(result, args.traces)} rollouts that passed written to {args.traces}")
+    if args.compare:
+        if len(args.compare) != 2:
+            raise ConfigError(f"--compare takes two result files, got {len(args.compare)}")
+        found = compare(*args.compare)
+        say(comparison_table(found))
+        print(json.dumps(asdict(found), indent=1))
+        return 0
+    output = Path(args.output) if args.output else None
+    if output and output.exists() and not args.overwrite:
+        raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
+    journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
+    result = prepare(args, *others).run(journal, "eval")
+    if output and journal:
+        result.save(output)
+        journal.unlink()
+        say(f"written to {output}")
+    say(table(result))
     print(json.dumps(result.summary(), indent=1))
     return 0
+
+
+def table(result: EvalResult) -> str:
+    """The figures for people: a line a domain, and one in all."""
+    parts: dict[str, Figures] = {}
+    for groups in (result.sources, result.domains):
+        parts |= groups if len(groups) > 1 else {}
+    parts["all"] = result.figures
+    names = list(dict.fromkeys(name for figures in parts.values() for name in figures.scores))
+    rows = [["", "problems", *names, "turns", "calls", "invalid", "tokens"]]
+    for name, figures in parts.items():
+        scores = [figures.scores.get(score) for score in names]
+        shown = [f"{e.value:.3f} [{e.low:.3f}, {e.high:.3f}]" if e else "" for e in scores]
+        means = (figures.turns_per_rollout, figures.calls_per_rollout, figures.invalid_calls_per_rollout)
+        tokens = f"{figures.sampled_tokens_per_rollout:.0f}"
+        rows.append([name, str(figures.problems), *shown, *(f"{mean:.2f}" for mean in means), tokens])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    reasons = ", ".join(f"{name} {share:.3f}" for name, share in result.figures.stop_reasons.items())
+    return "\n".join([*lines, f"ended by: {reasons}"])
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """The comparison for people."""
+    lines = [f"first {comparison.first:.4f}, second {comparison.second:.4f}"]
+    named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
+    width = max(map(len, named))
+    for name, d in named.items():
+        lines.append(
+            f"{name:{width}}  second - first {d.value:+.4f}, 95 % [{d.low:+.4f}, {d.high:+.4f}], p = {d.p_value:.4f}, "
+            f"{d.problems} problems of which {d.changed} differ"
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])

@@ -10,8 +10,8 @@ from trl import ModelConfig, get_peft_config
 
 from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder, get_format
-from gtpo.tasks.problems import load_problems
+from gtpo.rollout import ChatEncoder
+from gtpo.tasks.sources import problems_from
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
@@ -23,12 +23,14 @@ class ProblemArguments:
     """What to train on."""
 
     train_file: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "Problems, JSON Lines with `question` and `answer`."}
+        default=None,
+        metadata={
+            "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
+        },
     )
     max_problems: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "Use only the first n problems."}
     )
-    verifier: str = field(default="math", metadata={"help": "Checks the answers: math or code."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
@@ -38,17 +40,19 @@ def main(argv: Sequence[str]) -> int:
         (ProblemArguments, GTPOConfig, ModelConfig),
         argv,
         prog="gtpo train",
-        about="Train a model that reasons with a Python tool, with GTPO (or GRPO, for comparison).",
+        about="Train a model that reasons with tools, with GTPO (or GRPO, for comparison).",
     )
     if problem_args.train_file is None:
-        raise ConfigError("no problems: give --train_file FILE.jsonl (or run `gtpo tiny`, which needs none)")
-    verifier = get_verifier(problem_args.verifier)
-    problems = verifiable(load_problems(problem_args.train_file, limit=problem_args.max_problems), verifier)
+        raise ConfigError(
+            "no problems: give --train_file, such as a JSON Lines file (or run `gtpo tiny`, which needs none)"
+        )
+    verifier = get_verifier(args.verifier)
+    problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)
     tokenizer = load_tokenizer(model_args)
-    ChatEncoder(tokenizer, get_format(args.tool_format), template_kwargs=args.chat_template_kwargs)
+    ChatEncoder(tokenizer, args.make_format(args.specs()), template_kwargs=args.chat_template_kwargs)
     RunRecorder(args.run_dir)
-    sandbox = args.make_sandbox()
-    say(f"{len(problems)} problems, sandbox: {sandbox.level().sentence}")
+    sandbox = args.make_sandbox() if "python" in args.tool_names() else None
+    say(f"{len(problems)} problems" + (f", sandbox: {sandbox.level().sentence}" if sandbox else ""))
     model = load_model(model_args)
     result = train(
         model,

@@ -1,5 +1,7 @@
-"""Pass rates over problem files, with the same loop as training."""
+"""Evaluation of models on problems, with the same loop as training."""
 
-from gtpo.evaluation.runner import EvalProtocol, EvalResult, evaluate, save_traces
+from gtpo.evaluation.compare import Comparison, compare
+from gtpo.evaluation.result import EvalProtocol, EvalResult, Figures, load_result
+from gtpo.evaluation.runner import evaluate
 
-__all__ = ["EvalProtocol", "EvalResult", "evaluate", "save_traces"]
+__all__ = ["Comparison", "EvalProtocol", "EvalResult", "Figures", "compare", "evaluate", "load_result"]

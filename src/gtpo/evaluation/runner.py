@@ -1,115 +1,31 @@
-"""Evaluate a model on problems: roll out, verify, count, and write down under which protocol.
+"""Evaluate a model on problems: roll out, verify as rollouts end, keep each sample at once, count.
 
-The unit of the interval is the problem: samples of one problem are not independent.
+A sample's random numbers hang on the seed, its problem's place and its own number alone, so an evaluation that was
+killed goes on with the samples that are missing and comes to the same result, as far as the backend's results do not
+hang on what is computed beside them (they do not for `TransformersBackend` on a CPU; vLLM makes no such promise).
 """
 
 from __future__ import annotations
 
-import json
-import math
+import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from gtpo.rollout import RolloutEngine, RolloutLimits, Sampling, ToolState
+from gtpo._async import run_async
+from gtpo.errors import SandboxError
+from gtpo.evaluation.journal import Journal
+from gtpo.evaluation.result import EvalProtocol, EvalResult, Figures, figures_of
+from gtpo.rollout import Prompts, RolloutEngine
 from gtpo.rollout.backends.base import Backend
-from gtpo.rollout.loop import Progress, messages_for
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
-from gtpo.types import Trajectory
-from gtpo.versions import installed_versions
+from gtpo.types import StopReason, Trajectory, Turn
 
-
-@dataclass(frozen=True)
-class EvalProtocol:
-    """Everything that decides a pass rate, besides model and problems.
-
-    Attributes:
-        tool_format: name of the tool-call syntax.
-        system_prompt: as the model saw it; None if there was none.
-        samples: rollouts a problem.
-        sampling: the sampling distribution.
-        limits: where a rollout ended at the latest.
-        seed: of the sampling.
-        tool_state: what a call left for the next one of its rollout.
-    """
-
-    tool_format: str
-    system_prompt: str | None
-    samples: int = 1
-    sampling: Sampling = field(default_factory=Sampling)
-    limits: RolloutLimits = field(default_factory=RolloutLimits)
-    seed: int = 0
-    tool_state: ToolState = "stateless"
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Pass rate with its 95 % interval, counts a rollout, and every sample.
-
-    Attributes:
-        pass_rate: mean over problems of the share of their samples that passed.
-        interval: 95 %, normal approximation with the problem as the unit, clipped to [0, 1].
-        problems: number of problems.
-        turns_per_rollout, calls_per_rollout, invalid_calls_per_rollout: means.
-        stop_reasons: share of rollouts by stop reason.
-        wall_s: seconds in all.
-        protocol: how it was done.
-        samples: one record a rollout, in the order of the problems.
-    """
-
-    pass_rate: float
-    interval: tuple[float, float]
-    problems: int
-    turns_per_rollout: float
-    calls_per_rollout: float
-    invalid_calls_per_rollout: float
-    stop_reasons: dict[str, float]
-    wall_s: float
-    protocol: EvalProtocol
-    samples: list[dict[str, Any]]
-
-    def summary(self) -> dict[str, Any]:
-        """The figures without the samples."""
-        figures = asdict(self)
-        del figures["samples"], figures["protocol"]
-        return figures
-
-    def save(self, path: str | Path, **about: Any) -> None:
-        """Write everything as one JSON file; `about` says which model and problems."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        document = {**about, "versions": installed_versions(), **asdict(self)}
-        path.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
-
-
-def save_traces(result: EvalResult, path: str | Path) -> int:
-    """Write the rollouts that passed as cold-start traces, JSON Lines as `gtpo cold-start` takes them.
-
-    Rollouts with an invalid call are left out.
-
-    Returns:
-        How many were written.
-    """
-    traces = [
-        {"id": sample["problem_id"], "style": "rollout", "messages": _messages(sample)}
-        for sample in result.samples
-        if sample["passed"] and not sample["invalid_calls"]
-    ]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("".join(json.dumps(trace) + "\n" for trace in traces), encoding="utf-8")
-    return len(traces)
-
-
-def _messages(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    messages = messages_for(sample["question"], None)
-    for turn in sample["turns"]:
-        messages.append({"role": "assistant", "content": turn["text"]})
-        messages += [{"role": "tool", "content": result} for result in turn["results"]]
-    return messages
+Progress = Callable[[int, int, int], None]
+"""Called as progress(done, of, passed) when a sample is verified."""
 
 
 def evaluate(
@@ -117,75 +33,180 @@ def evaluate(
     engine: RolloutEngine,
     backend: Backend,
     verifier: Verifier,
+    prompts: Prompts,
     protocol: EvalProtocol,
     *,
+    about: Mapping[str, Any] | None = None,
+    journal: Path | None = None,
     progress: Progress | None = None,
-    rescue: Path | None = None,
 ) -> EvalResult:
     """Roll out each problem `protocol.samples` times and verify the answers.
 
     Args:
-        problems: at least one.
-        engine: with the format and limits that the protocol states.
+        problems: at least one, with different ids.
+        engine: with the format, tools and limits that the protocol states.
         backend: generates.
         verifier: checks the final answers.
+        prompts: makes the prompts.
         protocol: how many samples, how they are drawn.
-        progress: told about finished rollouts.
-        rescue: where finished rollouts are written if the others can't be finished.
+        about: which model and problems; goes into the result.
+        journal: where samples are kept until all are there. If it holds some of the same evaluation, only the others
+            are generated. Delete it once the result is written.
+        progress: told about verified samples.
 
     Raises:
-        BackendError: the model can't be had any more.
+        BackendError: the model can't be had any more. What was verified is in the journal.
+        SandboxError: samples whose sandbox failed, twice; the others are in the journal.
+        ConfigError: the journal belongs to another evaluation.
     """
-    start = time.perf_counter()
-    repeated = [problem for problem in problems for _ in range(protocol.samples)]
-    prompts = [messages_for(problem.question, protocol.system_prompt) for problem in repeated]
-    batch = engine.run(
-        prompts, backend, sampling=protocol.sampling, seed=protocol.seed, progress=progress, rescue=rescue
-    )
-    trajectories = batch.trajectories
-    verdicts = verifier.verify_many([t.answer_text for t in trajectories], repeated)
-    passed = [verdict.passed for verdict in verdicts]
-    rates = [fmean(passed[i : i + protocol.samples]) for i in range(0, len(passed), protocol.samples)]  # one a problem
-    rate = fmean(rates)
-    reasons = [t.stop_reason.value for t in trajectories]
-    return EvalResult(
-        pass_rate=rate,
-        interval=_interval(rates),
-        problems=len(problems),
-        turns_per_rollout=fmean(len(t.turns) for t in trajectories),
-        calls_per_rollout=fmean(t.num_calls for t in trajectories),
-        invalid_calls_per_rollout=fmean(t.num_invalid_calls for t in trajectories),
-        stop_reasons={reason: reasons.count(reason) / len(reasons) for reason in sorted(set(reasons))},
-        wall_s=time.perf_counter() - start,
-        protocol=protocol,
-        samples=[_sample(*item) for item in zip(repeated, trajectories, verdicts, strict=True)],
+    return run_async(
+        _Evaluation(problems, engine, backend, verifier, prompts, protocol, dict(about or {}), progress).run(journal)
     )
 
 
-def _interval(rates: Sequence[float]) -> tuple[float, float]:
-    rate = fmean(rates)
-    half = 1.96 * stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else 1.0
-    return max(rate - half, 0.0), min(rate + half, 1.0)
+class _Evaluation:
+    """One evaluation under way."""
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        engine: RolloutEngine,
+        backend: Backend,
+        verifier: Verifier,
+        prompts: Prompts,
+        protocol: EvalProtocol,
+        about: dict[str, Any],
+        progress: Progress | None,
+    ) -> None:
+        self.problems, self.engine, self.backend, self.verifier = problems, engine, backend, verifier
+        self.prompts, self.protocol, self.about, self.progress = prompts, protocol, about, progress
+        self.total = len(problems) * protocol.samples
+        self.seconds = {"generation": 0.0, "tools": 0.0}
+
+    async def run(self, path: Path | None) -> EvalResult:
+        """To its end, or to what stops it."""
+        start = time.perf_counter()
+        journal = Journal(path, {"protocol": asdict(self.protocol), **self.about})
+        try:
+            for _ in range(2):  # what a failing sandbox left out gets a second chance
+                if missing := [n for n in range(self.total) if n not in journal.samples]:
+                    await self._roll_out(missing, journal)
+            if missing := [n for n in range(self.total) if n not in journal.samples]:
+                raise SandboxError(
+                    f"the sandbox failed twice for {len(missing)} of {self.total} samples"
+                    + (f"; the others are in {path}, and the same command goes on from there" if path else "")
+                )
+            samples = [journal.samples[n] for n in range(self.total)]
+            await asyncio.to_thread(self._count_votes, samples)
+        finally:
+            journal.close()
+        wall = time.perf_counter() - start
+        other = max(0.0, wall - sum(self.seconds.values()))
+        return EvalResult(
+            figures=figures_of(samples, self.protocol.samples),
+            domains=self._by("domain", samples),
+            sources=self._by("source", samples),
+            seconds={"wall": wall, **self.seconds, "other": other},
+            protocol=self.protocol,
+            about=self.about,
+            samples=samples,
+        )
+
+    def _problem(self, number: int) -> Problem:
+        return self.problems[number // self.protocol.samples]
+
+    async def _roll_out(self, numbers: Sequence[int], journal: Journal) -> None:
+        """Generate samples and verify them as they end, beside the generation of the others."""
+        ended: asyncio.Queue[tuple[int, Trajectory] | None] = asyncio.Queue()
+        verifying = asyncio.create_task(self._verify(ended, journal))
+        rolling = asyncio.create_task(
+            self.engine.run_async(
+                [self.prompts.messages(self._problem(number)) for number in numbers],
+                self.backend,
+                sampling=self.protocol.sampling,
+                seed=self.protocol.seed,
+                numbers=numbers,
+                ended=lambda number, trajectory: ended.put_nowait((number, trajectory)),
+            )
+        )
+        rolling.add_done_callback(lambda _: ended.put_nowait(None))
+        try:
+            batch, _ = await asyncio.gather(rolling, asyncio.shield(verifying))
+        finally:  # whatever stops it, rollouts that have ended are verified and kept
+            rolling.cancel()
+            await asyncio.gather(rolling, verifying, return_exceptions=True)
+        self.seconds["generation"] += batch.generation_s
+        self.seconds["tools"] += batch.tools_s
+
+    async def _verify(self, ended: asyncio.Queue[tuple[int, Trajectory] | None], journal: Journal) -> None:
+        last = False
+        while not last:
+            items = [await ended.get()]
+            while not ended.empty():
+                items.append(ended.get_nowait())
+            last = None in items
+            scored = [item for item in items if item and item[1].stop_reason is not StopReason.INFRA]
+            if not scored:
+                continue
+            problems = [self._problem(number) for number, _ in scored]
+            texts = [trajectory.answer_text for _, trajectory in scored]
+            verdicts = await asyncio.to_thread(self.verifier.verify_many, texts, problems)
+            for (number, trajectory), problem, verdict in zip(scored, problems, verdicts, strict=True):
+                journal.add(number, sample_record(problem, number % self.protocol.samples, trajectory, verdict))
+            if self.progress:
+                self.progress(len(journal.samples), self.total, journal.passed)
+
+    def _count_votes(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Gives each sample's answer the number of its class: 0 for those that pass, then the others by equivalence."""
+        for sample in samples:
+            sample["vote"] = None
+        if self.protocol.samples == 1:
+            return
+        for i, problem in enumerate(self.problems):
+            group = samples[i * self.protocol.samples : (i + 1) * self.protocol.samples]
+            wrong = [sample for sample in group if not sample["passed"] and sample["extracted"] is not None]
+            classes = self.verifier.classes([sample["extracted"] for sample in wrong], problem)
+            for sample in group if classes is None else ():
+                sample["vote"] = "unknown"
+            for sample in group if classes is not None else ():
+                sample["vote"] = 0 if sample["passed"] else None
+            for sample, number in zip(wrong, classes or (), strict=False):
+                sample["vote"] = 1 + number
+
+    def _by(self, key: str, samples: Sequence[dict[str, Any]]) -> dict[str, Figures]:
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for sample in samples:
+            parts.setdefault(sample[key], []).append(sample)
+        return {name: figures_of(part, self.protocol.samples) for name, part in sorted(parts.items())}
 
 
-def _sample(problem: Problem, trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
+def sample_record(problem: Problem, number: int, trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
+    """A sample as it stands in the result file."""
     return {
         "problem_id": problem.id,
-        "question": problem.question,
+        "sample": number,
+        "domain": problem.domain,
+        "source": str(problem.extras.get("from", "")),
+        "prompt": problem.prompt(None),
+        "answer": problem.answer,
         "passed": verdict.passed,
+        "score": verdict.score,
         "verdict": verdict.reason,
         "extracted": verdict.extracted,
-        "answer": problem.answer,
         "stop_reason": trajectory.stop_reason.value,
+        "calls": trajectory.num_calls,
         "invalid_calls": trajectory.num_invalid_calls,
-        "turns": [
-            {
-                "text": turn.text,
-                "observation": turn.observation.text if turn.observation else None,
-                "results": list(turn.observation.results) if turn.observation else [],
-            }
-            for turn in trajectory.turns
-        ],
-        "tokens": sum(len(turn.token_ids) for turn in trajectory.turns),
+        "sampled_tokens": sum(len(turn.token_ids) for turn in trajectory.turns),
+        "observed_tokens": len(trajectory.completion_ids) - sum(len(turn.token_ids) for turn in trajectory.turns),
+        "turns": [_turn_record(turn) for turn in trajectory.turns],
         "exact": trajectory.exact,
+    }
+
+
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    seen = turn.observation
+    return {
+        "text": turn.text,
+        "results": list(seen.results) if seen else [],
+        "statuses": list(seen.statuses) if seen else [],
     }

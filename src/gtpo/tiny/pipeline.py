@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
-from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, get_format
+from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
 from gtpo.rollout.backends import TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
@@ -23,7 +23,7 @@ from gtpo.tiny.problems import Behaviour, make_problems, mixed_traces
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.config import GTPOConfig
 from gtpo.training.curves import learning_curve
-from gtpo.training.run import last_checkpoint, system_prompt_of, train
+from gtpo.training.run import last_checkpoint, train
 
 MAX_LENGTH = 128
 """Tokens of a cold-start trace at most; longer ones are left out."""
@@ -114,11 +114,17 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: 
 def _evaluate(
     name: str, model: Any, tokenizer: Any, problems: list[Problem], args: GTPOConfig, sandbox: Sandbox
 ) -> EvalResult:
-    encoder = ChatEncoder(tokenizer, get_format(args.tool_format))
-    engine = RolloutEngine(encoder, PythonTool(sandbox, args.tool_state), args.rollout_limits())
+    tools = args.make_tools(sandbox)
+    prompts = args.make_prompts([tool.spec for tool in tools])
+    engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, args.rollout_limits())
     backend = TransformersBackend(model, batch_size=args.rollout_batch_size)
     protocol = EvalProtocol(
-        args.tool_format, system_prompt_of(args), 1, args.sampling(), args.rollout_limits(), 0, args.tool_state
+        tool_format=args.tool_format,
+        system_prompts={"math": prompts.system_prompt()},
+        sampling=args.sampling(),
+        limits=args.rollout_limits(),
+        tools=tuple(args.tool_names()),
+        tool_state=args.tool_state,
     )
     with tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
         result = evaluate(
@@ -126,10 +132,12 @@ def _evaluate(
             engine,
             backend,
             get_verifier("math"),
+            prompts,
             protocol,
-            progress=lambda what, done, of: bar.update(done - bar.n),
+            about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},
+            progress=lambda done, of, passed: bar.update(done - bar.n),
         )
-    result.save(Path(args.run_dir) / "eval" / f"{name}.json", model="tiny", problem_file="generated")
+    result.save(Path(args.run_dir) / "eval" / f"{name}.json")
     return result
 
 

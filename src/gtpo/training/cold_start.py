@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder, get_format, system_prompt_for
+from gtpo.rollout import ChatEncoder, Prompts, ToolChoice, get_format
 from gtpo.training.data import trace_dataset
 from gtpo.training.host import save_policy, settle
 from gtpo.training.progress import StepProgress
@@ -24,7 +24,7 @@ from gtpo.training.run import MetricsCallback, TrainResult, begin
 
 
 @dataclass
-class ColdStartConfig(SFTConfig):
+class ColdStartConfig(SFTConfig, ToolChoice):
     """Settings of a cold start; every option of TRL's `SFTConfig` keeps its name and meaning."""
 
     run_dir: str = field(default="runs/cold-start", metadata={"help": "Directory of the run; made if missing."})
@@ -74,8 +74,8 @@ def cold_start(
         RecordError: the run's directory can't be written.
     """
     recorder = RunRecorder(args.run_dir)
-    tool_format = get_format(args.tool_format)
-    prompt = system_prompt_for(tool_format, args.system_prompt)
+    tool_format = get_format(args.tool_format, args.specs())
+    prompt = Prompts(tool_format, args.system_prompt).system_prompt()
     encoder = ChatEncoder(tokenizer, tool_format)
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)

@@ -14,14 +14,14 @@ from trl import GRPOConfig
 
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
-from gtpo.rollout import RolloutLimits, Sampling, ToolArguments, get_format
+from gtpo.rollout import PromptArguments, RolloutLimits, Sampling, ToolArguments
 from gtpo.training.collapse import Fate
 from gtpo.training.host import settle
 
 
 @dataclass
-class GTPOConfig(GRPOConfig, ToolArguments):
-    """Settings of a GTPO (or GRPO) run with a Python tool."""
+class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
+    """Settings of a GTPO (or GRPO) run with tools."""
 
     run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
     overwrite: bool = field(
@@ -51,18 +51,12 @@ class GTPOConfig(GRPOConfig, ToolArguments):
         default="lexical",
         metadata={"help": "Code similarity: lexical, sentence-transformers:MODEL, or endpoint:URL#MODEL."},
     )
-    tool_format: str = field(
-        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
-    )
-    system_prompt: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "System prompt; by default the format's own instruction. '' for none."}
-    )
     max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
     max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
     max_completion_length: int = field(
         default=2048, metadata={"help": "Completion tokens a rollout: turns and observations."}
     )
-    max_context: Optional[int] = field(  # noqa: UP045
+    max_context: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
         default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
     )
     max_observation_tokens: int = field(
@@ -99,7 +93,7 @@ class GTPOConfig(GRPOConfig, ToolArguments):
         self.rollout_limits()
         self.sampling()
         self.tool_limits()
-        get_format(self.tool_format)
+        self.make_prompts(self.specs())
         if self.record_every < 0:
             raise ConfigError(f"record_every must be at least 0, got {self.record_every}")
         self._check_vllm()

@@ -9,21 +9,22 @@ from typing import Any
 
 from datasets import Dataset
 
+from gtpo._jsonl import rows
 from gtpo.errors import DataError
-from gtpo.rollout import ChatEncoder
-from gtpo.rollout.loop import messages_for
+from gtpo.rollout import ChatEncoder, Prompts
 from gtpo.tasks.problems import Problem
 
 
-def problem_dataset(problems: Sequence[Problem], system_prompt: str | None) -> Dataset:
-    """Columns `prompt` (chat messages), `id`, `question`, `answer` and `extras` (JSON), one row a problem."""
+def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
+    """Columns `prompt` (chat messages), `id`, `question`, `answer`, `domain` and `extras` (JSON), one row a problem."""
     return Dataset.from_list(
         [
             {
-                "prompt": messages_for(problem.question, system_prompt),
+                "prompt": prompts.messages(problem),
                 "id": problem.id,
                 "question": problem.question,
                 "answer": problem.answer,
+                "domain": problem.domain,
                 "extras": json.dumps(dict(problem.extras)),
             }
             for problem in problems
@@ -39,22 +40,13 @@ def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError("no such file; make traces with `gtpo traces`, or give another --traces", path=path)
+        raise DataError("no such file; make traces with `gtpo traces` or `gtpo collect`", path=path)
     traces = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            messages = json.loads(line)["messages"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"not a JSON object with a field 'messages' ({error}); mend or drop the line", path=path, line=number
-            ) from error
-        if not _is_conversation(messages):
-            raise DataError(
-                "must be a list of objects with 'role' and 'content'", path=path, line=number, field="messages"
-            )
-        traces.append(messages)
+    for number, row in rows(path):
+        if not _is_conversation(row.get("messages")):
+            message = "must be a list of objects with 'role' and 'content'; mend or drop the line"
+            raise DataError(message, path=path, line=number, field="messages")
+        traces.append(row["messages"])
     if not traces:
         raise DataError("holds no trace", path=path)
     return traces
@@ -89,7 +81,7 @@ def trace_dataset(
     Raises:
         DataError: no trace is left, or one is malformed; names its number.
     """
-    rows, too_long = [], 0
+    examples, too_long = [], 0
     for number, messages in enumerate(traces, start=1):
         if system_prompt and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": system_prompt}, *messages]
@@ -103,7 +95,7 @@ def trace_dataset(
         if len(ids) > max_length:
             too_long += 1
         else:
-            rows.append({"input_ids": ids, "labels": [-100] * len(trajectory.prompt_ids) + labels})
-    if not rows:
+            examples.append({"input_ids": ids, "labels": [-100] * len(trajectory.prompt_ids) + labels})
+    if not examples:
         raise DataError(f"all {too_long} traces are longer than max_length {max_length} tokens; raise it")
-    return Dataset.from_list(rows), too_long
+    return Dataset.from_list(examples), too_long

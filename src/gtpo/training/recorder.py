@@ -8,7 +8,6 @@ how to go on, and what was written before stays readable.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from gtpo._files import write_text
 from gtpo.errors import ConfigError, RecordError
 from gtpo.versions import installed_versions
 
@@ -94,12 +94,9 @@ class RunRecorder:
                 path.unlink()
 
     def _replace(self, path: Path, text: str) -> None:
-        partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, text)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise self._error(path, error) from error
 
     @staticmethod

@@ -11,7 +11,6 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import get_format, system_prompt_for
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
@@ -48,11 +47,6 @@ class TrainResult:
     steps: int
 
 
-def system_prompt_of(args: GTPOConfig) -> str | None:
-    """The system prompt that the rollouts use."""
-    return system_prompt_for(get_format(args.tool_format), args.system_prompt, keeps_state=args.tool_state == "session")
-
-
 def train(
     model: Any,
     tokenizer: Any,
@@ -85,7 +79,7 @@ def train(
     trainer = GTPOTrainer(
         model,
         args,
-        problem_dataset(problems, system_prompt_of(args)),
+        problem_dataset(problems, args.make_prompts(args.specs())),
         tokenizer,
         recorder=recorder,
         progress=StepProgress(enabled=not args.disable_tqdm, label=label),

@@ -34,7 +34,7 @@ from trl.models.utils import unwrap_model_for_generation
 from gtpo import functional as F
 from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import BackendError, ConfigError
-from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, get_format
+from gtpo.rollout import ChatEncoder, RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
@@ -61,15 +61,16 @@ class _Round:
 
 
 class GTPOTrainer(GRPOTrainer):
-    """Trains a model that reasons with a Python tool.
+    """Trains a model that reasons with tools.
 
     Args:
         model: a model, or a folder or Hub id.
         args: settings.
-        train_dataset: columns `prompt` (chat messages), `id`, `question`, `answer` and `extras`; see `problem_dataset`.
+        train_dataset: columns `prompt` (chat messages), `id`, `question`, `answer`, `domain` and `extras`; see
+            `problem_dataset`.
         processing_class: the tokenizer; its chat template frames the observations.
         sandbox: runs the model's code; by default the one that `args` ask for.
-        verifier: checks final answers; by default `math`.
+        verifier: checks final answers; by default the one that `args` ask for.
         similarity: of codes, for shaping; by default `args.similarity`.
         recorder: writes the run's directory; None writes nothing.
         progress: says on the terminal what a step is doing; None says nothing.
@@ -99,12 +100,11 @@ class GTPOTrainer(GRPOTrainer):
         **kwargs: Any,
     ):
         _check_enough_problems(len(train_dataset), args)
-        encoder = ChatEncoder(
-            processing_class, get_format(args.tool_format), template_kwargs=cast(Any, args.chat_template_kwargs)
-        )
-        tool = PythonTool(sandbox or args.make_sandbox(), args.tool_state)
-        self.engine = RolloutEngine(encoder, tool, args.rollout_limits())
-        self.verifier = verifier or get_verifier("math")
+        tools = args.make_tools(sandbox)
+        tool_format = args.make_format([tool.spec for tool in tools])
+        encoder = ChatEncoder(processing_class, tool_format, template_kwargs=cast(Any, args.chat_template_kwargs))
+        self.engine = RolloutEngine(encoder, tools, args.rollout_limits())
+        self.verifier = verifier or get_verifier(args.verifier)
         self.similarity = similarity or get_similarity(args.similarity)
         self.recorder = recorder
         self.progress = progress or StepProgress(enabled=False)
@@ -206,10 +206,11 @@ class GTPOTrainer(GRPOTrainer):
         self.progress.phase("verifying")
         trajectories = self._round.trajectories
         extras = columns.get("extras") or ["{}"] * len(prompts)
-        fields = zip(columns["id"], columns["question"], columns["answer"], extras, strict=True)
+        domains = columns.get("domain") or ["math"] * len(prompts)
+        fields = zip(columns["id"], columns["question"], columns["answer"], domains, extras, strict=True)
         problems = [
-            Problem(id=i, question=question, answer=answer, extras=json.loads(more))
-            for i, question, answer, more in fields
+            Problem(id=i, question=question, answer=answer, domain=domain, extras=json.loads(more))
+            for i, question, answer, domain, more in fields
         ]
         verdicts = self.verifier.verify_many([t.answer_text for t in trajectories], problems)
         verified = time.perf_counter()

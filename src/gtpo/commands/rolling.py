@@ -1,0 +1,194 @@
+"""What `gtpo eval` and `gtpo collect` share: the options of rollouts over problems, and everything made from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm.auto import tqdm
+from trl import ModelConfig
+
+from gtpo.commands.arguments import load_tokenizer, say, verifiable
+from gtpo.commands.backends import BackendArguments, make_backend
+from gtpo.errors import ConfigError, DataError
+from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
+from gtpo.rollout import ChatEncoder, PromptArguments, Prompts, RolloutEngine, RolloutLimits, Sampling, ToolArguments
+from gtpo.rollout.backends.base import Backend
+from gtpo.tasks.benchmarks import BENCHMARKS
+from gtpo.tasks.problems import Problem, sample
+from gtpo.tasks.sources import problems_from
+from gtpo.tasks.verifiers import Verifier, get_verifier
+
+
+@dataclass
+class RolloutArguments:
+    """Which problems, how many samples, and where a rollout ends."""
+
+    problems: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files (.jsonl, .parquet), benchmarks by name, hub:OWNER/NAME?split=test, "
+            "reasoning-gym:NAME?size=100, or mixtures (.yaml)."
+        },
+    )
+    data_dir: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
+    )
+    max_problems: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "A fixed random sample of n problems of each source."}
+    )
+    sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
+    samples: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Rollouts a problem; by default what people report on a benchmark, else 1."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
+    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
+    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
+    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
+    max_total_tokens: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
+    max_observation_tokens: int = field(
+        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+
+    def limits(self) -> RolloutLimits:
+        """Where a rollout ends at the latest."""
+        return RolloutLimits(
+            self.max_turns,
+            self.max_turn_tokens,
+            self.max_total_tokens,
+            max_observation_tokens=self.max_observation_tokens,
+        )
+
+    def sampling(self) -> Sampling:
+        """The sampling distribution."""
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rollouts that are ready to be made."""
+
+    problems: list[Problem]
+    engine: RolloutEngine
+    backend: Backend
+    verifier: Verifier
+    prompts: Prompts
+    protocol: EvalProtocol
+    about: dict[str, Any]
+
+    def run(self, journal: Path | None, label: str) -> EvalResult:
+        """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
+        with tqdm(total=len(self.problems) * self.protocol.samples, desc=label, dynamic_ncols=True) as bar:
+
+            def progress(done: int, of: int, passed: int) -> None:
+                bar.update(done - bar.n)
+                bar.set_postfix_str(f"pass rate {passed / done:.3f}")
+
+            try:
+                return evaluate(
+                    self.problems,
+                    self.engine,
+                    self.backend,
+                    self.verifier,
+                    self.prompts,
+                    self.protocol,
+                    about=self.about,
+                    journal=journal,
+                    progress=progress,
+                )
+            finally:
+                self.verifier.close()
+
+
+def load_problems_of(args: RolloutArguments) -> list[Problem]:
+    """The problems of all sources, each of which stands in its problems' extras as `from`.
+
+    Raises:
+        ConfigError: none was named, or there is no such source.
+        DataError: a source can't be used, or two have the same id.
+    """
+    if not args.problems:
+        raise ConfigError("no problems: give --problems, a file or a benchmark such as gsm8k")
+    found: list[Problem] = []
+    for source in args.problems:
+        problems = problems_from(source, data_dir=args.data_dir)
+        if args.max_problems is not None and args.max_problems < len(problems):
+            problems = sample(problems, args.max_problems, args.sample_seed)
+        found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
+    ids = {problem.id for problem in found}
+    if len(ids) < len(found):
+        raise DataError("two of the sources have problems of the same id; evaluate them one after the other")
+    return found
+
+
+def samples_of(args: RolloutArguments) -> int:
+    """Rollouts a problem: what was asked for, or what people report on the one benchmark that was asked for."""
+    if args.samples is not None:
+        if args.samples < 1:
+            raise ConfigError(f"samples must be at least 1, got {args.samples}")
+        return args.samples
+    reported = {BENCHMARKS[name].samples if name in BENCHMARKS else 1 for name in args.problems}
+    if len(reported) > 1:
+        raise ConfigError(f"people report different numbers of samples on {', '.join(args.problems)}: give --samples")
+    return reported.pop()
+
+
+def prepare(
+    args: RolloutArguments,
+    prompt_args: PromptArguments,
+    tool_args: ToolArguments,
+    backend_args: BackendArguments,
+    model_args: ModelConfig,
+) -> Job:
+    """Check everything, then load the model."""
+    samples = samples_of(args)
+    verifier = get_verifier(prompt_args.verifier)
+    problems = verifiable(load_problems_of(args), verifier)
+    prompts = prompt_args.make_prompts(tool_args.specs())
+    tokenizer = load_tokenizer(model_args)
+    encoder = ChatEncoder(tokenizer, prompts.tool_format)
+    engine = RolloutEngine(encoder, tool_args.make_tools(), args.limits())
+    protocol = EvalProtocol(
+        tool_format=prompt_args.tool_format,
+        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.kind, problems)))},
+        samples=samples,
+        sampling=args.sampling(),
+        limits=args.limits(),
+        seed=args.seed,
+        tools=tuple(tool_args.tool_names()),
+        tool_state=tool_args.tool_state,
+        tool_limits=asdict(tool_args.tool_limits()) if "python" in tool_args.tool_names() else {},
+        verifier=prompt_args.verifier,
+    )
+    about = {
+        "model": {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
+        | {"dtype": str(model_args.dtype or "float32"), "weights": fingerprint(model_args.model_name_or_path or "")},
+        "backend": {name: value for name, value in asdict(backend_args).items() if name != "api_key_variable"},
+        "problems_asked": {
+            "sources": args.problems,
+            "max_problems": args.max_problems,
+            "sample_seed": args.sample_seed,
+            "sha256": _hash_of([[p.id, p.question, p.answer] for p in problems]),
+        },
+    }
+    say(f"{len(problems)} problems, {samples} samples each")
+    return Job(problems, engine, make_backend(backend_args, model_args, tokenizer), verifier, prompts, protocol, about)
+
+
+def fingerprint(model: str) -> str | None:
+    """Tells the weights in a folder from others in the same place, by names, sizes and times; None for a Hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return _hash_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+
+
+def _hash_of(value: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

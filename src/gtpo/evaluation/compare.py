@@ -1,0 +1,90 @@
+"""Two evaluations of the same problems under the same protocol: is one better than the other?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gtpo.errors import ConfigError
+from gtpo.evaluation.journal import differing
+from gtpo.evaluation.result import load_result
+from gtpo.evaluation.statistics import Difference, paired_difference
+
+_FREE = ("seed",)
+"""What of a protocol may differ: it does not change what is measured."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences of avg@n, the second result minus the first.
+
+    Attributes:
+        first, second: avg@n of each.
+        overall: over all problems.
+        domains: by domain, where there are several.
+        notes: differences that do not forbid the comparison, such as versions.
+    """
+
+    first: float
+    second: float
+    overall: Difference
+    domains: dict[str, Difference]
+    notes: list[str]
+
+
+def compare(first: str | Path, second: str | Path) -> Comparison:
+    """Compare two result files of `gtpo eval`.
+
+    Raises:
+        DataError: a file is no result.
+        ConfigError: other problems, or another protocol; the message says which field differs.
+    """
+    one, other = load_result(first), load_result(second)
+    rates = [_rates(document) for document in (one, other)]
+    if set(rates[0]) != set(rates[1]):
+        only = [sorted(set(a) - set(b)) for a, b in (rates, rates[::-1])]
+        raise ConfigError(
+            f"{first} and {second} have other problems: {len(only[0])} are in the first only, {len(only[1])} in the "
+            f"second only, such as {(only[0] + only[1])[0]!r}"
+        )
+    asked = [{s["problem_id"]: (s["prompt"], s["answer"]) for s in document["samples"]} for document in (one, other)]
+    if changed := [name for name in asked[0] if asked[0][name] != asked[1][name]]:
+        raise ConfigError(f"{len(changed)} problems have another question or answer, such as {changed[0]!r}")
+    protocol, other_protocol = (_fixed(document["protocol"]) for document in (one, other))
+    if different := differing(protocol, other_protocol):
+        raise ConfigError(f"{first} and {second} were made under different protocols: {'; '.join(different)}")
+    names = list(rates[0])
+    domain_of = {sample["problem_id"]: sample["domain"] for sample in one["samples"]}
+    domains = sorted(set(domain_of.values()))
+    return Comparison(
+        first=fmean(rates[0].values()),
+        second=fmean(rates[1].values()),
+        overall=_difference(rates, names),
+        domains={
+            domain: _difference(rates, [name for name in names if domain_of[name] == domain])
+            for domain in (domains if len(domains) > 1 else ())
+        },
+        notes=[
+            *differing({k: one["protocol"][k] for k in _FREE}, {k: other["protocol"][k] for k in _FREE}),
+            *differing(one["versions"], other["versions"]),
+        ],
+    )
+
+
+def _fixed(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in protocol.items() if name not in _FREE}
+
+
+def _rates(document: Mapping[str, Any]) -> dict[str, float]:
+    """The share of passing samples, by problem."""
+    passed: dict[str, list[bool]] = {}
+    for sample in document["samples"]:
+        passed.setdefault(sample["problem_id"], []).append(sample["passed"])
+    return {name: fmean(values) for name, values in passed.items()}
+
+
+def _difference(rates: list[dict[str, float]], names: list[str]) -> Difference:
+    return paired_difference([rates[0][name] for name in names], [rates[1][name] for name in names])

@@ -1,0 +1,183 @@
+"""What an evaluation leaves: the protocol, the figures, every sample. docs/evaluation.md documents the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gtpo._files import write_text
+from gtpo.errors import DataError
+from gtpo.evaluation.statistics import Estimate, maj_at_k, mean_with_interval, pass_at_k
+from gtpo.rollout import RolloutLimits, Sampling
+from gtpo.versions import installed_versions
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class EvalProtocol:
+    """Everything that decides the figures, besides model and problems.
+
+    Attributes:
+        tool_format: name of the tool-call syntax.
+        system_prompts: as the model saw them, by kind of answer; None if there was none.
+        samples: rollouts a problem.
+        sampling: the sampling distribution.
+        limits: where a rollout ended at the latest.
+        seed: of the sampling.
+        tools: names of the tools; none: without tools.
+        tool_state: what a call left for the next one of its rollout.
+        tool_limits: of one call.
+        verifier: its name.
+    """
+
+    tool_format: str
+    system_prompts: Mapping[str, str | None] = field(default_factory=dict)
+    samples: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: RolloutLimits = field(default_factory=RolloutLimits)
+    seed: int = 0
+    tools: tuple[str, ...] = ("python",)
+    tool_state: str = "stateless"
+    tool_limits: Mapping[str, Any] = field(default_factory=dict)
+    verifier: str = "auto"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures over some problems.
+
+    Attributes:
+        scores: avg@n, pass@k, maj@k (`gtpo.evaluation.statistics`), and `score` where a verifier gives more than pass
+            and fail: the mean score.
+        problems: number of problems.
+        rollouts: number of rollouts.
+        turns_per_rollout, calls_per_rollout, invalid_calls_per_rollout: means.
+        sampled_tokens_per_rollout, observed_tokens_per_rollout: means.
+        stop_reasons: share of rollouts by stop reason.
+        call_statuses: share of calls by how they ended.
+    """
+
+    scores: dict[str, Estimate]
+    problems: int
+    rollouts: int
+    turns_per_rollout: float
+    calls_per_rollout: float
+    invalid_calls_per_rollout: float
+    sampled_tokens_per_rollout: float
+    observed_tokens_per_rollout: float
+    stop_reasons: dict[str, float]
+    call_statuses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """An evaluation.
+
+    Attributes:
+        figures: over all problems.
+        domains: the same by domain.
+        sources: the same by where the problems come from.
+        seconds: wall, generation (some rollout waited for the model), tools (rollouts waited for tools only), other.
+        protocol: how it was done.
+        about: which model, problems and backend.
+        samples: one record a rollout, in the order of the problems.
+    """
+
+    figures: Figures
+    domains: dict[str, Figures]
+    sources: dict[str, Figures]
+    seconds: dict[str, float]
+    protocol: EvalProtocol
+    about: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+    @property
+    def pass_rate(self) -> float:
+        """avg@n over all problems."""
+        return self.figures.scores[f"avg@{self.protocol.samples}"].value
+
+    def summary(self) -> dict[str, Any]:
+        """The figures without the samples."""
+        return {
+            "pass_rate": self.pass_rate,
+            **asdict(self.figures),
+            "domains": {name: asdict(figures) for name, figures in self.domains.items()},
+            "sources": {name: asdict(figures) for name, figures in self.sources.items()},
+            "seconds": self.seconds,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """The whole file."""
+        return {
+            "schema": SCHEMA_VERSION,
+            **self.about,
+            "versions": installed_versions(),
+            "protocol": asdict(self.protocol),
+            **self.summary(),
+            "samples": self.samples,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as one JSON file."""
+        write_text(path, json.dumps(self.document(), indent=1, default=str) + "\n")
+
+
+def load_result(path: str | Path) -> dict[str, Any]:
+    """The document of a result file.
+
+    Raises:
+        DataError: it is none, or of another schema.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"can't be read: {error.strerror}", path=path) from error
+    except ValueError as error:
+        raise DataError(f"not a result of `gtpo eval`: {error}", path=path) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA_VERSION:
+        found = document.get("schema") if isinstance(document, dict) else None
+        raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found})", path=path)
+    return document
+
+
+def figures_of(samples: Sequence[Mapping[str, Any]], per_problem: int) -> Figures:
+    """The figures of samples, each problem's side by side."""
+    problems = [samples[i : i + per_problem] for i in range(0, len(samples), per_problem)]
+    passed = [sum(sample["passed"] for sample in group) for group in problems]
+    scores = {f"avg@{per_problem}": mean_with_interval([c / per_problem for c in passed], per_problem)}
+    for k in _ks(per_problem):
+        scores[f"pass@{k}"] = mean_with_interval([pass_at_k(c, per_problem, k) for c in passed], per_problem)
+    voting = [group for group in problems if all(sample["vote"] != "unknown" for sample in group)]
+    for k in _ks(per_problem) if voting else []:
+        values = [maj_at_k([s["vote"] for s in group], [s["passed"] for s in group], k) for group in voting]
+        scores[f"maj@{k}"] = mean_with_interval(values, per_problem)
+    if any(sample["score"] != float(sample["passed"]) for sample in samples):
+        scores["score"] = mean_with_interval([fmean(s["score"] for s in group) for group in problems], per_problem)
+    statuses = [status for sample in samples for turn in sample["turns"] for status in turn["statuses"]]
+    return Figures(
+        scores=scores,
+        problems=len(problems),
+        rollouts=len(samples),
+        turns_per_rollout=fmean(len(sample["turns"]) for sample in samples),
+        calls_per_rollout=fmean(sample["calls"] for sample in samples),
+        invalid_calls_per_rollout=fmean(sample["invalid_calls"] for sample in samples),
+        sampled_tokens_per_rollout=fmean(sample["sampled_tokens"] for sample in samples),
+        observed_tokens_per_rollout=fmean(sample["observed_tokens"] for sample in samples),
+        stop_reasons=_shares([sample["stop_reason"] for sample in samples]),
+        call_statuses=_shares(statuses),
+    )
+
+
+def _ks(samples: int) -> list[int]:
+    """2, 4, 8 and so on, and the number of samples itself."""
+    powers = [2**i for i in range(1, samples.bit_length()) if 2**i < samples]
+    return [*powers, samples] if samples > 1 else []
+
+
+def _shares(names: Sequence[str]) -> dict[str, float]:
+    return {name: names.count(name) / len(names) for name in sorted(set(names))}

@@ -1,0 +1,186 @@
+"""The figures of an evaluation and their uncertainty. The unit is the problem: samples of one problem hang together.
+
+avg@n
+    Mean over problems of the share of their n samples that passed.
+pass@k
+    Mean over problems of the chance that at least one of k samples passes, by the unbiased estimator
+    1 - C(n-c, k) / C(n, k) for c of n passing (Chen et al. 2021, arXiv 2107.03374).
+maj@k
+    Mean over problems of the chance that the most frequent answer of k samples is right (Wang et al. 2022, arXiv
+    2203.11171). Samples without an answer do not vote; of several answers that are equally frequent, one is drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, variance
+
+import numpy as np
+
+SUBSETS = 5000
+"""maj@k looks at all subsets of the samples if there are no more than this, else at as many drawn ones."""
+DRAWS = 20_000
+"""Resamples of a bootstrap, and sign flips of a permutation test that can't be done exactly."""
+_EXACT, _FEW = 14, 5
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    problems: int
+
+
+def pass_at_k(passed: int, samples: int, k: int) -> float:
+    """The chance that one of k samples passes, of which `passed` of `samples` did; unbiased.
+
+    Raises:
+        ValueError: not 0 <= passed <= samples, or not 1 <= k <= samples.
+    """
+    if not (0 <= passed <= samples and 1 <= k <= samples):
+        raise ValueError(f"pass@{k} of {passed} in {samples}: needs 0 <= passed <= samples and 1 <= k <= samples")
+    return 1.0 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def maj_at_k(votes: Sequence[int | None], right: Sequence[bool], k: int) -> float:
+    """The chance that the most frequent answer of k samples is right.
+
+    Args:
+        votes: for each sample the class of its answer, or None if it has none.
+        right: whether each sample passed. Samples of one class pass together or not at all.
+        k: samples that vote, 1 to all of them.
+
+    Raises:
+        ValueError: lengths differ, or k is out of range.
+    """
+    if len(votes) != len(right) or not 1 <= k <= len(votes):
+        raise ValueError(f"maj@{k} of {len(votes)} votes and {len(right)} verdicts")
+    count = math.comb(len(votes), k)
+    if count <= SUBSETS:
+        subsets = itertools.combinations(range(len(votes)), k)
+        return fmean(_vote([votes[i] for i in chosen], [right[i] for i in chosen]) for chosen in subsets)
+    draw = random.Random(0)
+    places = range(len(votes))
+    drawn = (draw.sample(places, k) for _ in range(SUBSETS))
+    return fmean(_vote([votes[i] for i in chosen], [right[i] for i in chosen]) for chosen in drawn)
+
+
+def _vote(votes: Sequence[int | None], right: Sequence[bool]) -> float:
+    counts = Counter(vote for vote in votes if vote is not None)
+    if not counts:
+        return 0.0
+    most = max(counts.values())
+    passes = {vote: ok for vote, ok in zip(votes, right, strict=True) if vote is not None}
+    return fmean(float(passes[vote]) for vote, count in counts.items() if count == most)
+
+
+def mean_with_interval(values: Sequence[float], samples: int = 1) -> Estimate:
+    """The mean of values in [0, 1], one a problem, with a 95 % interval that never is empty.
+
+    A Wilson interval at the effective number of observations, p (1 - p) over the variance of the mean as the problems'
+    spread gives it, with Student's quantile (as surveys do it: Korn and Graubard 1998; Franco et al. 2019,
+    doi:10.1093/jssam/smy019). Where passes or failures amount to fewer than five problems, the spread is taken with one
+    problem more that passes and one that fails [ours]: it would else be guessed too small, or as 0.
+
+    Args:
+        values: at least one.
+        samples: behind each value; no more than that many observations are made of a problem.
+    """
+    count, mean = len(values), fmean(values)
+    if count == 1:
+        return Estimate(mean, 0.0, 1.0, 1)
+    few = min(mean, 1 - mean) * count < _FEW
+    padded = [*values, 0.0, 1.0] if few else values
+    middle, spread = fmean(padded), variance(padded) / count
+    effective = min(middle * (1 - middle) / spread, float(count * samples)) if spread > 0 else float(count * samples)
+    within = mean * (1 - mean)
+    t = student_quantile(count - 1)
+    centre = (mean + t * t / (2 * effective)) / (1 + t * t / effective)
+    half = t / (1 + t * t / effective) * math.sqrt(within / effective + t * t / (4 * effective**2))
+    return Estimate(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), count)
+
+
+def student_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t, by Cornish and Fisher's expansion; 3 % low at 2 degrees, exact from 5 on."""
+    if degrees == 1:
+        return 12.706
+    z, n = _Z, degrees
+    terms = (
+        z,
+        (z**3 + z) / (4 * n),
+        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4),
+    )
+    return sum(terms)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of means over the same problems.
+
+    Attributes:
+        value: mean of the second minus mean of the first.
+        low, high: 95 % interval, a percentile bootstrap over problems.
+        p_value: two-sided, by a sign-flip permutation test.
+        problems: number of problems.
+        changed: problems on which the two differ.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    problems: int
+    changed: int
+
+
+def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
+    """Compare values of the same problems in the same order.
+
+    The p-value is the share of sign flips of the problems' differences whose mean is at least as far from 0: of all of
+    them if at most 14 problems differ, else of 20,000 drawn ones and the observed one.
+
+    Raises:
+        ValueError: different lengths, or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} values; give the same problems, at least one")
+    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
+    rng, count = np.random.default_rng(seed), len(differences)
+    means = np.concatenate(
+        [differences[rng.integers(0, count, (size, count))].mean(axis=1) for size in _chunks(DRAWS, count)]
+    )
+    low, high = np.quantile(means, (0.025, 0.975))
+    changed = differences[differences != 0]
+    p = _sign_flips(changed, rng)
+    return Difference(float(differences.mean()), float(low), float(high), p, count, len(changed))
+
+
+def _sign_flips(differences: np.ndarray, rng: np.random.Generator) -> float:
+    if not len(differences):
+        return 1.0
+    observed = abs(differences.sum()) * (1 - 1e-12)
+    if len(differences) <= _EXACT:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(differences))))
+        return float((np.abs(signs @ differences) >= observed).mean())
+    extreme = 0
+    for size in _chunks(DRAWS, len(differences)):
+        signs = rng.choice((-1.0, 1.0), (size, len(differences)))
+        extreme += int((np.abs(signs @ differences) >= observed).sum())
+    return (extreme + 1) / (DRAWS + 1)
+
+
+def _chunks(total: int, width: int) -> list[int]:
+    """Sizes that add up to `total`, each so small that a matrix of that many rows fits into memory."""
+    size = max(1, min(total, 2_000_000 // width))
+    return [min(size, total - start) for start in range(0, total, size)]
