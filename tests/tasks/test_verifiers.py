@@ -78,6 +78,7 @@ def test_a_functions_mistakes_are_told():
 
 @pytest.fixture(scope="module")
 def gym():
+    pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed")
     verifier = get_verifier("reasoning_gym")
     yield verifier
     verifier.close()

@@ -44,7 +44,26 @@ Row = dict[str, Any]
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CALL = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
-_GRADER_MODULES = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
+_GRADER_MODULES = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
 LIVECODEBENCH_PRELUDE = "".join(
     [f"from {module} import *\n" for module in _GRADER_MODULES]
     + [f"import {module}\n" for module in _GRADER_MODULES if module not in ("builtins", "typing")]

@@ -75,7 +75,7 @@ TABLE = (
         revision="563bb8404243c5f09de6ec262f2db674fe5bce9b",
         samples=32,
         row=rows.aime25,
-        source="https://huggingface.co/datasets/math-ai/aime25",
+        source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/aime2025/aime2025.py",
         note="30 problems, both papers.",
     ),
     Benchmark(
@@ -169,7 +169,7 @@ TABLE = (
         revision="94630fe30dad47192a8546eb75f094926d47e155",
         samples=1,
         row=rows.commonsenseqa,
-        source="huggingface/lighteval: src/lighteval/tasks/tasks/commonsenseqa.py",
+        source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/commonsense_qa/commonsense_qa.py",
         note="1221 questions; the test split has no answers.",
     ),
     Benchmark(
@@ -197,7 +197,7 @@ TABLE = (
         revision="210d026faf9955653af8916fad021475a3f00453",
         samples=1,
         row=rows.arc,
-        source="huggingface/lighteval: src/lighteval/tasks/tasks/arc.py",
+        source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/arc/arc.py",
         note="1172 questions, three to five options; options labelled 1 to 4 get letters.",
     ),
     Benchmark(
@@ -276,7 +276,7 @@ TABLE = (
         revision="7dce6050a7d6d172f3cc5c32aa97f52fa1a2e544",
         samples=1,
         row=rows.humaneval,
-        source="EleutherAI/lm-evaluation-harness: lm_eval/tasks/humaneval/humaneval.yaml",
+        source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/humaneval/humaneval.py",
         note="164 problems, asked for as whole programs and not as completions.",
     ),
     Benchmark(

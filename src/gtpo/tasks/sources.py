@@ -151,9 +151,13 @@ def _from_benchmark(source: Source, data_dir: Path | None) -> list[Problem]:
         problems = load_problems(data_dir / f"{benchmark.name}.jsonl", limit=limit)
     else:
         raw = _hub_rows(benchmark.hub, benchmark.config, benchmark.split, benchmark.revision)
-        rows = ((number, benchmark.row(row)) for number, row in enumerate(raw, start=1))
+        rows = ((number, _with_id(benchmark.row(row), benchmark.name, number)) for number, row in enumerate(raw, 1))
         problems = problems_of_rows(rows, benchmark.name, limit=limit, domain=benchmark.domain)
     return [replace(p, extras={"verifier": benchmark.verifier, **p.extras}) for p in problems]
+
+
+def _with_id(row: dict[str, Any], benchmark: str, number: int) -> dict[str, Any]:
+    return {**row, "id": f"{benchmark}/{row.get('id', number - 1)}"}
 
 
 def _from_reasoning_gym(source: Source, data_dir: Path | None) -> list[Problem]:

@@ -13,12 +13,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
+
+from gtpo.tasks.verifiers.answers import RELATIVE
+
+Forms = tuple[Any, ...]
+
+_TEXT = re.compile(r"\\(?:text(?:normal|bf|it|rm)?|mbox|math(?:rm|it|bf))\s*\{(?!\s*(?:and|or)\s*\})")
+_UNIT = re.compile(r"\s*\\(?:text|textrm|mbox|mathrm)\s*\{[^{}\d]*[23]?\}(?:\^(?:[23]|\{[23]\}))?$")
+_LAST_BRACE = re.compile(r"\}(?:\^\d|\^\{\d\})?$")
+_LAST_LETTER = re.compile(r"[\d}](?:[a-zA-Z]|ab|bc)$")
+_OTHER_PLACES = re.compile(r"answer|\\fbox", re.IGNORECASE)
+"""Where math-verify looks for an answer beside the box."""
 
 
 def main(memory_bytes: int) -> None:
@@ -55,16 +67,16 @@ def main(memory_bytes: int) -> None:
 
 
 def _compare(candidate: str | None, gold: str) -> tuple[bool, str]:
-    from math_verify import verify
-
     if candidate is None:
         return True, "the gold answer can be read"
-    parsed = _parse(candidate)
-    if not parsed:
+    right, given = _parse(gold), _parse(candidate)
+    if given and _hides_a_variable(candidate, gold, right):
+        right, given = _parse(gold, units=False) or right, _parse(candidate, units=False)
+    if not given:
         return False, "not a mathematical expression"
     try:
-        # "raise" first: by default math-verify turns a failed comparison into a plain False.
-        equal = verify(list(_parse(gold)), list(parsed), timeout_seconds=None, raise_on_error=True)
+        equal = _equal(right, given) or _equal(*_imaginary(right, given))
+        equal = equal and not _both_tiny_but_different(right[0], given[0])
     except (MemoryError, RecursionError):
         raise
     except Exception as error:
@@ -72,21 +84,63 @@ def _compare(candidate: str | None, gold: str) -> tuple[bool, str]:
     return equal, "equal to the gold answer" if equal else "not equal to the gold answer"
 
 
+def _equal(gold: Forms, candidate: Forms) -> bool:
+    from math_verify import verify
+
+    # "raise": by default math-verify turns a failed comparison into a plain False.
+    return bool(gold) and verify(list(gold), list(candidate), timeout_seconds=None, raise_on_error=True)
+
+
+def _hides_a_variable(candidate: str, gold: str, right: Forms) -> bool:
+    """Whether a letter that math-verify drops as a unit may be a variable: the t of 3t, the c of x + 2c."""
+    if _LAST_LETTER.search(gold):
+        return True
+    return bool(_LAST_LETTER.search(candidate)) and any(getattr(form, "free_symbols", None) for form in right)
+
+
+def _imaginary(gold: Forms, candidate: Forms) -> tuple[Forms, Forms]:
+    """The same with the imaginary unit for the letter i; nothing if there is no such letter."""
+    from sympy import I
+
+    letters = {s for form in gold + candidate for s in getattr(form, "free_symbols", ()) if s.name == "i"}
+    if not letters:
+        return (), ()
+    values = dict.fromkeys(letters, I)
+    return tuple(form.subs(values) for form in gold), tuple(form.subs(values) for form in candidate)
+
+
+def _both_tiny_but_different(gold: Any, candidate: Any) -> bool:
+    """Whether two numbers are equal only because math-verify rounds both to zero."""
+    from sympy import Expr, UnevaluatedExpr
+
+    if not all(isinstance(x, Expr) and x.is_number and not x.has(UnevaluatedExpr) for x in (gold, candidate)):
+        return False
+    size = abs(gold.evalf())
+    if not 0 < size < 0.001:
+        return False
+    return bool(abs(gold.evalf() - candidate.evalf()) > RELATIVE * size)
+
+
 def _unusable(gold: str) -> str | None:
     return None if _parse(gold) else "math-verify can't read it"
 
 
 @lru_cache(maxsize=1024)
-def _parse(latex: str) -> tuple[Any, ...]:
-    """The expressions that math-verify reads the answer as; empty if it can't."""
+def _parse(latex: str, units: bool = True) -> Forms:
+    """The expressions that math-verify reads the answer as; empty if it can't. `units`: units may be dropped."""
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig
 
+    if _OTHER_PLACES.search(latex):
+        return ()
+    latex = _UNIT.sub("", latex) or latex
     # The box alone: math-verify's other patterns would pick any number out of unreadable text.
     boxed = LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)
     # By default letters that are also units are dropped, which makes `a + b + c` unreadable.
     units_kept = replace(boxed, normalization_config=replace(boxed.normalization_config, units=False))
-    for config in (boxed, units_kept):
+    # Everything from the first \text to the last brace would be dropped as one unit.
+    units = units and not (_TEXT.search(latex) and _LAST_BRACE.search(latex))
+    for config in (boxed, units_kept) if units else (units_kept,):
         found = parse(
             f"$\\boxed{{{latex}}}$",
             extraction_config=[config],

@@ -7,7 +7,8 @@ What counts as equal without algebra:
   or a unit) of the same value. Integers and fractions compare exactly. If either has a decimal point they may
   differ by `ABSOLUTE` and by `RELATIVE` of the gold value, whichever is less, so that 0.333333 is 1/3 and
   floating-point noise is forgiven. A percentage and a number word such as "million" may be meant as factors
-  or as units: 50% is 50 and 0.5.
+  or as units: 50% is 50 and 0.5. A line over its last decimals repeats them without end;
+- two numerals in the same base, if it is their subscript: 101_2 is 101_{2}, but not 101_3, 5 or 5_{10}.
 """
 
 from __future__ import annotations
@@ -20,26 +21,36 @@ ABSOLUTE, RELATIVE = Fraction(5, 10**7), Fraction(1, 10**4)
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 _NUMBER_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SYMBOLS = (
+    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"°|\\degree(?![a-zA-Z])"), r"^\\circ"),
+    (re.compile(r"∞"), r"\\infty"),
+    (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
+    (re.compile(r"\\[bB]igg?[lr]?(?![a-zA-Z])\s*"), ""),
+)
 _SPELLINGS = (
+    *_SYMBOLS,
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)(?![a-zA-Z])\s*|(?<!\\)\\[!,;:]|\\displaystyle(?![a-zA-Z])|(?<!\\)\$"), ""),
-    (re.compile(r"\{,\}(?=\d)"), ","),
-    (re.compile(r"[−–]"), "-"),
+    (re.compile(r"\{([,:])\}(?=\d)"), r"\1"),
     (re.compile(r"\\(?:mbox|mathrm|textbf|textrm)(?=\s*\{)"), r"\\text"),
     (re.compile(r"~|(?<!\\)\\ |\s+"), " "),
     (re.compile(r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])"), ""),
 )
+_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _PLAIN = re.compile(
     rf"""(?P<sign>[-+]?)(?:\\\$|[$€£])?(?P<sign2>[-+]?)
     (?:\\frac\{{?(?P<over>(?<=\{{)\d+(?=\}})|\d)\}}?\{{?(?P<under>(?<=\{{)\d+(?=\}})|\d)\}}?
     |(?P<top>{_DIGITS})/(?P<bottom>{_DIGITS})
-    |(?P<whole>{_DIGITS})?(?P<part>\.\d*)?(?P<power>[eE][-+]?\d{{1,2}})?)
+    |(?P<whole>{_DIGITS})?(?:(?P<part>\.\d*)(?:\\(?:overline|bar)\{{(?P<cycle>\d+)\}})?)?(?P<power>[eE][-+]?\d{{1,2}})?)
     (?:\ ?(?P<percent>\\?%)|\^(?:\\circ|\{{\\circ\}})
     |\ ?\\text\{{(?P<unit>[a-zA-Z .]*)\}}(?:\^\{{?[23]\}}?)?|\ (?P<word>[a-z]{{3,}}))?""",
     re.VERBOSE,
 )
 _UNIT = re.compile(r" ?\\text\{[a-zA-Z .]*\}(?:\^\{?[23]\}?)?$")
+_BASED = re.compile(r"(-?\d[\dA-Z]*)_(?:(\d)|\{(\d\d?)\})")
+_HALF_DAY = re.compile(r"(?<![a-zA-Z])([ap])\.? ?m\.?\}?$", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _MATH_MODE = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -86,14 +97,10 @@ def boxed_or_tagged(text: str) -> str | None:
     Returns:
         None if there is neither, or if the one that opens last never closes.
     """
-    tag = box = None
-    for tag in _TAG.finditer(text):
-        pass
-    for box in _BOXED.finditer(text):
-        pass
-    if tag is None or (box and box.start() > tag.start()):
+    tag, box = (max((match.start() for match in p.finditer(text)), default=-1) for p in (_TAG, _BOXED))
+    if box >= tag:
         return last_boxed(text)
-    block = _BLOCK.match(text, tag.start())
+    block = _BLOCK.match(text, tag)
     return block[1].strip() if block else None
 
 
@@ -122,7 +129,9 @@ def plain_text(latex: str) -> str:
 
 def readable(latex: str) -> str:
     """The answer as math-verify should see it: without math mode's dollar signs and a final period."""
-    return latex.replace("−", "-").replace("–", "-").strip().rstrip(".").strip().strip("$").strip()
+    for pattern, spelling in (*_SYMBOLS, (_THOUSANDS, "")):
+        latex = pattern.sub(spelling, latex)
+    return latex.strip().rstrip(".").strip().strip("$").strip()
 
 
 def canonical(latex: str) -> str:
@@ -156,14 +165,16 @@ def plain_number(latex: str) -> PlainNumber | None:
         return None
     part = {name: text or "" for name, text in match.groupdict().items()}
     top, bottom = part["over"] or part["top"], part["under"] or part["bottom"]
-    decimals = part["part"][1:]
-    inexact = bool(decimals or part["power"])
+    decimals, cycle = part["part"][1:], part["cycle"]
+    inexact = bool(decimals or part["power"]) and not cycle
     if top:
         if int(bottom.replace(",", "")) == 0:
             return None
         value = Fraction(int(top.replace(",", "")), int(bottom.replace(",", "")))
-    elif part["whole"] or decimals:
+    elif part["whole"] or decimals or cycle:
         value = Fraction(f"{part['whole'].replace(',', '') or '0'}.{decimals or '0'}{part['power']}")
+        if cycle:
+            value += Fraction(int(cycle), 10 ** len(decimals) * (10 ** len(cycle) - 1))
     else:
         return None
     if "-" in (part["sign"], part["sign2"]):
@@ -178,12 +189,18 @@ def quick_match(candidate: str, gold: str) -> bool | None:
     candidate, gold = canonical(candidate), canonical(gold)
     if candidate == gold != "":
         return True
+    bases = _digits_and_base(candidate), _digits_and_base(gold)
+    if None not in bases:
+        return bases[0] == bases[1]
+    halves = [match[1].lower() for match in map(_HALF_DAY.search, (candidate, gold)) if match]
+    if len(set(halves)) == 2:
+        return False
     left, right = plain_number(candidate), plain_number(gold)
     if left is None or right is None:
         bare = _UNIT.sub("", candidate)
         return True if bare and bare == _UNIT.sub("", gold) else None
     if left.unit and right.unit and left.unit != right.unit:
-        return False if {left.unit, right.unit} == {"am", "pm"} else None
+        return None
     inexact = left.inexact or right.inexact
     if left.factor != 1 and right.factor != 1:
         return _close(left.value * left.factor, right.value * right.factor, inexact)
@@ -192,6 +209,16 @@ def quick_match(candidate: str, gold: str) -> bool | None:
         for a in (left.value, left.value * left.factor)
         for b in (right.value, right.value * right.factor)
     )
+
+
+def _digits_and_base(latex: str) -> tuple[int, int] | None:
+    """A numeral with its base as a subscript, such as 101_2, as its value and base."""
+    match = _BASED.fullmatch(latex)
+    base = int(match[2] or match[3]) if match else 0
+    try:
+        return (int(match[1], base), base) if match and base else None
+    except ValueError:
+        return None
 
 
 def _close(value: Fraction, gold: Fraction, inexact: bool) -> bool:

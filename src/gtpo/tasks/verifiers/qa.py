@@ -73,7 +73,7 @@ class QAVerifier:
         return bool(boxed_or_tagged(text))
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """By normalised text. Aliases are not merged: only right answers have any, which would favour them in a vote."""
+        """By normalised text. Aliases are not merged: only right answers have any, which would favour them."""
         return classes_by_key(answers, lambda answer: normalised(plain_text(answer)))
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
