@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
+import torch
 from trl import ModelConfig
 
 from gtpo.commands.arguments import load_model
@@ -83,4 +84,6 @@ def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:
         raise ConfigError(f"--backend vllm: vLLM can't be imported ({error}): pip install 'gtpo[vllm]'") from error
     settings: dict[str, Any] = {"model": model_args.model_name_or_path, "revision": model_args.model_revision}
     settings |= {"dtype": model_args.dtype or "auto", "max_model_len": args.max_context}
-    return LLM(**settings, logprobs_mode="processed_logprobs", **options)
+    if not torch.accelerator.is_available():  # a seeded request that is prefilled in parts ends vLLM 0.32's CPU engine
+        settings["enable_chunked_prefill"] = False
+    return LLM(**{**settings, "logprobs_mode": "processed_logprobs", **options})

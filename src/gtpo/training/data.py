@@ -25,7 +25,7 @@ def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
                 "question": problem.question,
                 "answer": problem.answer,
                 "domain": problem.domain,
-                "extras": json.dumps(dict(problem.extras)),
+                "extras": json.dumps(dict(problem.extras), default=str),
             }
             for problem in problems
         ]

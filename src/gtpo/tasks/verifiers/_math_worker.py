@@ -26,9 +26,13 @@ from gtpo.tasks.verifiers.answers import RELATIVE
 Forms = tuple[Any, ...]
 
 _TEXT = re.compile(r"\\(?:text(?:normal|bf|it|rm)?|mbox|math(?:rm|it|bf))\s*\{(?!\s*(?:and|or)\s*\})")
-_UNIT = re.compile(r"\s*\\(?:text|textrm|mbox|mathrm)\s*\{[^{}\d]*[23]?\}(?:\^(?:[23]|\{[23]\}))?$")
+_UNITS = re.compile(
+    r"(?<=[\w})\]])(?:(?:\s|\\[,;:! ]|/|\\cdot)*\\(?:text|textrm|mbox|mathrm)\s*\{[^{}\d]*[23]?\}"
+    r"(?:\^-?\d|\^\{-?\d\})?)+$"
+)
 _LAST_BRACE = re.compile(r"\}(?:\^\d|\^\{\d\})?$")
 _LAST_LETTER = re.compile(r"[\d}](?:[a-zA-Z]|ab|bc)$")
+_LAST_WORD = re.compile(r"\s[a-zA-Z]{2,}$")
 _OTHER_PLACES = re.compile(r"answer|\\fbox", re.IGNORECASE)
 """Where math-verify looks for an answer beside the box."""
 
@@ -93,9 +97,10 @@ def _equal(gold: Forms, candidate: Forms) -> bool:
 
 def _hides_a_variable(candidate: str, gold: str, right: Forms) -> bool:
     """Whether a letter that math-verify drops as a unit may be a variable: the t of 3t, the c of x + 2c."""
-    if _LAST_LETTER.search(gold):
-        return True
-    return bool(_LAST_LETTER.search(candidate)) and any(getattr(form, "free_symbols", None) for form in right)
+    if _LAST_WORD.search(candidate):
+        return False
+    algebraic = any(getattr(form, "free_symbols", None) for form in right)
+    return bool(_LAST_LETTER.search(gold) or (algebraic and _LAST_LETTER.search(candidate)))
 
 
 def _imaginary(gold: Forms, candidate: Forms) -> tuple[Forms, Forms]:
@@ -133,7 +138,7 @@ def _parse(latex: str, units: bool = True) -> Forms:
 
     if _OTHER_PLACES.search(latex):
         return ()
-    latex = _UNIT.sub("", latex) or latex
+    latex = _UNITS.sub("", latex)
     # The box alone: math-verify's other patterns would pick any number out of unreadable text.
     boxed = LatexExtractionConfig(try_extract_without_anchor=False, boxed_match_priority=0)
     # By default letters that are also units are dropped, which makes `a + b + c` unreadable.

@@ -14,21 +14,26 @@ What counts as equal without algebra:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeAlias
 
 ABSOLUTE, RELATIVE = Fraction(5, 10**7), Fraction(1, 10**4)
 
+Spelling: TypeAlias = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+
 _BOXED = re.compile(r"\\boxed\s*\{")
 _NUMBER_WORDS = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SYMBOLS = (
+_SYMBOLS: tuple[Spelling, ...] = (
+    (re.compile(r"(?![0-9])\d"), lambda match: str(int(match[0]))),
     (re.compile(r"[−–]"), "-"),
     (re.compile(r"°|\\degree(?![a-zA-Z])"), r"^\\circ"),
     (re.compile(r"∞"), r"\\infty"),
     (re.compile(r"\\varnothing(?![a-zA-Z])"), r"\\emptyset"),
     (re.compile(r"\\[bB]igg?[lr]?(?![a-zA-Z])\s*"), ""),
 )
-_SPELLINGS = (
+_SPELLINGS: tuple[Spelling, ...] = (
     *_SYMBOLS,
     (re.compile(r"\\[dt]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right)(?![a-zA-Z])\s*|(?<!\\)\\[!,;:]|\\displaystyle(?![a-zA-Z])|(?<!\\)\$"), ""),
@@ -37,7 +42,9 @@ _SPELLINGS = (
     (re.compile(r"~|(?<!\\)\\ |\s+"), " "),
     (re.compile(r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])"), ""),
 )
-_THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))")
+_DROPPED = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))|[€£]")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
+_SCIENTIFIC = re.compile(r"(-?\d+(?:\.\d*)?)[eE]([-+]?\d{1,2})")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _PLAIN = re.compile(
     rf"""(?P<sign>[-+]?)(?:\\\$|[$€£])?(?P<sign2>[-+]?)
@@ -128,10 +135,15 @@ def plain_text(latex: str) -> str:
 
 
 def readable(latex: str) -> str:
-    """The answer as math-verify should see it: without math mode's dollar signs and a final period."""
-    for pattern, spelling in (*_SYMBOLS, (_THOUSANDS, "")):
+    """The answer as math-verify should see it: without math mode's dollar signs, a final period, separators of
+    thousands, currency and spellings of numbers that it doesn't know.
+    """
+    for pattern, spelling in (*_SYMBOLS, (_DROPPED, "")):
         latex = pattern.sub(spelling, latex)
-    return latex.strip().rstrip(".").strip().strip("$").strip()
+    latex = latex.strip().rstrip(".").strip().strip("$").strip()
+    if match := _SCIENTIFIC.fullmatch(latex):
+        return rf"{match[1]} \times 10^{{{int(match[2])}}}"
+    return _REPEATING.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*_repeating(*m.groups()).as_integer_ratio()), latex)
 
 
 def canonical(latex: str) -> str:
@@ -161,7 +173,7 @@ class PlainNumber:
 def plain_number(latex: str) -> PlainNumber | None:
     """The plain number that an answer is, in the spelling of `canonical`; None if it is anything else."""
     match = _PLAIN.fullmatch(latex) if len(latex) <= 200 else None
-    if match is None or (match["sign"] and match["sign2"]):
+    if match is None or (match["sign"] and match["sign2"]) or (match["cycle"] and match["power"]):
         return None
     part = {name: text or "" for name, text in match.groupdict().items()}
     top, bottom = part["over"] or part["top"], part["under"] or part["bottom"]
@@ -171,10 +183,10 @@ def plain_number(latex: str) -> PlainNumber | None:
         if int(bottom.replace(",", "")) == 0:
             return None
         value = Fraction(int(top.replace(",", "")), int(bottom.replace(",", "")))
-    elif part["whole"] or decimals or cycle:
+    elif cycle:
+        value = _repeating(part["whole"].replace(",", ""), decimals, cycle)
+    elif part["whole"] or decimals:
         value = Fraction(f"{part['whole'].replace(',', '') or '0'}.{decimals or '0'}{part['power']}")
-        if cycle:
-            value += Fraction(int(cycle), 10 ** len(decimals) * (10 ** len(cycle) - 1))
     else:
         return None
     if "-" in (part["sign"], part["sign2"]):
@@ -209,6 +221,11 @@ def quick_match(candidate: str, gold: str) -> bool | None:
         for a in (left.value, left.value * left.factor)
         for b in (right.value, right.value * right.factor)
     )
+
+
+def _repeating(whole: str, decimals: str, cycle: str) -> Fraction:
+    """The number whole.decimals with the cycle behind it again and again."""
+    return (int(whole + decimals or "0") + Fraction(int(cycle), 10 ** len(cycle) - 1)) / 10 ** len(decimals)
 
 
 def _digits_and_base(latex: str) -> tuple[int, int] | None:

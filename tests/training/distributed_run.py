@@ -1,0 +1,119 @@
+"""A short training run of one process among several; started by test_distributed with torchrun.
+
+    torchrun --nproc_per_node 2 distributed_run.py RUN_DIR plain|fsdp|peft
+
+Writes what each process saw to RUN_DIR/process_N.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+
+from gtpo.sandbox import LocalSandbox
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict
+from gtpo.tiny.model import make_model, make_tokenizer
+from gtpo.training.config import GTPOConfig
+from gtpo.training.data import problem_dataset
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.trainer import GTPOTrainer
+
+
+class Anything:
+    """Passes whatever ends with an answer, so that an untrained model's rollouts differ."""
+
+    def verify_many(self, texts, problems):
+        return [Verdict(text is not None, float(text is not None), "ended") for text in texts]
+
+    def has_answer(self, text):
+        return True
+
+
+def main(run_dir: str, kind: str) -> None:
+    tokenizer = make_tokenizer()
+    problems = [Problem(id=f"p/{i}", question=f"{i}+{9 - i}", answer="9") for i in range(10)]
+    options: dict[str, object] = {}
+    if kind == "fsdp":
+        wrapped = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "version": 2}
+        options = {"fsdp": "full_shard auto_wrap", "fsdp_config": wrapped}
+    args = GTPOConfig(
+        run_dir=run_dir,
+        tool_format="fenced",
+        system_prompt="",
+        max_turns=2,
+        max_turn_tokens=12,
+        max_completion_length=64,
+        num_generations=8,  # a group of 8 lies in two processes of 4 rollouts each
+        per_device_train_batch_size=4,
+        max_steps=2,
+        learning_rate=1e-3,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        overwrite=True,
+        **options,
+    )
+    model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
+    seen = []
+
+    class Watched(GTPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            output = super()._generate_and_score_completions(inputs)
+            credit, first = self._round.credit, self._round.first
+            mine = credit.advantages_B_K[first : first + len(self._round.trajectories)]
+            seen.append(
+                {
+                    "first": first,
+                    "groups": len(credit.accuracy_B),
+                    "advantages": mine.tolist(),
+                    "texts": [[turn.text for turn in t.turns] for t in self._round.trajectories],
+                    "all": credit.advantages_B_K.tolist(),
+                }
+            )
+            return output
+
+    trainer = Watched(
+        model,
+        args,
+        problem_dataset(problems, args.make_prompts(args.specs())),
+        tokenizer,
+        sandbox=LocalSandbox(slots=1),
+        verifier=Anything(),
+        recorder=RunRecorder(run_dir),
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if kind == "peft" else None,
+    )
+    before = _total(trainer)
+    trainer.train()
+    process = trainer.accelerator.process_index
+    found = {
+        "rounds": seen,
+        "before": before,
+        "after": _total(trainer),
+        "processes": trainer.accelerator.num_processes,
+        "sharded": any(hasattr(parameter, "full_tensor") for parameter in trainer.model_wrapped.parameters()),
+    }
+    Path(run_dir, f"process_{process}.json").write_text(json.dumps(found))
+    trainer.accelerator.wait_for_everyone()
+    torch.distributed.destroy_process_group()
+
+
+def _total(trainer: GTPOTrainer) -> float:
+    """A number that changes with any weight; of weights that are spread over processes, of all of them."""
+    total = 0.0
+    for parameter in trainer.model.parameters():
+        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        total += whole.detach().double().abs().sum().item()
+    return total
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
