@@ -42,7 +42,7 @@ def side(args: argparse.Namespace) -> None:
     if args.side == "vllm":
         from vllm import LLM
 
-        length = {"max_model_len": 1024, "max_num_seqs": args.rollouts}
+        length = {"max_model_len": 1024, "max_num_seqs": args.rollouts, "enable_chunked_prefill": False}
         engine = LLM(
             args.model,
             dtype=args.dtype,

@@ -12,7 +12,7 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
 from gtpo.tasks.verifiers.math import MathVerifier
 
-LIMIT_S = 2.0
+LIMIT_S = 1.5
 
 RIGHT = {
     "fractions": [
@@ -31,6 +31,8 @@ RIGHT = {
         (r"\frac{x}{2} + \frac{1}{2}", r"\frac{x+1}{2}"),
         (r"2.5", r"2\frac12"),
         (r"\frac{2.5}{5}", r"\frac{1}{2}"),
+        (r"x^{-1}", r"\frac1x"),
+        (r"1/(3x)", r"\frac{1}{3x}"),
     ],
     "radicals": [
         (r"\sqrt{50}", r"5\sqrt{2}"),
@@ -50,6 +52,8 @@ RIGHT = {
         (r"x \in [1, 2]", r"[1,2]"),
         (r"[-\sqrt{4}, 3]", r"[-2,3]"),
         (r"(-\infty, 0) \cup (0, \infty)", r"(-\infty,\infty) \setminus \{0\}"),
+        (r"\mathbb{R}", r"(-\infty,\infty)"),
+        ("(0, ∞)", r"(0,\infty)"),
     ],
     "sets": [
         (r"\{3, 1, 2\}", r"\{1,2,3\}"),
@@ -59,6 +63,7 @@ RIGHT = {
         (r"\emptyset", r"\varnothing"),
         (r"\{(1,2),(3,4)\}", r"\{(3,4),(1,2)\}"),
         (r"\{\sqrt{4}, 3\}", r"\{2, 3\}"),
+        (r"\{\}", r"\emptyset"),
     ],
     "tuples": [
         (r"\left(\frac{1}{2}, -3\right)", r"(0.5,-3)"),
@@ -66,6 +71,7 @@ RIGHT = {
         (r"(3,4),(1,2)", r"(1,2),(3,4)"),
         (r"(1, 2, 3)", r"(1,2,3)"),
         (r"(2x, y+1)", r"(x+x, 1+y)"),
+        (r"\bigl(1, 2\bigr)", r"(1,2)"),
     ],
     "units": [
         (r"12\text{ cm}", r"12"),
@@ -77,12 +83,15 @@ RIGHT = {
         (r"3\pi\text{ cm}^2", r"3\pi"),
         (r"2\sqrt{3}\text{ m}", r"2\sqrt3"),
         (r"12 cm", r"12"),
+        (r"10\text{ m}/\text{s}", r"10"),
+        (r"9.8\text{ m/s}^2", r"9.8"),
+        (r"2x\text{ cm}", r"2x"),
+        (r"3t", r"3t"),
     ],
     "percentages": [
         (r"25%", r"25\%"),
         (r"25\%", r"\frac{1}{4}"),
         (r"12.5\%", r"\frac18"),
-        (r"33\frac{1}{3}\%", r"33\frac13"),
         (r"25\text{ percent}", r"25\%"),
         (r"0.25", r"25\%"),
     ],
@@ -98,8 +107,9 @@ RIGHT = {
         (r"12\,345\,678", r"12345678"),
         (r"1,234.50", r"1234.5"),
         (r"-1,234", r"-1234"),
-        (r"1,234x", r"1234x"),
         (r"1{,}234\pi", r"1234\pi"),
+        (r"10,\!000\pi", r"10000\pi"),
+        (r"x = 1{,}234", r"1234"),
     ],
     "scientific": [
         (r"1.5\times10^3", r"1500"),
@@ -138,13 +148,12 @@ RIGHT = {
         (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         (r"\begin{pmatrix} \frac12 & 2 \end{pmatrix}", r"\begin{pmatrix} 0.5 & 2 \end{pmatrix}"),
         (r"\begin{pmatrix} 1+1 \\ x+x \end{pmatrix}", r"\begin{pmatrix} 2 \\ 2x \end{pmatrix}"),
+        (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"-2"),
     ],
     "inequalities": [
         (r"2 < x", r"x>2"),
         (r"x \ge 2", r"x \geq 2"),
         (r"x\leqslant 3", r"x\le3"),
-        (r"5 > x > 2", r"2<x<5"),
-        (r"2x > 4", r"x > 2"),
         (r"(2, \infty)", r"x>2"),
     ],
     "functions": [
@@ -162,6 +171,7 @@ RIGHT = {
         (r"\lfloor 3.7 \rfloor", r"3"),
         (r"\sum_{k=1}^{4} k", r"10"),
         (r"|{-3}|", r"3"),
+        (r"\tan^{-1} 1", r"\frac{\pi}{4}"),
     ],
     "complex": [
         (r"1+2i", r"2i+1"),
@@ -178,6 +188,7 @@ RIGHT = {
     "bases": [
         (r"101_{2}", r"101_2"),
         (r"2A_{16}", r"2A_{16}"),
+        (r"-37_8", r"-37_{8}"),
     ],
     "degrees": [
         (r"60^\circ", r"60"),
@@ -195,6 +206,7 @@ RIGHT = {
         (r"0.1\overline{6}", r"\frac16"),
         (r"0.\overline{9}", r"1"),
         (r"0.\overline{142857}", r"\frac{1}{7}"),
+        (r"-1.2\bar{34}", r"-\frac{611}{495}"),
     ],
     "signs": [
         (r"\{-3, 3\}", r"\pm 3"),
@@ -203,11 +215,17 @@ RIGHT = {
         (r"x = \pm 3", r"\pm 3"),
         (r"--3", r"3"),
         (r"-(-3)", r"3"),
+        (r"\mp 3", r"\pm 3"),
     ],
     "order": [
         (r"3, 1, 2", r"1, 2, 3"),
         (r"3;1;2", r"1;2;3"),
         (r"\sqrt{9}, 1", r"1, 3"),
+    ],
+    "other digits": [
+        ("１８", r"18"),
+        ("18\u00a0", r"18"),
+        ("−18", r"-18"),
     ],
     "large": [
         (r"2^{100}", r"1267650600228229401496703205376"),
@@ -239,6 +257,7 @@ WRONG = {
         (r"1.414", r"\sqrt{2}"),
         (r"\sqrt{2x}", r"\sqrt{2}x"),
         (r"\sqrt{10000000000}", r"\sqrt{10000000001}"),
+        (r"|x|", r"x"),
     ],
     "intervals": [
         (r"[1,2)", r"(1,2]"),
@@ -270,11 +289,13 @@ WRONG = {
         (r"12\text{ cm}", r"1200"),
         (r"3\pi\text{ cm}", r"3"),
         (r"12x\text{ cm}", r"12"),
-        (r"3t", r"3"),
         (r"3", r"3t"),
-        (r"2h", r"2"),
         (r"5m", r"5n"),
         (r"x^2 + 3c", r"x^2 + 3"),
+        (r"3", r"3ab"),
+        (r"3\mathbf{x}", r"3"),
+        (r"5\text{ feet }6\text{ inches}", r"5"),
+        (r"5\text{ feet }6\text{ inches}", r"5\text{ feet }7\text{ inches}"),
     ],
     "percentages": [
         (r"2.5\%", r"25\%"),
@@ -305,6 +326,7 @@ WRONG = {
         (r"10^{-20}", r"10^{-21}"),
         (r"6.02\times10^{23}", r"6.03\times10^{23}"),
         (r"1.5^3", r"1.5\times10^3"),
+        (r"0.000012", r"1.23\times10^{-5}"),
     ],
     "text": [
         (r"\text{odd}", r"\text{even}"),
@@ -314,6 +336,8 @@ WRONG = {
         (r"\text{no}", r"\text{yes}"),
         (r"\text{A and B}", r"\text{A}"),
         (r"\text{ABC}", r"\text{CBA}"),
+        (r"a_1", r"a_2"),
+        (r"tac", r"\text{act}"),
     ],
     "equations": [
         (r"y = 2x - 1", r"y=2x+1"),
@@ -322,8 +346,6 @@ WRONG = {
         (r"x = 6", r"5"),
         (r"x^2 + y^2 = 2", r"x^2+y^2=4"),
         (r"x = 3, y = 2", r"x = 2, y = 3"),
-        (r"x^2 = -1", r"x^2 = -4"),
-        (r"x = x + 1", r"x^2 = -4"),
         (r"x = 5, x = 6", r"5"),
         (r"x = 5 = 6", r"5"),
     ],
@@ -355,6 +377,8 @@ WRONG = {
         (r"\binom{5}{2}", r"20"),
         (r"\sin 30", r"\frac{1}{2}"),
         (r"\lceil 3.7 \rceil", r"3"),
+        (r"\sin^{-1} x", r"\frac{1}{\sin x}"),
+        (r"18!", r"18"),
     ],
     "complex": [
         (r"1-2i", r"1+2i"),
@@ -362,6 +386,9 @@ WRONG = {
         (r"2i", r"2"),
         (r"i", r"1"),
         (r"2j", r"2i"),
+        (r"\overline{z}", r"z"),
+        (r"i^2", r"1"),
+        (r"\sqrt{-4}", r"-2i"),
     ],
     "infinity": [
         (r"-\infty", r"\infty"),
@@ -373,7 +400,9 @@ WRONG = {
     "bases": [
         (r"101_3", r"101_2"),
         (r"110_2", r"101_2"),
-        (r"101_2", r"101"),
+        (r"5", r"101_2"),
+        (r"5_{10}", r"101_2"),
+        (r"0x12", r"18"),
     ],
     "degrees": [
         (r"61^\circ", r"60^\circ"),
@@ -387,6 +416,7 @@ WRONG = {
         (r"2:3", r"3:2"),
         (r"1/2/2024", r"1/3/2024"),
         (r"2024-01-02", r"2024-01-03"),
+        (r"\text{4:30 a.m.}", r"\text{4:30 p.m.}"),
     ],
     "repeating": [
         (r"0.\overline{3}", r"0.3"),
@@ -437,6 +467,16 @@ WRONG = {
         (r"[1, 100]", r"18"),
         (r"\mathbb{N}", r"18"),
         (r"n", r"18"),
+        (r"18 \text{17}", r"18"),
+        (r"18~17", r"18"),
+        (r"17-18", r"18"),
+        (r"18-17", r"18"),
+        (r"17|18", r"18"),
+        (r"17 & 18", r"18"),
+        ("17\n18", r"18"),
+        (r"(18, 18)", r"18"),
+        (r"\min(17, 18)", r"18"),
+        (r"17.5 \text{ to } 18.5", r"18"),
     ],
     "injections": [
         (r"__import__('os').system('id')", r"18"),
@@ -462,9 +502,72 @@ WRONG = {
         (r"\boldsymbol{}", r"18"),
         (r"\text{}", r"18"),
         (r"@@@", r"18"),
+        (r"17 final answer is [18] ok", r"18"),
     ],
 }
-KNOWN: list[tuple[str, str, bool]] = []
+KNOWN = [
+    # An equation is read as its right side.
+    (r"17 = 18", r"18", True),
+    (r"2x + 3 = 5", r"5", True),
+    (r"x \approx 18", r"18", True),
+    # Two equations without a real solution have the same solutions.
+    (r"x^2 = -1", r"x^2 = -4", True),
+    (r"x = x + 1", r"x^2 = -4", True),
+    # A term that is not evaluated passes for its value.
+    (r"17 + 1", r"18", True),
+    (r"\max(17, 18)", r"18", True),
+    (r"\frac{d}{dx} x^2", r"2x", True),
+    (r"\int_0^1 x dx", r"\frac12", True),
+    # Decimals that are right to six places pass for the exact number.
+    (r"1.414214", r"\sqrt{2}", True),
+    (r"2.0000001", r"2", True),
+    # A percentage may be meant as a factor or as a number of percent.
+    (r"25\%", r"25", True),
+    # Units are dropped, not compared or converted; so is a remark in words, or a letter that may be a unit.
+    (r"12\text{ cm}", r"12\text{ m}", True),
+    (r"12\text{ cents}", r"\$12", True),
+    (r"18 \text{ or seventeen}", r"18", True),
+    (r"3t", r"3", True),
+    (r"2h", r"2", True),
+    # A base is compared only if both have one.
+    (r"101", r"101_2", True),
+    (r"101_2", r"101", True),
+    # Upper and lower case of a variable are one.
+    (r"X + 1", r"x + 1", True),
+    # Sets, open intervals, pairs and lists of as many members are one; so are repeated members.
+    (r"\{1, 2\}", r"(1,2)", True),
+    (r"x = 1, y = 2", r"(1,2)", True),
+    (r"1, 1, 2", r"1, 2", True),
+    (r"1", r"1, 1", True),
+    (r"\{18\}", r"18", True),
+    # Marks that math-verify drops: primes, dots.
+    (r"f'(x)", r"f(x)", True),
+    (r"1,2,\ldots", r"1,2", True),
+    # A time of day is a ratio.
+    (r"3:30", r"1/10", True),
+    # Equal, but math-verify can't tell.
+    (r"33\frac{1}{3}\%", r"33\frac13", False),
+    (r"0.333\ldots", r"\frac13", False),
+    (r"5 > x > 2", r"2<x<5", False),
+    (r"2x > 4", r"x > 2", False),
+    (r"1 < x < 2", r"(1,2)", False),
+    (r"\cos 60^\circ", r"\frac{1}{2}", False),
+    (r"\frac{\pi}{3}", r"60^\circ", False),
+    (r"2\pi n, n \in \mathbb{Z}", r"2\pi n", False),
+    (r"\langle 1, 2 \rangle", r"(1,2)", False),
+    # A bare comma before three digits is a thousands separator in plain numbers only.
+    (r"1,234x", r"1234x", False),
+    # Not LaTeX that math-verify reads.
+    (r"\textcolor{red}{18}", r"18", False),
+    (r"\underline{18}", r"18", False),
+    (r"\text{The answer is } 18", r"18", False),
+    (r"eighteen", r"18", False),
+    (r"sin(x)", r"\sin x", False),
+    (r"18,", r"18", False),
+    ("√2", r"\sqrt{2}", False),
+    ("x²", r"x^2", False),
+    ("18\u200f", r"18", False),
+]
 
 # Whole texts of a final turn, the gold answer, and whether it passes.
 TEXTS = [
@@ -497,13 +600,10 @@ TEXTS = [
 HEAVY = {
     "tower": r"9^{9^{9^9}}",
     "power": r"2^{10^{10}}",
-    "powers": r"10^{10^{10^{10^{10}}}}",
     "factorial": r"1000000!",
-    "factorial of a power": r"(10^{10})!",
     "factorials": r"((9!)!)!",
     "binomial": r"\binom{10^9}{5 \cdot 10^8}",
     "expansion": r"(x+y+z+1)^{1000000}",
-    "product": r"\prod_{k=1}^{1000000000} k",
     "sum": r"\sum_{k=1}^{1000000000} \frac{1}{k}",
     "integral": r"\int_0^1 x^{x^{x}} dx",
     "sine": r"\sin(10^{10^{10}})",
@@ -527,6 +627,12 @@ HEAVY = {
 
 @pytest.fixture(scope="module")
 def verifier():
+    with MathVerifier(timeout_s=10, workers=1) as verifier:
+        yield verifier
+
+
+@pytest.fixture(scope="module")
+def hasty():
     with MathVerifier(timeout_s=LIMIT_S, workers=1) as verifier:
         yield verifier
 
@@ -560,8 +666,40 @@ def test_which_box_counts(verifier, text, answer, passed):
 
 
 @pytest.mark.parametrize("candidate", HEAVY.values(), ids=HEAVY)
-def test_heavy_answers_fail_within_the_limit(verifier, candidate):
-    verdict(verifier, r"\boxed{x + x}", "2x")  # a process that was killed takes its time to come back
+def test_heavy_answers_fail_within_the_limit(hasty, candidate):
+    verdict(hasty, r"\boxed{x + x}", "2x")  # a process that was killed takes its time to come back
     start = time.monotonic()
-    assert not verdict(verifier, f"\\boxed{{{candidate}}}", "x + 5").passed
+    assert not verdict(hasty, f"\\boxed{{{candidate}}}", "x + 5").passed
     assert time.monotonic() - start < LIMIT_S + 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "classes"),
+    [
+        (["0.5", r"\frac12", "1", "50\\%", ".50"], [0, 0, 1, 0, 0]),
+        ([r"2\sqrt{3}", r"\sqrt{12}", "x + 1", r"\sqrt{13}", "1+x", r"\sqrt{12}"], [0, 0, 1, 2, 1, 0]),
+        (["x = 5", "5", "5.0", "6"], [0, 0, 0, 1]),
+        (["@@@ 1", "1", "@@@ 1", "@@@  1", "@@@ 2"], [0, 1, 0, 0, 2]),
+        (["1" * 2001, "1" * 2001, "2" * 2001, "1"], [0, 0, 1, 2]),
+        (["", "", "1"], [0, 0, 1]),
+        (["(1, 2)", r"\left(1,2\right)", "(2, 1)"], [0, 0, 1]),
+        ([], []),
+    ],
+)
+def test_classes(verifier, answers, classes):
+    assert verifier.classes(answers, Problem("p", "?", "")) == classes
+
+
+def test_plain_numbers_are_told_apart_without_a_process():
+    with MathVerifier() as fresh:
+        assert fresh.classes(["1", "2", "1.0", "3"] * 8, Problem("p", "?", "")) == [0, 1, 0, 2] * 8
+        assert fresh._pool.pids() == []
+
+
+def test_an_answer_that_hangs_is_alone_and_spoils_no_other_class(hasty):
+    problem = Problem("p", "?", "2")
+    tower, sums = HEAVY["tower"], [r"\sqrt{8}", r"2\sqrt{2}", r"\sqrt{2} + \sqrt{2}"]
+    start = time.monotonic()
+    assert hasty.classes([tower, sums[0], tower, sums[1], "2"], problem) == [0, 1, 0, 1, 2]
+    assert hasty.classes([sums[0], tower, sums[1], sums[2]], problem) == [0, 1, 0, 0]
+    assert time.monotonic() - start < 10 * LIMIT_S + 10

@@ -1,6 +1,6 @@
 """A short training run of one process among several; started by test_distributed with torchrun.
 
-    torchrun --nproc_per_node 2 distributed_run.py RUN_DIR plain|fsdp|peft
+    torchrun --nproc_per_node 2 distributed_run.py RUN_DIR plain|peft
 
 Writes what each process saw to RUN_DIR/process_N.json.
 """
@@ -37,10 +37,6 @@ class Anything:
 def main(run_dir: str, kind: str) -> None:
     tokenizer = make_tokenizer()
     problems = [Problem(id=f"p/{i}", question=f"{i}+{9 - i}", answer="9") for i in range(10)]
-    options: dict[str, object] = {}
-    if kind == "fsdp":
-        wrapped = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "version": 2}
-        options = {"fsdp": "full_shard auto_wrap", "fsdp_config": wrapped}
     args = GTPOConfig(
         run_dir=run_dir,
         tool_format="fenced",
@@ -60,7 +56,6 @@ def main(run_dir: str, kind: str) -> None:
         report_to="none",
         disable_tqdm=True,
         overwrite=True,
-        **options,
     )
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
     seen = []
@@ -99,7 +94,6 @@ def main(run_dir: str, kind: str) -> None:
         "before": before,
         "after": _total(trainer),
         "processes": trainer.accelerator.num_processes,
-        "sharded": any(hasattr(parameter, "full_tensor") for parameter in trainer.model_wrapped.parameters()),
     }
     Path(run_dir, f"process_{process}.json").write_text(json.dumps(found))
     trainer.accelerator.wait_for_everyone()
@@ -107,12 +101,8 @@ def main(run_dir: str, kind: str) -> None:
 
 
 def _total(trainer: GTPOTrainer) -> float:
-    """A number that changes with any weight; of weights that are spread over processes, of all of them."""
-    total = 0.0
-    for parameter in trainer.model.parameters():
-        whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-        total += whole.detach().double().abs().sum().item()
-    return total
+    """A number that changes with any weight."""
+    return sum(parameter.detach().double().abs().sum().item() for parameter in trainer.model.parameters())
 
 
 if __name__ == "__main__":

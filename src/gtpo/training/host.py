@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 from gtpo._malloc import keep_freed_memory
+from gtpo.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,43 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
         merged.save_pretrained(str(model_dir))
         trainer.processing_class.save_pretrained(str(model_dir))
     return model_dir
+
+
+@contextmanager
+def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
+    """Inside, a forward pass of one process needs no other process.
+
+    Rollouts go each at its own pace, so processes make different numbers of passes; weights that are spread over
+    processes (FSDP 2) are put together before, and spread again afterwards.
+
+    Args:
+        model: as accelerate wrapped it.
+        gathered: DeepSpeed ZeRO-3's weights have been put together by the host.
+
+    Raises:
+        ConfigError: the wrapper has no way to do that: FSDP 1, or ZeRO-3 with `ds3_gather_for_generation` off.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            raise ConfigError("rollouts in process need FSDP 2 (fsdp_config: {version: 2}), or --use_vllm true")
+        if not gathered and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise ConfigError(
+                "rollouts in process under ZeRO-3 need --ds3_gather_for_generation true, or --use_vllm true"
+            )
+        spread = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    else:
+        spread = []
+    for module in spread:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in spread:
+            module.reshard()
+            module.set_reshard_after_forward(module is not model, recurse=False)  # torch keeps the root's whole
 
 
 def is_peft_model(model: Any) -> bool:

@@ -42,6 +42,7 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
 from gtpo.training.collapse import Fate, fate_of
 from gtpo.training.config import GTPOConfig
+from gtpo.training.host import whole_weights
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
@@ -174,7 +175,7 @@ class GTPOTrainer(GRPOTrainer):
             return
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator, **self._unwrapping()) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),
             self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
         ):
             yield TransformersBackend(model, batch_size=self.args.rollout_batch_size)
