@@ -175,7 +175,7 @@ def test_the_box_or_block_that_opens_last_is_the_answer(text, passed, reason):
 @pytest.mark.parametrize(
     ("answer", "question", "why"),
     [
-        ("F", QUESTION, "'F' is not among the options A, B, C, D, E"),
+        ("F", QUESTION, "F is not among the options A, B, C, D, E"),
         ("maine", QUESTION, "'maine' is neither a letter nor yes or no"),
         ("A or B", QUESTION, "'A or B' is neither a letter nor yes or no"),
         ("", QUESTION, "'' is neither a letter nor yes or no"),
