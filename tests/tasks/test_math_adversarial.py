@@ -54,6 +54,7 @@ RIGHT = {
         (r"(-\infty, 0) \cup (0, \infty)", r"(-\infty,\infty) \setminus \{0\}"),
         (r"\mathbb{R}", r"(-\infty,\infty)"),
         ("(0, ∞)", r"(0,\infty)"),
+        (r"(1 + 0.5, \infty)", r"(1.5,\infty)"),
     ],
     "sets": [
         (r"\{3, 1, 2\}", r"\{1,2,3\}"),
@@ -532,6 +533,7 @@ KNOWN = [
     # A base is compared only if both have one.
     (r"101", r"101_2", True),
     (r"101_2", r"101", True),
+    (r"5_{10}", r"y = 5", True),
     # Upper and lower case of a variable are one.
     (r"X + 1", r"x + 1", True),
     # Sets, open intervals, pairs and lists of as many members are one; so are repeated members.
@@ -539,6 +541,7 @@ KNOWN = [
     (r"x = 1, y = 2", r"(1,2)", True),
     (r"1, 1, 2", r"1, 2", True),
     (r"1", r"1, 1", True),
+    (r"(2, 1)", r"x = 1, y = 2", True),
     (r"\{18\}", r"18", True),
     # Marks that math-verify drops: primes, dots.
     (r"f'(x)", r"f(x)", True),
@@ -567,6 +570,29 @@ KNOWN = [
     ("√2", r"\sqrt{2}", False),
     ("x²", r"x^2", False),
     ("18\u200f", r"18", False),
+]
+
+# Candidates that floating point, or a comparison of solutions, could make equal to anything.
+UNIVERSAL = [
+    r"1.0\cdot 10^{40} - 10^{40}",
+    r"10^{40}(1.0-\sin^2 1-\cos^2 1)",
+    r"0.5 + 10^{17} - 10^{17}",
+    r"10^{100}+1-10^{100}",
+    r"x = 0.5 + 10^{17} - 10^{17}",
+    r"10^{150}(\sqrt{3+2\sqrt{2}}-1-\sqrt{2})",
+    r"\{0.5 + 10^{17} - 10^{17}, 2\}",
+    r"y = x + 0.5 + 10^{17} - 10^{17}",
+    r"1.0\cdot 10^{40}x - 10^{40}x",
+    r"0=0",
+    r"x=x",
+    r"\infty-\infty",
+    r"\frac{0}{0}",
+    r"\text{nan}",
+    r"\mathbb{R}",
+]
+GOLDS = [
+    *(r"18", r"0.025", r"1.5^3", r"\sqrt{2}", r"\frac{7}{3}", r"2^{10}", r"x+5", r"3x", r"x=5", r"y=x+1.5", r"2+3i"),
+    *(r"\{1.5,2\}", r"(\sqrt{2},2)", r"[1,2]", r"x<3", r"\begin{pmatrix}1.5\\2\end{pmatrix}", r"12345678901234567890"),
 ]
 
 # Whole texts of a final turn, the gold answer, and whether it passes.
@@ -663,6 +689,13 @@ def test_known_differences_from_a_mathematician(verifier, candidate, answer, pas
 @pytest.mark.parametrize(("text", "answer", "passed"), TEXTS)
 def test_which_box_counts(verifier, text, answer, passed):
     assert verdict(verifier, text, answer).passed == passed
+
+
+@pytest.mark.parametrize("candidate", UNIVERSAL)
+def test_no_answer_passes_for_every_gold_answer(verifier, candidate):
+    problems = [Problem(str(i), "?", answer) for i, answer in enumerate(GOLDS)]
+    verdicts = verifier.verify_many([f"\\boxed{{{candidate}}}"] * len(GOLDS), problems)
+    assert [p.answer for p, v in zip(problems, verdicts, strict=True) if v.passed] == []
 
 
 @pytest.mark.parametrize("candidate", HEAVY.values(), ids=HEAVY)

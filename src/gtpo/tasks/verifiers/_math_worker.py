@@ -4,6 +4,10 @@ A request is `{"id", "gold", "candidate", "limit_s"}`; `candidate` is null to tr
 Replies: `{"id", "stage": "gold"}` once the gold answer is read, then one of `{"id", "equal", "reason"}` or
 `{"id", "unusable"}` (the gold answer can't be read, and why).
 
+Where math-verify errs, more is done here: only the box is read; a unit is dropped only from the end, and not if it
+may be a variable; i is the imaginary unit if the answers differ otherwise; numbers that are equal only by rounding are
+compared again.
+
 It limits its own memory. Its parent enforces the time limit from outside; the alarm here only makes sure that
 a hanging comparison does not outlive a parent that was killed. Its first line is `{"ready": true}`.
 """
@@ -17,6 +21,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -24,6 +29,8 @@ from typing import Any
 from gtpo.tasks.verifiers.answers import RELATIVE
 
 Forms = tuple[Any, ...]
+SWAMPING = 1e10
+"""A term of this size leaves about six decimals of another in a sum of double precision."""
 
 _TEXT = re.compile(r"\\(?:text(?:normal|bf|it|rm)?|mbox|math(?:rm|it|bf))\s*\{(?!\s*(?:and|or)\s*\})")
 _UNITS = re.compile(
@@ -80,7 +87,7 @@ def _compare(candidate: str | None, gold: str) -> tuple[bool, str]:
         return False, "not a mathematical expression"
     try:
         equal = _equal(right, given) or _equal(*_imaginary(right, given))
-        equal = equal and not _both_tiny_but_different(right[0], given[0])
+        equal = equal and not (_both_tiny_but_different(right[0], given[0]) or _swamps(right, given))
     except (MemoryError, RecursionError):
         raise
     except Exception as error:
@@ -124,6 +131,23 @@ def _both_tiny_but_different(gold: Any, candidate: Any) -> bool:
     if not 0 < size < 0.001:
         return False
     return bool(abs(gold.evalf() - candidate.evalf()) > RELATIVE * size)
+
+
+def _swamps(gold: Forms, candidate: Forms) -> bool:
+    """Whether the candidate adds terms so large that, with floating point, nothing is left of the gold answer.
+
+    In `gold - (1.0 \\cdot 10^{40} - 10^{40})` any gold answer is lost, and the difference is 0.
+    """
+    from sympy import Add, Expr, Float, preorder_traversal
+
+    def numbers(form: Any) -> Iterator[Any]:
+        nodes = preorder_traversal(form)
+        return (node for node in nodes if isinstance(node, Expr) and node.is_number and not node.is_infinite)
+
+    if not any(isinstance(number, Float) for form in gold + candidate for number in numbers(form)):
+        return False
+    sums = [form for form in candidate if any(isinstance(node, Add) for node in preorder_traversal(form))]
+    return any(abs(number.evalf(5)) > SWAMPING for form in sums for number in numbers(form))
 
 
 def _unusable(gold: str) -> str | None:

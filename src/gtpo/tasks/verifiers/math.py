@@ -2,7 +2,8 @@ r"""Answers to problems in mathematics: the last `\boxed{}` of the text against 
 
 Most comparisons need no algebra and are decided at once (see `answers`); the rest go to math-verify, in
 processes with limits of time and memory. It is as lenient as math-verify is: an unevaluated `2 \cdot 9`
-passes for 18, `x = 5` for 5, the tuple (1, 2) for the set {1, 2}.
+passes for 18, `x = 5` for 5, the tuple (1, 2) for the set {1, 2}. Where it is mended, `_math_worker` says; what is left
+is the table KNOWN of the adversarial test.
 """
 
 from __future__ import annotations
