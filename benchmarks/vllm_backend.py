@@ -12,11 +12,14 @@ the run fails if the sides' mean turns or tokens a rollout, over all rounds, dif
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ SIDES = ("transformers", "vllm")
 
 
 def side(args: argparse.Namespace) -> None:
-    """One side of one round: prints its figures as JSON on the last line."""
+    """One side of one round: writes its figures to a file."""
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,16 +66,21 @@ def side(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     tokens = [sum(len(turn.token_ids) for turn in t.turns) for t in trajectories]
     figures = {"seconds": seconds, "tokens": tokens, "turns": [len(t.turns) for t in trajectories]}
-    print(json.dumps(figures), flush=True)
-    os._exit(0)  # vLLM's processes take long to leave
+    Path(args.figures).write_text(json.dumps(figures))
+    os._exit(0)  # vLLM's processes take long to leave; they are ended from outside
 
 
 def measure(args: argparse.Namespace, which: str, number: int) -> dict[str, Any]:
     argv = [sys.executable, __file__, "--side", which, "--seed", str(number)]
     for name in ("model", "problems", "rollouts", "dtype", "system_prompt"):
         argv += [f"--{name}", str(getattr(args, name))]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "figures.json")
+        process = subprocess.Popen([*argv, "--figures", str(path)], start_new_session=True)
+        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        figures: dict[str, Any] = json.loads(path.read_text())
     rate = sum(figures["tokens"]) / figures["seconds"]
     print(f"round {number}, {which}: {figures['seconds']:.1f} s, {rate:.0f} tokens/s", flush=True)
     return figures
@@ -87,7 +95,8 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--system_prompt", default="Solve the problem. Run Python in ```python blocks.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", choices=SIDES)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--figures", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if args.side:
