@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +64,24 @@ def evaluate(
     )
 
 
+@dataclass
 class _Evaluation:
     """One evaluation under way."""
 
-    def __init__(
-        self,
-        problems: Sequence[Problem],
-        engine: RolloutEngine,
-        backend: Backend,
-        verifier: Verifier,
-        prompts: Prompts,
-        protocol: EvalProtocol,
-        about: dict[str, Any],
-        progress: Progress | None,
-    ) -> None:
-        self.problems, self.engine, self.backend, self.verifier = problems, engine, backend, verifier
-        self.prompts, self.protocol, self.about, self.progress = prompts, protocol, about, progress
-        self.total = len(problems) * protocol.samples
-        self.seconds = {"generation": 0.0, "tools": 0.0}
+    problems: Sequence[Problem]
+    engine: RolloutEngine
+    backend: Backend
+    verifier: Verifier
+    prompts: Prompts
+    protocol: EvalProtocol
+    about: dict[str, Any]
+    progress: Progress | None
+    seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "tools": 0.0})
+
+    @property
+    def total(self) -> int:
+        """Samples in all."""
+        return len(self.problems) * self.protocol.samples
 
     async def run(self, path: Path | None) -> EvalResult:
         """To its end, or to what stops it."""
