@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gtpo.audit import AuditBatch, audit
-from gtpo.errors import BackendError
+from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
 from gtpo.sandbox import ExecResult, Status
@@ -246,8 +246,8 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(server, tokenizer)
     assert all(rollout.turns for rollout in rollouts)
 
 
-def test_training_steps_with_an_adapter_on_the_server(server, tokenizer, tmp_path):
-    from peft import LoraConfig
+def trained(tokenizer, folder, options, **more):
+    """Two steps of training; what was logged."""
     from transformers import AutoModelForCausalLM
 
     from gtpo.sandbox import LocalSandbox
@@ -256,39 +256,64 @@ def test_training_steps_with_an_adapter_on_the_server(server, tokenizer, tmp_pat
     from gtpo.training.curves import read_metrics
     from gtpo.training.run import train
 
-    OpenAIBackend(server.url, tokenizer, patience_s=300)
     args = GTPOConfig(
-        run_dir=str(tmp_path / "run"),
+        run_dir=str(folder),
         tool_format="fenced",
         use_vllm=True,
-        vllm_mode="server",
-        vllm_sync="adapter",
-        vllm_server_base_url=server.url,
         max_turns=2,
         max_turn_tokens=24,
         max_completion_length=128,
         num_generations=4,
         per_device_train_batch_size=8,
         max_steps=2,
-        learning_rate=1e-3,
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **options,
     )
     problems = [Problem(id=str(i), question=f"{i}+1?", answer=str(i + 1)) for i in range(8)]
     tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
-    lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     sandbox = LocalSandbox(slots=2)
-    train(model, tokenizer, problems, args, peft_config=lora, sandbox=sandbox)
+    train(model, tokenizer, problems, args, sandbox=sandbox, **more)
     sandbox.close()
-    steps = read_metrics(tmp_path / "run")
+    return read_metrics(folder)
+
+
+def test_training_steps_with_an_adapter_on_the_server(server, tokenizer, tmp_path):
+    from peft import LoraConfig
+
+    OpenAIBackend(server.url, tokenizer, patience_s=300)
+    lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    options = {"vllm_mode": "server", "vllm_sync": "adapter", "vllm_server_base_url": server.url, "learning_rate": 1e-3}
+    steps = trained(tokenizer, tmp_path / "run", options, peft_config=lora)
     assert len(steps) == 2
     for step in steps:  # sampled and trained policies agree: the adapter that was trained is the one that was served
         assert step["sampling/sampling_logp_difference/mean"] < 0.01
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_a_colocated_engine_that_takes_no_weights_is_refused(tokenizer, tmp_path):
+    from vllm import _custom_ops
+
+    if not _custom_ops._supports_onednn:
+        pytest.skip("this vLLM does not pack its weights")
+    with pytest.raises(ConfigError, match="packs its weights and takes no new ones"):
+        trained(tokenizer, tmp_path / "run", {"vllm_mode": "colocate", "vllm_max_model_length": 512})
+
+
+def test_training_steps_with_a_colocated_engine(tokenizer, tmp_path, monkeypatch):
+    """All weights are trained, and pushed into the engine before each step. The CPU build's packing is switched off."""
+    monkeypatch.setattr("vllm._custom_ops._supports_onednn", False)
+    monkeypatch.setattr("vllm.model_executor.layers.utils.check_cpu_sgl_kernel", lambda *_: False)
+    options = {"vllm_mode": "colocate", "vllm_max_model_length": 512, "learning_rate": 1e-3}
+    first, second = trained(tokenizer, tmp_path / "run", options)
+    differences = [step["sampling/sampling_logp_difference/mean"] for step in (first, second)]
+    assert differences[0] < 0.05, "bfloat16 beside float32"
+    assert differences[1] < 0.1, "the weights of the first step are those that the second one sampled from"
     shutil.rmtree(tmp_path / "run")
 
 

@@ -47,7 +47,7 @@ from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.rows import rollout_rows
-from gtpo.training.vllm import AdapterSync, colocated, server_url
+from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
 from gtpo.types import Trajectory
 
 
@@ -130,6 +130,8 @@ class GTPOTrainer(GRPOTrainer):
             self.use_vllm = args.use_vllm = True
             self.vllm_generation: Any = AdapterSync(self.model, self.accelerator, server_url(args), folder)
             self._last_loaded_step = -1
+        elif args.use_vllm and args.vllm_mode == "colocate":
+            check_takes_weights(self.vllm_generation)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 

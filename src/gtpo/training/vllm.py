@@ -37,6 +37,20 @@ def colocated(generation: Any) -> VLLMBackend:
     return VLLMBackend(generation.llm, before=wake, after=sleep)
 
 
+def check_takes_weights(generation: Any) -> None:
+    """Refuse an engine that the host can't push weights into.
+
+    Raises:
+        ConfigError: it is of vLLM's CPU build, which packs its linear layers and drops what they were packed from.
+    """
+    model = generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
+    if any(hasattr(module, "cpu_linear") and not module.weight.numel() for module in model.modules()):
+        raise ConfigError(
+            "vLLM's CPU build packs its weights and takes no new ones: without an accelerator, leave --use_vllm out, "
+            "or use --vllm_mode server --vllm_sync adapter"
+        )
+
+
 def server_url(args: Any) -> str:
     """Base of the server's API, from the host's options."""
     base = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
