@@ -43,7 +43,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ import transformers
 import trl
 from _rollouts_script import GROUP, Workload, real_workload, tiny_workload
 from _rollouts_sides import Ours, Outcome, Peer, Tool
+from _rows import Row, print_table
 
 from gtpo._malloc import keep_freed_memory
 
@@ -67,18 +68,6 @@ OURS, PEER, CONTINUOUS = "gtpo", "TRL", "TRL, continuous batching"
 
 class OtherWork(Exception):
     """The sides did not do the same work."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: the value of each round, and whether their median meets the target, if there is one."""
-
-    what: str
-    values: list[float]
-    unit: str
-    target: str = ""
-    met: bool | None = None
-    detail: dict[str, object] = field(default_factory=dict)
 
 
 def check(workload: Workload, outcomes: dict[str, Outcome]) -> bool:
@@ -243,25 +232,6 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
             yield from slow_call(case, load(*arguments), args.slow_call, args.rounds)
         else:
             yield from compare(case, load(*arguments), args.rounds, min(args.rounds, args.continuous_rounds))
-
-
-def print_table(rows: list[Row]) -> None:
-    print("| what | median | least | most | target | met |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        numbers = " | ".join(f"{f(row.values):.3g} {row.unit}" for f in (statistics.median, min, max))
-        met = "" if row.met is None else "yes" if row.met else "NO"
-        print(f"| {row.what} | {numbers} | {row.target} | {met} |")
-    for row in rows:
-        print(f"\n{row.what}, by round: {spelled(row.values)} {row.unit}")
-        for name, value in row.detail.items():
-            print(f"    {name}: {spelled(value)}")
-
-
-def spelled(value: object) -> str:
-    return ", ".join(
-        str(one) if isinstance(one, bool) else f"{one:.4g}" for one in (value if isinstance(value, list) else [value])
-    )
 
 
 def arguments() -> argparse.Namespace:

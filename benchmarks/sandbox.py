@@ -26,8 +26,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from _rows import Row, print_table
 
 from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Status
 
@@ -51,18 +53,6 @@ class Program:
 
 TRIVIAL = Program("trivial", "print(sum(i*i for i in range(1000)))", "332833500\n")
 SYMPY = Program("sympy", "import sympy; x=sympy.symbols('x'); print(sympy.solve(x**2-5*x+6,x))", "[2, 3]\n")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement: the value of each round, and whether their median meets the target."""
-
-    what: str
-    values: list[float]
-    unit: str
-    target: str = ""
-    met: bool | None = None
-    detail: dict[str, object] = field(default_factory=dict)
 
 
 def fresh_interpreter(program: Program) -> None:
@@ -229,22 +219,6 @@ def measure(seconds: float, rounds: int, calls: int, wall_s: float) -> list[Row]
     limits = Limits(cpu_s=wall_s, wall_s=wall_s)
     rows += [loops(name, programs, limits, calls, rounds) for name, programs in kinds.items()]
     return rows
-
-
-def print_table(rows: list[Row]) -> None:
-    print("| what | median | least | most | target | met |")
-    print("|---|---|---|---|---|---|")
-    for row in rows:
-        numbers = " | ".join(f"{f(row.values):.3g} {row.unit}" for f in (statistics.median, min, max))
-        print(f"| {row.what} | {numbers} | {row.target} | {'yes' if row.met else 'NO'} |")
-    for row in rows:
-        print(f"\n{row.what}, by round: {spelled(row.values)} {row.unit}")
-        for name, value in row.detail.items():
-            print(f"    {name}: {spelled(value)}")
-
-
-def spelled(value: object) -> str:
-    return ", ".join(f"{one:.4g}" for one in (value if isinstance(value, list) else [value]))
 
 
 def main() -> int:

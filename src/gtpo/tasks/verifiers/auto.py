@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from gtpo.errors import ConfigError, DataError, VerifierError
 from gtpo.tasks.kinds import verifier_name
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers.base import Verdict, Verifier
+from gtpo.tasks.verifiers.base import Verdict, Verifier, check_lengths
 
 
 class AutoVerifier:
@@ -28,8 +28,7 @@ class AutoVerifier:
         Raises:
             VerifierError: as the verifiers do, or for a problem that names no verifier that there is.
         """
-        if len(answer_texts) != len(problems):
-            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
+        check_lengths(answer_texts, problems)
         verdicts: dict[int, Verdict] = {}
         for name, places in self._by_name(problems).items():
             found = self._verifier(name).verify_many([answer_texts[i] for i in places], [problems[i] for i in places])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gtpo.errors import VerifierError
 from gtpo.tasks.problems import Problem
 
 
@@ -66,6 +67,22 @@ class Verifier(Protocol):
     def close(self) -> None:
         """Frees processes and connections. Calling it twice is fine."""
         ...
+
+
+def check_lengths(answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> None:
+    """Raises ValueError unless there is one problem a text."""
+    if len(answer_texts) != len(problems):
+        raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
+
+
+def refuse_unusable(unusable: Mapping[str, str], verifier: str) -> None:
+    """Raises VerifierError if there are gold answers that can't be used, given as id and why."""
+    if unusable:
+        shown = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:5])
+        raise VerifierError(
+            f"{len(unusable)} gold answers can't be used: {shown}. Mend or remove these problems; "
+            f"{verifier}.unusable(problems) lists them before a run"
+        )
 
 
 def classes_by_key(answers: Sequence[str], key: Callable[[str], Hashable]) -> list[int]:

@@ -19,10 +19,9 @@ import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
-from gtpo.errors import VerifierError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.answers import boxed_or_tagged, judgeable, plain_text
-from gtpo.tasks.verifiers.base import Verdict, classes_by_key
+from gtpo.tasks.verifiers.base import Verdict, check_lengths, classes_by_key, refuse_unusable
 
 _WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _OPTION_LINE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(\S.*)$", re.MULTILINE)
@@ -42,14 +41,8 @@ class ChoiceVerifier:
             VerifierError: a gold answer is neither the letter of an option nor yes or no.
             ValueError: the arguments differ in length.
         """
-        if len(answer_texts) != len(problems):
-            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
-        if bad := self.unusable(problems):
-            shown = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:5])
-            raise VerifierError(
-                f"{len(bad)} gold answers can't be used: {shown}. Mend or remove these problems; "
-                "ChoiceVerifier.unusable(problems) lists them before a run"
-            )
+        check_lengths(answer_texts, problems)
+        refuse_unusable(self.unusable(problems), "ChoiceVerifier")
         return [_verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
     def has_answer(self, text: str) -> bool:

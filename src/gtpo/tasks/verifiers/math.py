@@ -12,11 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gtpo.errors import ConfigError, VerifierError
+from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers._math_pool import Reply, WorkerPool
 from gtpo.tasks.verifiers.answers import canonical, last_boxed, plain_number, quick_match, readable
-from gtpo.tasks.verifiers.base import Verdict
+from gtpo.tasks.verifiers.base import Verdict, check_lengths, refuse_unusable
 
 MEMORY_BYTES = 2 * 2**30
 MAX_CHARACTERS = 2000
@@ -52,8 +52,7 @@ class MathVerifier:
             VerifierError: math-verify can't read a gold answer that it was needed for, or no process starts.
             ValueError: the arguments differ in length.
         """
-        if len(answer_texts) != len(problems):
-            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
+        check_lengths(answer_texts, problems)
         verdicts: list[Verdict | None] = []
         for text, problem in zip(answer_texts, problems, strict=True):
             verdicts.append(_quick_verdict(text, problem))
@@ -61,7 +60,9 @@ class MathVerifier:
         answers = {i: last_boxed(answer_texts[i] or "") or "" for i in open_places}
         pairs = list(dict.fromkeys((answers[i], problems[i].answer) for i in open_places))
         replies = dict(zip(pairs, self._ask(pairs), strict=True))
-        _check_golds([(problems[i], replies[answers[i], problems[i].answer]) for i in open_places])
+        asked = [(problems[i], replies[answers[i], problems[i].answer]) for i in open_places]
+        bad = {p.id: f"{p.answer[:80]!r} ({reply.gold_unusable})" for p, reply in asked if reply.gold_unusable}
+        refuse_unusable(bad, "MathVerifier")
         for i in open_places:
             reply = replies[answers[i], problems[i].answer]
             verdicts[i] = Verdict(reply.equal, float(reply.equal), reply.reason, answers[i])
@@ -177,13 +178,3 @@ def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:
     if equal is None:
         return None
     return Verdict(equal, float(equal), f"{'' if equal else 'not '}equal to the gold answer", answer)
-
-
-def _check_golds(asked: Sequence[tuple[Problem, Reply]]) -> None:
-    bad = {problem.id: (problem.answer, reply.gold_unusable) for problem, reply in asked if reply.gold_unusable}
-    if bad:
-        shown = "; ".join(f"{name}: {answer[:80]!r} ({why})" for name, (answer, why) in list(bad.items())[:5])
-        raise VerifierError(
-            f"{len(bad)} gold answers can't be used: {shown}. Mend or remove these problems; "
-            "MathVerifier.unusable(problems) lists them before a run"
-        )

@@ -22,10 +22,10 @@ from collections import Counter
 from collections.abc import Sequence
 from string import punctuation
 
-from gtpo.errors import ConfigError, VerifierError
+from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.answers import boxed_or_tagged, judgeable, plain_text
-from gtpo.tasks.verifiers.base import Verdict, classes_by_key
+from gtpo.tasks.verifiers.base import Verdict, check_lengths, classes_by_key, refuse_unusable
 
 MAX_CHARACTERS = 300
 """Answers that are longer fail: they are no short answers."""
@@ -58,14 +58,8 @@ class QAVerifier:
             VerifierError: a problem has no gold answer, or aliases that are not a list of texts.
             ValueError: the arguments differ in length.
         """
-        if len(answer_texts) != len(problems):
-            raise ValueError(f"{len(answer_texts)} texts but {len(problems)} problems; give one problem a text")
-        if bad := self.unusable(problems):
-            shown = "; ".join(f"{name}: {why}" for name, why in list(bad.items())[:5])
-            raise VerifierError(
-                f"{len(bad)} gold answers can't be used: {shown}. Mend or remove these problems; "
-                "QAVerifier.unusable(problems) lists them before a run"
-            )
+        check_lengths(answer_texts, problems)
+        refuse_unusable(self.unusable(problems), "QAVerifier")
         return [self._verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
     def has_answer(self, text: str) -> bool:
