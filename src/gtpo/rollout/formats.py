@@ -139,7 +139,7 @@ class ToolCallFormat:
 
     @property
     def _sender(self) -> dict[str, str]:
-        """With several tools the messages name none: no template that is known needs it."""
+        """With several tools the messages name none: which of them answered is not known here."""
         return {"name": self.specs[0].name} if len(self.specs) == 1 else {}
 
     def escape(self, result: str) -> str:
