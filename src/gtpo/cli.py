@@ -17,6 +17,7 @@ COMMANDS = {
     "traces": ("gtpo.commands.traces", "make such traces from worked solutions"),
     "collect": ("gtpo.commands.collect", "make such traces from a model's own rollouts that passed"),
     "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
+    "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 

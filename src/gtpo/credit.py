@@ -20,7 +20,12 @@ from gtpo.functional.advantages import SCOPES, UNIFORM_OUTCOMES
 from gtpo.similarity import CodeSimilarity
 from gtpo.types import StopReason, Trajectory
 
-ALGORITHMS = ("gtpo", "grpo")
+ALGORITHMS = ("gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo")
+"""`gtpo`; `grpo`, the paper's baseline; and others for comparison, see `gtpo.functional.estimators`."""
+_ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
+"""They have one reward a rollout, that of the paper's baseline."""
+SHAPED = {"gtpo", "turn_loo"}
+"""They shape the reward of failed rollouts."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class CreditSettings:
         scope: set over which returns are normalised: pooled, initial or turn.
         on_uniform_outcome: keep or zero the advantages of groups that all passed or all failed.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
+        turn_rewards: False, for ablations: one reward a rollout, at its last turn; format counts as in the paper's
+            GRPO baseline, so a flawed success earns 0.
+        turn_returns: False, for ablations: each turn gets the sum of the rollout's rewards, normalised over rollouts.
+            With all three parts off (these two, and alpha 0) the advantages are GRPO's.
     """
 
     gamma: float = 0.9
@@ -42,6 +51,8 @@ class CreditSettings:
     scope: str = "pooled"
     on_uniform_outcome: str = "keep"
     penalize_syntax_errors: bool = False
+    turn_rewards: bool = True
+    turn_returns: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -118,9 +129,9 @@ class Credit:
         accuracy_B: 1 for rollouts that passed, else 0.
         shaped_B: the shaped accuracy of failed rollouts, in [0, alpha].
         format_B_K: the format penalties.
-        rewards_B_K: the turn rewards. GRPO: its one reward, at the last turn.
-        returns_B_K: discounted returns. GRPO: the one reward at each turn.
-        advantages_B_K: normalised over the group. GRPO: the same at each turn.
+        rewards_B_K: the turn rewards. With one reward a rollout: that, at the last turn.
+        returns_B_K: discounted returns. With one reward a rollout: that, at each turn.
+        advantages_B_K: as the algorithm has them. GRPO: the same at each turn.
         outcome_B: the one reward a rollout of the paper's GRPO baseline: min(accuracy, format).
         group_B: int64, the rollouts' groups.
         shaping_s: seconds spent on similarities.
@@ -151,7 +162,8 @@ def assign_credit(
         facts: the rollouts of all groups, in any order; at least one.
         similarity: of codes; only failed rollouts of groups with a success are compared.
         settings: the numbers of the algorithm.
-        algorithm: "gtpo", or "grpo" for the paper's baseline: one reward a rollout, the same advantage at each turn.
+        algorithm: one of `ALGORITHMS`. "grpo" is the paper's baseline: one reward a rollout, the same advantage at each
+            turn.
         eps: added to the deviation.
 
     Raises:
@@ -159,126 +171,114 @@ def assign_credit(
     """
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    num_turns_B = torch.tensor([len(fact.invalid_turns) for fact in facts])
-    turn_B_K = torch.arange(int(num_turns_B.max())).expand(len(facts), -1)
-    turn_B_K = torch.where(turn_B_K < num_turns_B[:, None], turn_B_K, -1)
-    kept_B = torch.tensor([not fact.masked for fact in facts])
+    num_k = max(len(fact.invalid_turns) for fact in facts)
     group_B = torch.tensor([fact.group_id for fact in facts])
-    if not kept_B.any():
-        return _no_credit(group_B, turn_B_K.shape[1])
-    kept_facts = [fact for fact in facts if not fact.masked]
-    assign = _gtpo if algorithm == "gtpo" else _grpo
-    kept = assign(kept_facts, num_turns_B[kept_B], turn_B_K[kept_B], similarity, settings, eps)
-
-    def whole(value: Tensor) -> Tensor:
-        return value.new_zeros(len(facts), *value.shape[1:]).index_put((kept_B,), value)
-
-    return Credit(
-        accuracy_B=whole(kept.accuracy_B),
-        shaped_B=whole(kept.shaped_B),
-        format_B_K=whole(kept.format_B_K),
-        rewards_B_K=whole(kept.rewards_B_K),
-        returns_B_K=whole(kept.returns_B_K),
-        advantages_B_K=whole(kept.advantages_B_K),
-        outcome_B=whole(kept.outcome_B),
-        group_B=group_B,
-        shaping_s=kept.shaping_s,
-    )
-
-
-def _no_credit(group_B: Tensor, num_k: int) -> Credit:
-    zeros_B, zeros_B_K = torch.zeros(len(group_B)), torch.zeros(len(group_B), num_k)
-    return Credit(
-        accuracy_B=zeros_B,
-        shaped_B=zeros_B,
-        format_B_K=zeros_B_K,
-        rewards_B_K=zeros_B_K,
-        returns_B_K=zeros_B_K,
-        advantages_B_K=zeros_B_K,
-        outcome_B=zeros_B,
-        group_B=group_B,
-        shaping_s=0.0,
-    )
+    kept_B = torch.tensor([not fact.masked for fact in facts])
+    whole = {name: torch.zeros(len(facts), *(num_k,) * name.endswith("_B_K")) for name in _PARTS}
+    shaping_s = 0.0
+    if kept_B.any():
+        kept = [fact for fact in facts if not fact.masked]
+        start = time.perf_counter()
+        shapes = algorithm in SHAPED and settings.alpha > 0
+        shaped_B = _shaped(kept, similarity, settings.alpha) if shapes else torch.zeros(len(kept))
+        shaping_s = time.perf_counter() - start
+        invalid_B_K = torch.zeros(len(kept), num_k, dtype=torch.bool)
+        for row, fact in enumerate(kept):
+            invalid_B_K[row, : len(fact.invalid_turns)] = torch.tensor(fact.invalid_turns)
+        parts = turn_credit(
+            passed_B=torch.tensor([fact.passed for fact in kept]),
+            num_turns_B=torch.tensor([len(fact.invalid_turns) for fact in kept]),
+            invalid_B_K=invalid_B_K,
+            has_call_B=torch.tensor([fact.has_call for fact in kept]),
+            group_B=group_B[kept_B],
+            shaped_B=shaped_B,
+            settings=settings,
+            algorithm=algorithm,
+            eps=eps,
+        )
+        whole = {name: whole[name].index_put((kept_B,), getattr(parts, name)) for name in _PARTS}
+    return Credit(**whole, group_B=group_B, shaping_s=shaping_s)
 
 
-def _inputs(facts: Sequence[RolloutFacts], num_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Passed, invalid turns, whether a call was made, and groups, as tensors."""
-    invalid_B_K = torch.zeros(len(facts), num_k, dtype=torch.bool)
-    for row, fact in enumerate(facts):
-        invalid_B_K[row, : len(fact.invalid_turns)] = torch.tensor(fact.invalid_turns)
-    passed_B = torch.tensor([fact.passed for fact in facts])
-    has_call_B = torch.tensor([fact.has_call for fact in facts])
-    return passed_B, invalid_B_K, has_call_B, torch.tensor([fact.group_id for fact in facts])
+_PARTS = ("accuracy_B", "shaped_B", "format_B_K", "rewards_B_K", "returns_B_K", "advantages_B_K", "outcome_B")
 
 
-def _outcome(passed_B: Tensor, invalid_B_K: Tensor, has_call_B: Tensor, num_turns_B: Tensor) -> Tensor:
-    """GRPO's one reward: 1 if the answer is right and no turn would be penalised."""
-    nothing_B = torch.zeros_like(passed_B)
-    penalties_B_K = F.turn_rewards(nothing_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=-1.0)
-    return F.grpo_rewards(passed_B, penalties_B_K.eq(0).all(dim=1)).float()
-
-
-def _gtpo(
-    facts: Sequence[RolloutFacts],
+def turn_credit(
+    *,
+    passed_B: Tensor,
     num_turns_B: Tensor,
-    turn_B_K: Tensor,
-    similarity: CodeSimilarity,
+    invalid_B_K: Tensor,
+    has_call_B: Tensor,
+    group_B: Tensor,
+    shaped_B: Tensor,
     settings: CreditSettings,
-    eps: float,
+    algorithm: str = "gtpo",
+    eps: float = 1e-4,
 ) -> Credit:
-    passed_B, invalid_B_K, has_call_B, group_B = _inputs(facts, turn_B_K.shape[1])
-    start = time.perf_counter()
-    shaped_B = _shaped(facts, similarity, settings.alpha) if settings.alpha > 0 else torch.zeros(len(facts))
-    shaping_s = time.perf_counter() - start
-    penalty = settings.format_penalty
+    """Credit from what is known of each rollout as tensors, in the dtype of `shaped_B`.
+
+    Args:
+        passed_B: bool, True iff the final answer is verified.
+        num_turns_B: integer, 1..K.
+        invalid_B_K: bool, turns with an invalid call.
+        has_call_B: bool, False iff the rollout makes no call at all.
+        group_B: integer, equal within a group.
+        shaped_B: float, shaped accuracy of failed rollouts, 0 elsewhere and for algorithms that are not in `SHAPED`.
+        settings, algorithm, eps: see `assign_credit`.
+
+    Raises:
+        ValueError: shapes don't fit, or values lie outside what `gtpo.functional` takes.
+    """
+    dtype = shaped_B.dtype
+    alive_B_K = torch.arange(invalid_B_K.shape[1]) < num_turns_B[:, None]
+    last_B_K = torch.arange(invalid_B_K.shape[1]) == num_turns_B[:, None] - 1
     nothing_B = torch.zeros_like(passed_B)
-    format_B_K = F.turn_rewards(nothing_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=penalty)
-    rewards_B_K = F.turn_rewards(
-        passed_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=penalty, shaped_B=shaped_B
-    )
-    advantages_B_K = F.gtpo_advantages(  # each turn as one token
-        rewards_B_K,
-        num_turns_B,
-        turn_B_K,
-        group_B,
-        gamma=settings.gamma,
-        scope=settings.scope,
-        eps=eps,
-        passed_B=passed_B,
-        on_uniform_outcome=settings.on_uniform_outcome,
-    )
+    flaws_B_K = F.turn_rewards(nothing_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=-1.0)
+    outcome_B = F.grpo_rewards(passed_B, flaws_B_K.eq(0).all(dim=1)).to(dtype)
+    by_turn = algorithm not in _ROLLOUT_REWARDS and settings.turn_rewards
+    if by_turn:
+        penalty = settings.format_penalty
+        rewards_B_K = F.turn_rewards(
+            passed_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=penalty, shaped_B=shaped_B
+        )
+    else:
+        rewards_B_K = (outcome_B + shaped_B)[:, None] * last_B_K
+    if algorithm not in _ROLLOUT_REWARDS and settings.turn_returns:
+        returns_B_K = F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma)
+    else:
+        returns_B_K = rewards_B_K.sum(dim=1, keepdim=True) * alive_B_K
+    accuracy_B = passed_B.to(dtype)
+    format_B_K = (flaws_B_K * -settings.format_penalty * by_turn).to(dtype)
+
+    if algorithm == "grpo":
+        advantages_B_K = F.grpo_advantages(outcome_B, group_B, eps=eps)[:, None] * alive_B_K
+    elif algorithm in _ROLLOUT_REWARDS:
+        estimator = F.dr_grpo_advantages if algorithm == "dr_grpo" else F.rloo_advantages
+        advantages_B_K = estimator(outcome_B, group_B)[:, None] * alive_B_K
+    elif algorithm == "mt_grpo":
+        advantages_B_K = F.mt_grpo_advantages(format_B_K, accuracy_B, num_turns_B, group_B, eps=eps)
+    elif algorithm == "turn_loo":
+        advantages_B_K = F.leave_one_out_advantages(returns_B_K, num_turns_B, group_B)
+    else:
+        whole = not settings.turn_returns  # then a rollout's sum stands at each of its turns already
+        advantages_B_K = F.gtpo_advantages(
+            returns_B_K if whole else rewards_B_K,
+            num_turns_B,
+            torch.arange(alive_B_K.shape[1]).expand_as(alive_B_K).masked_fill(~alive_B_K, -1),  # a turn as one token
+            group_B,
+            gamma=0.0 if whole else settings.gamma,
+            scope="initial" if whole else settings.scope,
+            eps=eps,
+            passed_B=passed_B,
+            on_uniform_outcome=settings.on_uniform_outcome,
+        )
     return Credit(
-        accuracy_B=passed_B.float(),
+        accuracy_B=accuracy_B,
         shaped_B=shaped_B,
         format_B_K=format_B_K,
         rewards_B_K=rewards_B_K,
-        returns_B_K=F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma),
+        returns_B_K=returns_B_K,
         advantages_B_K=advantages_B_K,
-        outcome_B=_outcome(passed_B, invalid_B_K, has_call_B, num_turns_B),
-        group_B=group_B,
-        shaping_s=shaping_s,
-    )
-
-
-def _grpo(
-    facts: Sequence[RolloutFacts],
-    num_turns_B: Tensor,
-    turn_B_K: Tensor,
-    similarity: CodeSimilarity,
-    settings: CreditSettings,
-    eps: float,
-) -> Credit:
-    passed_B, invalid_B_K, has_call_B, group_B = _inputs(facts, turn_B_K.shape[1])
-    outcome_B = _outcome(passed_B, invalid_B_K, has_call_B, num_turns_B)
-    alive_B_K = turn_B_K.ge(0).float()
-    last_B_K = turn_B_K.eq(num_turns_B[:, None] - 1).float()
-    return Credit(
-        accuracy_B=passed_B.float(),
-        shaped_B=torch.zeros(len(facts)),
-        format_B_K=torch.zeros(turn_B_K.shape),
-        rewards_B_K=outcome_B[:, None] * last_B_K,
-        returns_B_K=outcome_B[:, None] * alive_B_K,
-        advantages_B_K=F.grpo_advantages(outcome_B, group_B, eps=eps)[:, None] * alive_B_K,
         outcome_B=outcome_B,
         group_B=group_B,
         shaping_s=0.0,

@@ -23,7 +23,9 @@ class BackendArguments:
         default="transformers",
         metadata={"help": "transformers or vllm (both in this process), or server (any with OpenAI's API)."},
     )
-    batch_size: int = field(default=64, metadata={"help": "transformers: rollouts under way at once."})
+    batch_size: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Rollouts under way at once; by default 64 with transformers, else 256."}
+    )
     vllm_options: str = field(
         default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
     )
@@ -46,6 +48,15 @@ class BackendArguments:
         default=None, metadata={"help": "Longest context in tokens; by default what model or server say."}
     )
 
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @property
+    def at_once(self) -> int:
+        """Rollouts under way at once."""
+        return self.batch_size or (64 if self.backend == "transformers" else 256)
+
 
 def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any) -> Backend:
     """The backend that the options ask for.
@@ -55,7 +66,7 @@ def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any
         BackendError: no server answers.
     """
     if args.backend == "transformers":
-        return TransformersBackend(load_model(model_args), batch_size=args.batch_size)
+        return TransformersBackend(load_model(model_args), batch_size=args.at_once)
     if args.backend == "vllm":
         return VLLMBackend(_engine(args, model_args))
     if not args.base_url:

@@ -81,6 +81,7 @@ class Job:
     prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
+    at_once: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
         """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
@@ -99,6 +100,7 @@ class Job:
                     self.prompts,
                     self.protocol,
                     about=self.about,
+                    at_once=self.at_once,
                     journal=journal,
                     progress=progress,
                 )
@@ -178,7 +180,8 @@ def prepare(
         },
     }
     say(f"{len(problems)} problems, {samples} samples each")
-    return Job(problems, engine, make_backend(backend_args, model_args, tokenizer), verifier, prompts, protocol, about)
+    backend = make_backend(backend_args, model_args, tokenizer)
+    return Job(problems, engine, backend, verifier, prompts, protocol, about, backend_args.at_once)
 
 
 def fingerprint(model: str) -> str | None:

@@ -25,6 +25,9 @@ def main(argv: Sequence[str]) -> int:
     RunRecorder(args.run_dir)
     summary = run_tiny(tiny, args)
     run_dir = Path(args.run_dir)
+    if tiny.prepare_only:
+        say(f"{run_dir / 'cold-start' / 'model'}: the model after the cold start; {run_dir / 'problems'}: the problems")
+        return 0
     say(f"\n{args.algorithm}, seed {args.seed}, {summary['steps']} steps, {summary['wall_s']:.0f} s:")
     say(table(summary))
     for name, what in (

@@ -37,6 +37,7 @@ def evaluate(
     protocol: EvalProtocol,
     *,
     about: Mapping[str, Any] | None = None,
+    at_once: int | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -50,6 +51,7 @@ def evaluate(
         prompts: makes the prompts.
         protocol: how many samples, how they are drawn.
         about: which model and problems; goes into the result.
+        at_once: rollouts under way at once; None: as many as the backend takes.
         journal: where samples are kept until all are there. If it holds some of the same evaluation, only the others
             are generated. Delete it once the result is written.
         progress: told about verified samples.
@@ -60,7 +62,9 @@ def evaluate(
         ConfigError: the journal belongs to another evaluation.
     """
     return run_async(
-        _Evaluation(problems, engine, backend, verifier, prompts, protocol, dict(about or {}), progress).run(journal)
+        _Evaluation(problems, engine, backend, verifier, prompts, protocol, dict(about or {}), at_once, progress).run(
+            journal
+        )
     )
 
 
@@ -75,6 +79,7 @@ class _Evaluation:
     prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
+    at_once: int | None
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "tools": 0.0})
 
@@ -126,6 +131,7 @@ class _Evaluation:
                 sampling=self.protocol.sampling,
                 seed=self.protocol.seed,
                 numbers=numbers,
+                at_once=self.at_once,
                 ended=lambda number, trajectory: ended.put_nowait((number, trajectory)),
             )
         )

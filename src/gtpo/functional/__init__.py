@@ -30,11 +30,19 @@ Differences from the paper, all [O]:
 - `on_uniform_outcome="zero"` silences groups whose rollouts all passed or all failed; the default is the
   formula.
 
+`gtpo.functional.estimators` holds other estimators, for comparison.
+
 Not here: parsing of tool calls, embeddings, the surrogate objective, logging. This folder imports torch and
 the standard library only.
 """
 
 from gtpo.functional.advantages import group_advantages, grpo_advantages, gtpo_advantages
+from gtpo.functional.estimators import (
+    dr_grpo_advantages,
+    leave_one_out_advantages,
+    mt_grpo_advantages,
+    rloo_advantages,
+)
 from gtpo.functional.returns import discounted_returns
 from gtpo.functional.rewards import grpo_rewards, turn_rewards
 from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_from_mask
@@ -42,10 +50,14 @@ from gtpo.functional.shaping import shaped_accuracy
 
 __all__ = [
     "discounted_returns",
+    "dr_grpo_advantages",
     "group_advantages",
     "grpo_advantages",
     "grpo_rewards",
     "gtpo_advantages",
+    "leave_one_out_advantages",
+    "mt_grpo_advantages",
+    "rloo_advantages",
     "shaped_accuracy",
     "spread_to_tokens",
     "sum_over_turns",

@@ -65,7 +65,7 @@ def group_advantages(
     active = active_turns(num_turns_B, *returns_B_K.shape)
     returns = widen(returns_B_K).masked_fill(~active, 0)
     check_finite("returns_B_K", returns)
-    group_B, num_groups = _number_groups(group_ids_B, returns.shape[0])
+    group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
     return _normalise(returns, active, group_B, num_groups, scope, eps).to(returns_B_K.dtype)
 
 
@@ -117,7 +117,7 @@ def gtpo_advantages(
         raise ValueError('on_uniform_outcome="zero" needs passed_B')
     returns = masked_returns(rewards_B_K, num_turns_B, gamma=gamma)
     active = active_turns(num_turns_B, *returns.shape)
-    group_B, num_groups = _number_groups(group_ids_B, returns.shape[0])
+    group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
     advantages = _normalise(returns, active, group_B, num_groups, scope, eps)
     if passed_B is not None:
         passed = as_flags("passed_B", passed_B, (returns.shape[0],))
@@ -150,13 +150,13 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
     check_shape("rewards_B", rewards_B, (None,))
     check_floating("rewards_B", rewards_B)
     check_finite("rewards_B", rewards_B)
-    group_B, num_groups = _number_groups(group_ids_B, rewards_B.shape[0])
+    group_B, num_groups = number_groups(group_ids_B, rewards_B.shape[0])
     rewards_B_1 = widen(rewards_B)[:, None]
     active = torch.ones_like(rewards_B_1, dtype=torch.bool)
     return _normalise(rewards_B_1, active, group_B, num_groups, "initial", eps)[:, 0].to(rewards_B.dtype)
 
 
-def _number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
+def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
     """Each rollout's group as an index from 0 on, and the number of groups."""
     check_shape("group_ids_B", group_ids_B, (num_rollouts,))
     check_integer("group_ids_B", group_ids_B)

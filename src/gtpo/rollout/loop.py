@@ -89,6 +89,7 @@ class RolloutEngine:
         sampling: Sampling | None = None,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        at_once: int | None = None,
         progress: Progress | None = None,
         ended: Ended | None = None,
         rescue: Path | None = None,
@@ -101,6 +102,8 @@ class RolloutEngine:
             sampling: the sampling distribution.
             seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
             numbers: those of the rollouts, all different, where they are not 0, 1, 2 and so on.
+            at_once: rollouts under way at once; None: all. With thousands of them, a server that takes requests in turn
+                would begin all before it ends one, and each would have lost its place in the prefix cache.
             progress: told how many rollouts have ended.
             ended: given each rollout when it ends, in the event loop.
             rescue: where finished rollouts are written, as JSON Lines, if the others can't be finished.
@@ -119,6 +122,7 @@ class RolloutEngine:
                 sampling=sampling,
                 seed=seed,
                 numbers=numbers,
+                at_once=at_once,
                 progress=progress,
                 ended=ended,
                 rescue=rescue,
@@ -133,6 +137,7 @@ class RolloutEngine:
         sampling: Sampling | None = None,
         seed: int = 0,
         numbers: Sequence[int] | None = None,
+        at_once: int | None = None,
         progress: Progress | None = None,
         ended: Ended | None = None,
         rescue: Path | None = None,
@@ -151,7 +156,8 @@ class RolloutEngine:
                 _Rollout(number, prompt, ids, self, server, clock, max_context)
                 for number, prompt, ids in zip(numbers, prompts, prompts_ids, strict=True)
             ]
-            tasks = [asyncio.ensure_future(rollout.run(ended)) for rollout in rollouts]
+            places = asyncio.Semaphore(at_once or max(len(prompts), 1))
+            tasks = [asyncio.ensure_future(rollout.run(places, ended)) for rollout in rollouts]
             try:
                 for done, task in enumerate(asyncio.as_completed(tasks), 1):
                     await task
@@ -224,11 +230,12 @@ class _Rollout:
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
-    async def run(self, ended: Ended | None) -> Trajectory:
-        """To its end."""
+    async def run(self, places: asyncio.Semaphore, ended: Ended | None) -> Trajectory:
+        """To its end, as soon as there is a place for it."""
         try:
-            while (stop_reason := await self._turn()) is None:
-                pass
+            async with places:
+                while (stop_reason := await self._turn()) is None:
+                    pass
             trajectory = Trajectory(tuple(self.prompt_ids), tuple(self.turns), stop_reason)
             if ended:
                 ended(self.number, trajectory)

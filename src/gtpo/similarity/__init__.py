@@ -8,8 +8,9 @@ from __future__ import annotations
 from gtpo.errors import ConfigError
 from gtpo.similarity.base import CodeSimilarity, SimilarityError
 from gtpo.similarity.lexical import LexicalSimilarity
+from gtpo.similarity.random import RandomSimilarity
 
-__all__ = ["CodeSimilarity", "LexicalSimilarity", "SimilarityError", "get_similarity"]
+__all__ = ["CodeSimilarity", "LexicalSimilarity", "RandomSimilarity", "SimilarityError", "get_similarity"]
 
 
 def get_similarity(spec: str) -> CodeSimilarity:
@@ -19,6 +20,7 @@ def get_similarity(spec: str) -> CodeSimilarity:
         spec: one of
             - `lexical`;
             - `sentence-transformers:NAME`, NAME the name or folder of an embedding model;
+            - `random`, the negative control of studies: has nothing to do with the code;
             - `endpoint:URL#MODEL`, URL the base of an OpenAI-compatible API, such as `http://localhost:8000/v1`.
 
     Raises:
@@ -27,6 +29,8 @@ def get_similarity(spec: str) -> CodeSimilarity:
     kind, _, rest = spec.partition(":")
     if spec == "lexical":
         return LexicalSimilarity()
+    if spec == "random":
+        return RandomSimilarity()
     if kind == "sentence-transformers" and rest:
         from gtpo.similarity.embeddings import SentenceTransformerSimilarity
 
@@ -38,5 +42,5 @@ def get_similarity(spec: str) -> CodeSimilarity:
         if url and model:
             return EndpointSimilarity(url, model)
     raise ConfigError(
-        f"no code similarity {spec!r}; there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL"
+        f"no code similarity {spec!r}; there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL, random"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -31,16 +32,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable ASCII character, but for special tokens and `PHRASES`."""
+def make_tokenizer(more_phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """One token a printable ASCII character, but for special tokens, `PHRASES` and further phrases."""
+    phrases = [*PHRASES, *more_phrases]
     characters = [c for c in string.printable if c == "\n" or c.isprintable()]
     specials = [PAD, END, UNKNOWN, *ROLES]
-    vocabulary = {token: i for i, token in enumerate([*specials, *characters, *PHRASES])}
+    vocabulary = {token: i for i, token in enumerate([*specials, *characters, *phrases])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
-    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in PHRASES])
+    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in phrases])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

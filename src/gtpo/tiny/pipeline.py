@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
-from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
+from gtpo.rollout import ChatEncoder, RolloutEngine
 from gtpo.rollout.backends import TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import get_verifier
+from gtpo.tiny.families import get_family
 from gtpo.tiny.model import make_model, make_tokenizer
-from gtpo.tiny.problems import Behaviour, make_problems, mixed_traces
+from gtpo.tiny.traces import Behaviour, Family, mixed_traces
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.config import GTPOConfig
 from gtpo.training.curves import learning_curve
@@ -35,6 +37,13 @@ _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
 class TinyArguments:
     """The size of the embedded default."""
 
+    family: str = field(
+        default="steps",
+        metadata={"help": "steps (computations), programs (functions from examples) or hops (look-ups)."},
+    )
+    prepare_only: bool = field(
+        default=False, metadata={"help": "Stop after the cold start: leave its model and the problems as files."}
+    )
     cold_start_traces: int = field(default=8192, metadata={"help": "Traces made for the cold start."})
     cold_start_steps: int = field(default=900, metadata={"help": "Steps of the cold start, 32 traces each."})
     train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
@@ -51,18 +60,26 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     With `tiny.resume` the cold start and the evaluation before it are taken from the run's directory.
 
     Returns:
-        The summary.
+        The summary; empty with `tiny.prepare_only`.
+
+    Raises:
+        ConfigError: an unknown family.
     """
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
+    family = get_family(tiny.family)
+    args.tools = family.tools
     sandbox = args.make_sandbox()
-    tokenizer = make_tokenizer()
-    held_out = make_problems(tiny.eval_problems, seed=_EVAL_SEED)
-    problems = make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
+    tokenizer = make_tokenizer(family.phrases)
+    held_out = family.make_problems(tiny.eval_problems, seed=_EVAL_SEED)
+    problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
     if tiny.resume:
         last_checkpoint(args)
     else:
-        _cold_start(tiny, args, tokenizer, sandbox)
+        _cold_start(tiny, args, family, tokenizer, sandbox)
+        _write_problems(run_dir / "problems", {"train": problems, "held_out": held_out})
+    if tiny.prepare_only:
+        return {}
     model = AutoModelForCausalLM.from_pretrained(run_dir / "cold-start" / "model")
     before_path = run_dir / "eval" / "before.json"
     if tiny.resume and before_path.exists():
@@ -78,21 +95,34 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
         "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "seed": args.seed,
         "algorithm": args.algorithm,
+        "family": family.name,
         "steps": result.steps,
     }
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    learning_curve({args.algorithm: run_dir}, run_dir / "learning_curve.png", title="tiny model, computations in steps")
+    learning_curve({args.algorithm: run_dir}, run_dir / "learning_curve.png", title=f"tiny model, {family.about}")
     return summary
 
 
-def _cold_start(tiny: TinyArguments, args: GTPOConfig, tokenizer: Any, sandbox: Sandbox) -> None:
+def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
+    """The problems as files that `gtpo train` and `gtpo eval` take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, problems in files.items():
+        rows = (
+            {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, **p.extras} for p in problems
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _cold_start(tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, sandbox: Sandbox) -> None:
     """Teach the mixed behaviour, from scratch."""
     behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
-    tool_format = get_format(args.tool_format)
-    traces = mixed_traces(tiny.cold_start_traces, sandbox, tool_format, behaviour, seed=_COLD_START_SEED)
+    tool_format = args.make_format(args.specs())
+    problems = family.make_problems(tiny.cold_start_traces, seed=_COLD_START_SEED)
+    traces = mixed_traces(family, problems, sandbox, tool_format, behaviour, seed=_COLD_START_SEED)
     config = ColdStartConfig(
         run_dir=str(Path(args.run_dir) / "cold-start"),
         tool_format=args.tool_format,
+        tools=args.tools,
         system_prompt=args.system_prompt,
         overwrite=args.overwrite,
         max_steps=tiny.cold_start_steps,
@@ -120,18 +150,19 @@ def _evaluate(
     backend = TransformersBackend(model, batch_size=args.rollout_batch_size)
     protocol = EvalProtocol(
         tool_format=args.tool_format,
-        system_prompts={"math": prompts.system_prompt()},
+        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.kind, problems)))},
         sampling=args.sampling(),
         limits=args.rollout_limits(),
         tools=tuple(args.tool_names()),
         tool_state=args.tool_state,
     )
-    with tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
+    verifier = get_verifier(args.verifier)
+    with closing(verifier), tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
         result = evaluate(
             problems,
             engine,
             backend,
-            get_verifier("math"),
+            verifier,
             prompts,
             protocol,
             about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},

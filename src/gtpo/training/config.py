@@ -27,8 +27,12 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     overwrite: bool = field(
         default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
     )
-    algorithm: Literal["gtpo", "grpo"] = field(
-        default="gtpo", metadata={"help": "gtpo, or grpo: the paper's baseline with one reward a rollout."}
+    algorithm: Literal["gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo"] = field(
+        default="gtpo",
+        metadata={
+            "help": "gtpo; grpo, the paper's baseline with one reward a rollout; or, for comparison, dr_grpo, rloo, "
+            "mt_grpo, turn_loo."
+        },
     )
     gamma: float = field(default=0.9, metadata={"help": "Discount of later turns' rewards, in [0, 1]. [paper]"})
     alpha: float = field(
@@ -47,9 +51,17 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     penalize_syntax_errors: bool = field(
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
     )
+    turn_rewards: bool = field(
+        default=True, metadata={"help": "For ablations: false gives one reward a rollout, format as in GRPO's."}
+    )
+    turn_returns: bool = field(
+        default=True, metadata={"help": "For ablations: false gives each turn the rollout's sum of rewards."}
+    )
     similarity: str = field(
         default="lexical",
-        metadata={"help": "Code similarity: lexical, sentence-transformers:MODEL, or endpoint:URL#MODEL."},
+        metadata={
+            "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
+        },
     )
     max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
     max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
@@ -124,6 +136,8 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
             scope=self.scope,
             on_uniform_outcome=self.on_uniform_outcome,
             penalize_syntax_errors=self.penalize_syntax_errors,
+            turn_rewards=self.turn_rewards,
+            turn_returns=self.turn_returns,
         )
 
     def rollout_limits(self) -> RolloutLimits:

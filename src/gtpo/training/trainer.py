@@ -203,7 +203,7 @@ class GTPOTrainer(GRPOTrainer):
     def outcome(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
         """The host's reward function. Verifies the answers and assigns credit to the groups of all processes.
 
-        Returns the accuracy (GTPO, for the host's logs) or the paper's one reward a rollout (GRPO); None if masked.
+        Returns the paper's one reward a rollout (GRPO) or the accuracy (others, for the host's logs); None if masked.
         """
         start = time.perf_counter()
         self.progress.phase("verifying")
@@ -248,14 +248,14 @@ class GTPOTrainer(GRPOTrainer):
             rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first))
             if self.recorder and self.accelerator.is_main_process:
                 self.recorder.write_rollouts(self.state.global_step + 1, rows)
-        rewards_B = credit.accuracy_B if self.args.algorithm == "gtpo" else credit.outcome_B
+        rewards_B = credit.outcome_B if self.args.algorithm == "grpo" else credit.accuracy_B
         local = rewards_B[first : first + len(trajectories)].tolist()
         fates = self._round.fates
         return [None if fate == "drop" else reward for fate, reward in zip(fates, local, strict=True)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if self.args.algorithm == "gtpo":
+        if self.args.algorithm != "grpo":
             start = time.perf_counter()
             width = output["completion_ids"].shape[1]
             output["advantages"] = self._token_advantages(width).to(output["completion_ids"].device)

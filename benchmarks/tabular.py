@@ -1,0 +1,219 @@
+"""Estimators on processes whose true gradient is known: bias, variance, learning, and where each breaks.
+
+    python benchmarks/tabular.py [--quick] [--output docs/results]
+
+Writes tabular.json and the pictures tabular-learning.png and tabular-map.png, and prints the tables of
+docs/results/tabular.md. About four minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtpo import functional as F
+from gtpo.credit import CreditSettings
+from gtpo.study.figures import spread
+from gtpo.tabular import (
+    CallProcess,
+    Curves,
+    enumerate_expectation,
+    estimator,
+    learn,
+    policy_with_success,
+    sampled_expectation,
+)
+
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "grpo": {"algorithm": "grpo"},
+    "gtpo pooled": {},
+    "gtpo initial": {"scope": "initial"},
+    "gtpo turn": {"scope": "turn"},
+    "gtpo pooled, uniform zero": {"on_uniform_outcome": "zero"},
+    "gtpo turn, uniform zero": {"scope": "turn", "on_uniform_outcome": "zero"},
+    "gtpo without turn rewards": {"turn_rewards": False},
+    "gtpo without turn returns": {"turn_returns": False},
+    "gtpo without shaping": {"alpha": 0.0},
+    "gtpo, gamma 1": {"gamma": 1.0},
+    "mt_grpo": {"algorithm": "mt_grpo"},
+    "dr_grpo": {"algorithm": "dr_grpo"},
+    "rloo": {"algorithm": "rloo"},
+    "turn_loo": {"algorithm": "turn_loo"},
+    "turn_loo, outcome only": {"algorithm": "turn_loo", "gamma": 1.0, "alpha": 0.0, "format_penalty": 0.0},
+}
+TURNS = {2: CallProcess(1, 4), 4: CallProcess(3, 8), 8: CallProcess(7, 12)}
+"""By the turns that a good rollout takes; the rest is room for malformed calls."""
+SUCCESS = (0.02, 0.1, 0.3, 0.6)
+MAPPED = (
+    "grpo",
+    "gtpo pooled",
+    "gtpo pooled, uniform zero",
+    "gtpo turn",
+    "gtpo turn, uniform zero",
+    "gtpo without shaping",
+    "turn_loo",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few groups and seeds, to see whether it runs")
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    groups, seeds = (400, 4) if args.quick else (40_000, 50)
+    found = {
+        "flip": list(flips()),
+        "enumerated": list(enumerated(3 if args.quick else 4)),
+        "sampled": list(sampled(groups)),
+        "learning": list(learning(seeds)),
+    }
+    (args.output / "tabular.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw_learning(found["learning"], args.output / "tabular-learning.png")
+    print_all(found)
+
+
+def flips() -> Iterator[dict[str, float]]:
+    """Where the first turn of a success gets a negative advantage under scope `pooled`, by enumeration of groups."""
+    size, gamma = 200, 0.9
+    for turns in (2, 4, 8, 16):
+        for passes in range(1, size):
+            rewards_B_K = torch.zeros(size, turns, dtype=torch.float64)
+            rewards_B_K[:passes, -1] = 1.0
+            ids_B_K = torch.arange(turns).expand(size, -1)
+            whole = torch.full((size,), turns), ids_B_K, torch.zeros(size, dtype=torch.long)
+            if F.gtpo_advantages(rewards_B_K, *whole, gamma=gamma)[0, 0] < 0:
+                break
+        formula = gamma ** (turns - 1) / (sum(gamma**k for k in range(turns)) / turns)
+        yield {"turns": turns, "first share with a negative first turn": passes / size, "formula": formula}
+
+
+def enumerated(group_size: int) -> Iterator[dict[str, Any]]:
+    """Exact expectations, beside sampled ones: three turns at most, all groups there are."""
+    process = CallProcess(2, 3)
+    for success in (0.1, 0.3, 0.6):
+        logits = policy_with_success(process, success)
+        true, reward = process.true_gradient(logits), process.reward_gradient(logits)
+        for name, options in ESTIMATORS.items():
+            advantage = estimator(process, group_size, **options)
+            exact = enumerate_expectation(process, logits, advantage, group_size)
+            drawn = sampled_expectation(process, logits, advantage, group_size, groups=40_000, seed=1)
+            off = ((drawn.mean_S_A - exact.mean_S_A) / drawn.error_S_A.clamp(min=1e-12)).abs().max()
+            yield {
+                "success": success,
+                "estimator": name,
+                "cosine": exact.cosine(true),
+                "signal_to_noise": exact.signal_to_noise(true),
+                "distance to the gradient of success": float((exact.mean_S_A - true).norm() / true.norm()),
+                "distance to the gradient of turn rewards": float((exact.mean_S_A - reward).norm() / reward.norm()),
+                "variance": exact.variance,
+                "variance, sampled": drawn.variance,
+                "largest disagreement in standard errors": float(off),
+                "groups": exact.groups,
+            }
+
+
+def sampled(groups: int) -> Iterator[dict[str, Any]]:
+    """Cosine and signal to noise as functions of turns, success rate and group size."""
+    settings = [(turns, 0.3, 8) for turns in TURNS] + [(4, success, 8) for success in SUCCESS if success != 0.3]
+    settings += [(4, 0.3, size) for size in (2, 4, 16)]
+    for turns, success, size in settings:
+        process = TURNS[turns]
+        logits = policy_with_success(process, success)
+        true = process.true_gradient(logits)
+        for name, options in ESTIMATORS.items():
+            drawn = sampled_expectation(
+                process, logits, estimator(process, size, **options), size, groups=groups, seed=2
+            )
+            figures = {"cosine": drawn.cosine(true), "signal_to_noise": drawn.signal_to_noise(true)}
+            yield {"turns": turns, "success": success, "group_size": size, "estimator": name, **figures}
+
+
+def learning(seeds: int) -> Iterator[dict[str, Any]]:
+    """Learning curves: success rate x turns x estimator, 16 groups of 8 a step."""
+    for turns, process in TURNS.items():
+        for success in SUCCESS:
+            logits = policy_with_success(process, success)
+            for name in MAPPED:
+                options = dict(ESTIMATORS[name])
+                algorithm = options.pop("algorithm", "gtpo")
+                curves = learn(process, logits, algorithm=algorithm, settings=CreditSettings(**options), seeds=seeds)
+                yield {"turns": turns, "success": success, "estimator": name, **summary(curves)}
+
+
+def summary(curves: Curves) -> dict[str, Any]:
+    """Success over the seeds at the end and on the way, and what became of the rollouts."""
+    area_N = curves.success_N_T.mean(dim=1)
+    return {
+        "curve": [round(float(value), 4) for value in curves.success_N_T.mean(dim=0)],
+        "deviation": [round(float(value), 4) for value in curves.success_N_T.std(dim=0)],
+        "area": vars(spread(area_N.tolist())),
+        "after 20": vars(spread(curves.success_N_T[:, 20].tolist())),
+        "final": vars(spread(curves.success_N_T[:, -1].tolist())),
+        "turns a rollout": [round(float(value), 3) for value in curves.turns_N_T.mean(dim=0)[:-1]],
+        "invalid calls": [round(float(value), 3) for value in curves.invalid_N_T.mean(dim=0)[:-1]],
+        "similarity": [round(float(value), 3) for value in curves.similarity_N_T.nanmean(dim=0)[:-1]],
+        "uniform": [round(float(value), 3) for value in curves.uniform_N_T.mean(dim=0)[:-1]],
+    }
+
+
+def draw_learning(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """A panel for each number of turns and success rate at the start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(TURNS), len(SUCCESS), figsize=(13, 8), sharex=True, sharey=True, layout="constrained"
+    )
+    for row in rows:
+        axis = axes[list(TURNS).index(row["turns"])][SUCCESS.index(row["success"])]
+        number = MAPPED.index(row["estimator"])
+        axis.plot(row["curve"], label=row["estimator"], color=f"C{number}", lw=1.5, ls="--" if number % 2 else "-")
+        axis.set_title(f"{row['turns']} turns, success {row['success']:g} at the start", fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("success rate")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def print_all(found: dict[str, list[dict[str, Any]]]) -> None:
+    print_table("flip", ["turns", "first share with a negative first turn", "formula"], found["flip"])
+    print_table("enumerated", [name for name in found["enumerated"][0] if name != "groups"], found["enumerated"])
+    for which in ("cosine", "signal_to_noise"):
+        columns = list(dict.fromkeys((r["turns"], r["success"], r["group_size"]) for r in found["sampled"]))
+        print(f"\n{which}\n\n| estimator | " + " | ".join(f"{t} turns, {s:g}, G {g}" for t, s, g in columns) + " |")
+        print("|---" * (len(columns) + 1) + "|")
+        for name in ESTIMATORS:
+            cells = [r[which] for r in found["sampled"] if r["estimator"] == name]
+            print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in cells) + " |")
+    for which in ("area", "after 20", "final"):
+        print(f"\nsuccess, {which}\n\n| turns | start | " + " | ".join(MAPPED) + " |")
+        print("|---" * (len(MAPPED) + 2) + "|")
+        for turns in TURNS:
+            for success in SUCCESS:
+                rows = [r for r in found["learning"] if (r["turns"], r["success"]) == (turns, success)]
+                cells = [f"{r[which]['mean']:.3f} ±{(r[which]['high'] - r[which]['low']) / 2:.3f}" for r in rows]
+                print(f"| {turns} | {success:g} | " + " | ".join(cells) + " |")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{title}\n\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for row in rows:
+        cells = (row[column] for column in columns)
+        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

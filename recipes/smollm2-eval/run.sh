@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# A model of SmolLM2's size on three domains, with the Python tool, on vLLM. From the repository's root:
+# recipes/smollm2-eval/run.sh MODEL_FOLDER_OR_HUB_ID DATA_FOLDER NAME
+# Results go to runs/smollm2-eval/NAME-*.json. Those that exist are skipped; one that was stopped goes on.
+# GTPO says how to start gtpo where vLLM is installed ("python -m gtpo.cli", say).
+set -euo pipefail
+model=$1 data=$2 name=$3
+out=runs/smollm2-eval
+mkdir -p "$out"
+export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-3}
+
+evaluate() { # part, system prompt, problems
+  local result=$out/$name-$1.json prompt=$2
+  shift 2
+  [ -e "$result" ] || ${GTPO:-gtpo} eval --model "$model" --dtype bfloat16 --backend vllm --max_context 1024 \
+    --vllm_options '{"enforce_eager": true, "max_num_seqs": 64, "distributed_executor_backend": "uni"}' --problems "$@" --samples 1 --batch_size 96 \
+    --tool_format fenced --system_prompt "$prompt" --max_turns 5 --max_turn_tokens 112 --max_total_tokens 320 \
+    --output "$result"
+}
+
+# The first prompt is the one of recipes/smollm2-gsm8k.
+python='Solve the problem. Run Python in ```python blocks.'
+evaluate questions "$python Put the final answer in \boxed{}." \
+  "$data/svamp.jsonl" "$data/gsm8k_test.jsonl" "$data/strategyqa_train.jsonl?limit=300"
+evaluate programs "$python Put the final program between <answer> and </answer>." "$data/mbpp_train.jsonl?limit=100"

@@ -1,0 +1,91 @@
+r"""Computations of several steps: the family that stands for mathematics.
+
+A question such as `37;*52;+418;-95` gives a number and operations to apply to it in order. A good rollout makes one
+call a step and reads each value off the observation before; the answer stands in `\boxed{}`.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Sequence
+from typing import ClassVar
+
+from gtpo._async import run_async
+from gtpo.sandbox import Sandbox
+from gtpo.tasks.problems import Problem
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+
+
+def python_results(calls: Sequence[str], sandbox: Sandbox) -> list[str]:
+    """What the sandbox says to each program."""
+    return [result.render() for result in run_async(sandbox.run_many(list(calls)))]
+
+
+class Steps:
+    """See the module.
+
+    Args:
+        fewest, most: steps of a problem.
+    """
+
+    name: ClassVar[str] = "steps"
+    about: ClassVar[str] = "computations in steps"
+    tools: ClassVar[str] = "python"
+    phrases: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, fewest: int = 3, most: int = 4) -> None:
+        self.fewest, self.most = fewest, most
+
+    def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
+        """See `Family.make_problems`."""
+        rng = random.Random(f"problems-{seed}")
+        taken = {problem.question for problem in avoid}
+        problems: list[Problem] = []
+        while len(problems) < count:
+            value = rng.randint(11, 99)
+            parts = [str(value)]
+            for _ in range(rng.randint(self.fewest, self.most)):
+                symbol = "*" if abs(value) < 1000 and rng.random() < 0.4 else rng.choice("+-")
+                number = rng.randint(2, 99) if symbol == "*" else rng.randint(11, 999)
+                value = OPERATORS[symbol](value, number)
+                parts.append(f"{symbol}{number}")
+            question = ";".join(parts)
+            if question not in taken:
+                taken.add(question)
+                problems.append(Problem(id=f"steps/{seed}/{len(problems)}", question=question, answer=str(value)))
+        return problems
+
+    def walk(self, problem: Problem, rng: random.Random) -> _Walk:
+        """See `Family.walk`."""
+        return _Walk(problem)
+
+    def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
+        """See `Family.results`."""
+        return python_results(calls, sandbox)
+
+
+class _Walk:
+    def __init__(self, problem: Problem) -> None:
+        first, *self._steps = problem.question.split(";")
+        self._value = int(first)
+
+    def next_call(self) -> str | None:
+        return f"{self._value}{self._steps[0]}" if self._steps else None
+
+    def wrong_call(self, rng: random.Random) -> str:
+        step = self._steps[0]
+        return f"{self._value}{rng.choice([other for other in '+-*' if other != step[0]])}{step[1:]}"
+
+    def observe(self, call: str) -> None:
+        step = self._steps.pop(0)
+        symbol = call[len(str(self._value))]
+        self._value = OPERATORS[symbol](self._value, int(step[1:]))
+
+    def answer(self) -> str:
+        return f"\\boxed{{{self._value}}}"
+
+    def guess(self, rng: random.Random) -> str:
+        digits = len(str(abs(self._value))) + 1
+        return f"\\boxed{{{rng.randint(10 ** (digits - 1), 10**digits)}}}"
