@@ -39,8 +39,8 @@ def test_mt_grpo_adds_the_outcome_to_the_turns_own_reward():
     outcomes_B, num_turns_B, group_B = torch.tensor([1.0, 0.0]), torch.tensor([2, 3]), torch.tensor([0, 0])
     found = F.mt_grpo_advantages(turns_B_K, outcomes_B, num_turns_B, group_B, weight=2.0, eps=0.0)
     half = 0.5**0.5
-    # Turn 1: own advantages +half and -half. Turn 2: the first rollout's last; the second one's own is 0 against -0.1,
-    # which is padding in the first and not its own: -0.1 stands there. Turn 3: the second one's last.
+    # Turn 1: own advantages +half and -half. Turn 2 is the first rollout's last, which has the outcome alone; there the
+    # second one's own reward is 0 against -0.1. Turn 3 is the second one's last.
     expected = [[half + 2 * half, half, 0.0], [-half - 2 * half, half - 2 * half, -half]]
     assert torch.allclose(found, torch.tensor(expected), atol=1e-6)
 

@@ -98,7 +98,6 @@ class Study:
         cells: in the order in which they are run: all variants with the first seed come first.
         baseline: the variant that the others are compared with.
         thresholds: pass rates whose first step is reported.
-        start: evaluation of the model that the cells start from; None if nothing is evaluated or it differs.
     """
 
     output: Path

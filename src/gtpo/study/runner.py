@@ -6,10 +6,12 @@ evaluation has. Processes come from a server that has the libraries loaded, so t
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
@@ -100,10 +102,15 @@ def _save_state(cell: Cell, **changes: Any) -> None:
 
 def _run(cell: Cell, threads: int) -> None:
     """The process of a cell."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / _LOG).open("a", buffering=1) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"{cell.folder}: another process is at it")
         import torch
 
         torch.set_num_threads(threads)
@@ -116,6 +123,14 @@ def _run(cell: Cell, threads: int) -> None:
             model = {"model": str(cell.folder / "model"), "output": str(cell.result)}
             _command("eval", {**cell.evaluate, **model}, cell.folder / "eval.yaml")
         _save_state(cell, done=True)
+
+
+def _end_with_parent() -> None:
+    """A cell does not outlive its study: started again, that would find the cell under way."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train_options(cell: Cell) -> dict[str, Any]:
