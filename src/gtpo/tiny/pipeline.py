@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -41,6 +41,10 @@ class TinyArguments:
         default="steps",
         metadata={"help": "steps (computations), programs (functions from examples) or hops (look-ups)."},
     )
+    problem_steps: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Calls that each problem takes (steps, hops); by default 3 or 4."}
+    )
+    max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})
     prepare_only: bool = field(
         default=False, metadata={"help": "Stop after the cold start: leave its model and the problems as files."}
     )
@@ -67,7 +71,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     """
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
-    family = get_family(tiny.family)
+    family = get_family(tiny.family, tiny.problem_steps)
     args.tools = family.tools
     sandbox = args.make_sandbox()
     tokenizer = make_tokenizer(family.phrases)
@@ -130,7 +134,7 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
         warmup_steps=50,
-        max_length=MAX_LENGTH,
+        max_length=tiny.max_trace_tokens,
         bf16=False,
         gradient_checkpointing=False,
         logging_steps=20,

@@ -1,0 +1,108 @@
+"""What became of rollouts in a study: is the reward hacked, do calls become decoration, do rollouts only get shorter?
+
+    python benchmarks/behaviour.py runs/studies/steps [runs/studies/hops ...]
+
+For every variant, means over seeds: the evaluation after training (pass rate, turns, calls, rollouts without a call,
+valid calls whose result no later turn mentions, calls repeated within a rollout), and of the recorded training steps
+the similarity of failed rollouts' code to that of the successes of their group, also where nothing is shaped by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gtpo.similarity import LexicalSimilarity
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="+", type=Path)
+    for study in parser.parse_args().studies:
+        print(f"\n{study.name}\n")
+        print_table(list(variant_rows(study)))
+
+
+def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
+    """A row for each variant with a cell that is done."""
+    cells: dict[str, list[Path]] = defaultdict(list)
+    for state in sorted(study.glob("cells/*/cell.json")):
+        found = json.loads(state.read_text())
+        if found.get("done"):
+            cells[found["variant"]].append(state.parent)
+    for variant, folders in cells.items():
+        rows = [{**of_evaluation(folder), **of_training(folder)} for folder in folders]
+        names = dict.fromkeys(name for row in rows for name in row)
+        means = {name: fmean(row[name] for row in rows if name in row) for name in names}
+        yield {"variant": variant, "seeds": len(rows), **means}
+
+
+def of_evaluation(folder: Path) -> dict[str, float]:
+    """Of the samples after training."""
+    samples = json.loads((folder / "eval" / "result.json").read_text())["samples"]
+    calls = unused = repeated = 0
+    for sample in samples:
+        texts = [turn["text"] for turn in sample["turns"]]
+        seen: set[str] = set()
+        for number, turn in enumerate(sample["turns"]):
+            for result, status in zip(turn["results"], turn["statuses"], strict=True):
+                if status == "invalid":
+                    continue
+                calls += 1
+                unused += not any(result.strip() in later for later in texts[number + 1 :])
+                repeated += turn["text"] in seen
+                seen.add(turn["text"])
+    return {
+        "pass rate": fmean(sample["passed"] for sample in samples),
+        "turns": fmean(len(sample["turns"]) for sample in samples),
+        "calls": fmean(sample["calls"] for sample in samples),
+        "invalid": fmean(sample["invalid_calls"] for sample in samples),
+        "without a call": fmean(sample["calls"] == 0 for sample in samples),
+        "result unused": unused / max(calls, 1),
+        "call repeated": repeated / max(calls, 1),
+    }
+
+
+def of_training(folder: Path) -> dict[str, float]:
+    """Of the recorded steps."""
+    found = {}
+    for path in sorted((folder / "rollouts").glob("step_*.jsonl")):
+        value = failed_similarity([json.loads(line) for line in path.read_text().splitlines()])
+        if value is not None:
+            found[f"similarity of failures, step {int(path.stem.removeprefix('step_'))}"] = value
+    return found
+
+
+def failed_similarity(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Mean similarity of failed rollouts to the successes of their group, where there are both."""
+    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["group"]].append(row)
+    values = []
+    for members in groups.values():
+        passes = [i for i, row in enumerate(members) if row["passed"]]
+        fails = [i for i, row in enumerate(members) if not row["passed"]]
+        if passes and fails:
+            codes = [
+                "\n".join(c["code"] for turn in row["turns"] for c in turn["calls"] if "code" in c) for row in members
+            ]
+            matrix = LexicalSimilarity().matrix(codes)
+            values += [float(matrix[i, passes].mean()) for i in fails]
+    return fmean(values) if values else None
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
