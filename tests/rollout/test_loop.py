@@ -61,7 +61,7 @@ def sandbox():
     with_slots.close()
 
 
-def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, **limits):
+def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, at_once=None, **limits):
     encoder = ChatEncoder(tokenizer, get_format("fenced"))
     prompts = [[{"role": "user", "content": question}] for question in scripts]
     backend = ScriptedBackend(
@@ -70,7 +70,7 @@ def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, **limits):
         max_context=max_context,
     )
     engine = RolloutEngine(encoder, sandbox or FakeSandbox(), RolloutLimits(**limits))
-    return engine.run(prompts, backend).trajectories, backend, encoder
+    return engine.run(prompts, backend, at_once=at_once).trajectories, backend, encoder
 
 
 def test_a_rollout_calls_reads_and_answers(tiny_tokenizer, sandbox):
@@ -164,6 +164,26 @@ def test_tool_calls_of_a_batch_run_at_the_same_time(tiny_tokenizer):
     start = time.perf_counter()
     roll(tiny_tokenizer, scripts, sandbox=FakeSandbox(delay_s=0.2))
     assert time.perf_counter() - start < 2.0  # one after another: 4 s
+
+
+def test_no_more_rollouts_are_under_way_than_may_be(tiny_tokenizer):
+    class Sandbox(FakeSandbox):
+        running = most = 0
+
+        async def run(self, code, **options):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            result = await super().run(code, **options)
+            self.running -= 1
+            return result
+
+    scripts = {f"q{i}": [python("1"), python("2"), f"A{i}"] for i in range(12)}
+    bounded, free = Sandbox(delay_s=0.01), Sandbox(delay_s=0.01)
+    rollouts, _, _ = roll(tiny_tokenizer, scripts, sandbox=bounded, at_once=3)
+    assert [rollout.answer_text for rollout in rollouts] == [f"A{i}" for i in range(12)]
+    assert bounded.most == 3
+    roll(tiny_tokenizer, scripts, sandbox=free)
+    assert free.most == 12
 
 
 def test_a_thousand_calls_at_once_all_get_their_own_result(tiny_tokenizer, sandbox):
