@@ -38,6 +38,64 @@ def test_the_worked_example_of_the_paper():
     assert credit.shaped_B.tolist() == pytest.approx([0, 0.3])
 
 
+BATCH = [
+    A,
+    B,
+    facts(passed=True, invalid=(False, False)),
+    facts(passed=True, has_call=False),
+    facts(group=1, passed=False, invalid=(True,)),
+    facts(group=1, passed=True, invalid=(False, False, False)),
+]
+
+
+def test_without_its_three_parts_gtpo_is_grpo():
+    bare = CreditSettings(turn_rewards=False, turn_returns=False, alpha=0.0)
+    gtpo = assign_credit(BATCH, FixedSimilarity(), bare)
+    grpo = assign_credit(BATCH, FixedSimilarity(), CreditSettings(), algorithm="grpo")
+    assert torch.equal(gtpo.advantages_B_K, grpo.advantages_B_K)
+    assert torch.equal(gtpo.rewards_B_K, grpo.rewards_B_K)
+
+
+def test_without_turn_rewards_there_is_one_reward_a_rollout_and_a_flawed_success_earns_nothing():
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(turn_rewards=False))
+    assert credit.rewards_B_K.tolist() == [[0, 0, 0], [0, pytest.approx(0.3), 0]]
+    assert credit.format_B_K.eq(0).all()
+
+
+def test_without_turn_returns_every_turn_has_the_sum_and_the_same_advantage():
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(turn_returns=False), eps=0.0)
+    assert credit.returns_B_K.tolist() == [pytest.approx([0.9] * 3), pytest.approx([0.3, 0.3, 0])]
+    half = 0.5**0.5
+    assert credit.advantages_B_K.tolist() == [pytest.approx([half] * 3), pytest.approx([-half, -half, 0])]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        ("dr_grpo", [[-0.5] * 3, [0.5, 0.5, 0]]),
+        ("rloo", [[-1.0] * 3, [1.0, 1.0, 0]]),
+    ],
+)
+def test_estimators_of_whole_rollouts_take_the_baselines_reward(algorithm, expected):
+    clean = facts(passed=True, invalid=(False, False))
+    credit = assign_credit([A, clean], FixedSimilarity(), CreditSettings(), algorithm=algorithm)
+    assert credit.advantages_B_K.tolist() == expected
+    assert credit.shaped_B.tolist() == [0, 0]
+
+
+def test_leave_one_out_takes_gtpos_returns():
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(), algorithm="turn_loo")
+    expected = [pytest.approx([0.72 - 0.27, 0.8 - 0.3, 1.0 - 0.3]), pytest.approx([0.27 - 0.72, 0.3 - 0.8, 0])]
+    assert credit.advantages_B_K.tolist() == expected
+
+
+def test_mt_grpo_takes_penalties_and_outcome_apart():
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(), algorithm="mt_grpo", eps=0.0)
+    half = 0.5**0.5
+    assert credit.shaped_B.tolist() == [0, 0]
+    assert credit.advantages_B_K.tolist() == [pytest.approx([half, 0.0, half]), pytest.approx([-half, -half, 0])]
+
+
 def test_alpha_zero_turns_shaping_off_and_compares_nothing():
     similarity = FixedSimilarity()
     credit = assign_credit([A, B], similarity, CreditSettings(alpha=0.0))

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 
+from gtpo._async import run_async
 from gtpo.cli import main
 from gtpo.rollout import ChatEncoder, ToolArguments, get_format
 from gtpo.sandbox import LocalSandbox
@@ -16,9 +17,9 @@ from gtpo.tiny.families import FAMILIES, get_family
 from gtpo.tiny.hops import FACTS, look_up
 from gtpo.tiny.model import PHRASES, make_model, make_tokenizer
 from gtpo.tiny.pipeline import MAX_LENGTH
-from gtpo.tiny.steps import OPERATORS
+from gtpo.tiny.steps import OPERATORS, Calculator
 from gtpo.tiny.traces import Behaviour, mixed_traces
-from gtpo.types import InvalidCall
+from gtpo.types import InvalidCall, ToolCall
 
 
 def solve(question):
@@ -52,9 +53,9 @@ def test_functions_fit_their_examples_and_are_tested_elsewhere():
         slope = (y2 - y1) // (x2 - x1)
         f = lambda x, a=slope, b=y1 - slope * x1: a * x + b  # noqa: E731
         assert f(x3) == y3
-        exec(problem.answer, {"f": f})
-        with pytest.raises(AssertionError):
-            exec(problem.answer, {"f": lambda x, f=f: f(x) + 1})
+        tests = json.loads(problem.answer)["tests"]
+        assert [f(*test["input"]) for test in tests] == [test["output"] for test in tests]
+        assert not {x1, x2, x3} & {test["input"][0] for test in tests}
 
 
 def test_hops_lead_to_the_answer():
@@ -132,7 +133,7 @@ def test_every_observation_of_a_trace_is_what_the_call_really_gives(traces, tool
                 (call,) = tool_format.parse(said["content"])
                 if isinstance(call, InvalidCall):
                     expected = call.observation
-                elif family.tools == "python":
+                elif call.name == "python":
                     expected = str(eval(call.code))
                 else:
                     expected = look_up(call.arguments["query"])
@@ -146,6 +147,21 @@ def test_behaviour_without_faults_solves_every_problem(family, problems, tool_fo
         good = mixed_traces(family, problems, sandbox, tool_format, Behaviour(0, 0, 0), seed=1)
         verdicts = verifier.verify_many([trace[-1]["content"] for trace in good], problems)
     assert all(verdict.passed for verdict in verdicts)
+
+
+def test_the_calculator_runs_a_computation_once_and_any_other_program_each_time():
+    calculator = Calculator()
+
+    async def results(*codes):
+        use = calculator.open(key=0)
+        return [(await use.run(ToolCall(code))).text for code in codes]
+
+    product, same, failed = run_async(results("6*7", "6*7", "1/0"))
+    assert product == same == "42"
+    assert failed.endswith("ZeroDivisionError: division by zero")
+    assert set(calculator.known) == {"6*7", "1/0"}
+    first, second = run_async(results("__import__('time').perf_counter()", "__import__('time').perf_counter()"))
+    assert first != second
 
 
 @pytest.mark.parametrize("family_name", ["programs", "hops"])

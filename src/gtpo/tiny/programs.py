@@ -7,6 +7,7 @@ not fit, it starts again. The answer is a program, which is tested in the sandbo
 
 from __future__ import annotations
 
+import json
 import operator
 import random
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ class Programs:
 
     name: ClassVar[str] = "programs"
     about: ClassVar[str] = "functions from examples"
-    tools: ClassVar[str] = "python"
+    tools: ClassVar[str] = "gtpo.tiny.steps:Calculator"
     phrases: ClassVar[tuple[str, ...]] = (OPEN, CLOSE)
 
     def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
@@ -44,14 +45,14 @@ class Programs:
             if question in taken:
                 continue
             taken.add(question)
-            tests = f"assert [f(x) for x in {list(_HIDDEN)}] == {[slope * x + offset for x in _HIDDEN]}"
+            tests = [{"input": [x], "output": slope * x + offset} for x in _HIDDEN]
             problems.append(
                 Problem(
                     id=f"programs/{seed}/{len(problems)}",
                     question=question,
-                    answer=tests,
+                    answer=json.dumps({"function": "f", "tests": tests}),
                     domain="code",
-                    extras={"answer_kind": "tests"},
+                    extras={"answer_kind": "io"},
                 )
             )
         return problems

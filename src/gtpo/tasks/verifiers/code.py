@@ -99,7 +99,17 @@ class CodeVerifier:
             self._own.close()
 
     async def _verify(self, texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
-        return await asyncio.gather(*(self._one(*pair) for pair in zip(texts, problems, strict=True)))
+        """The same text to the same problem, as rollouts of a group give it, is checked once."""
+        checks: dict[tuple[str | None, Problem], asyncio.Task[Verdict]] = {}
+        for pair in zip(texts, problems, strict=True):
+            if pair not in checks:
+                checks[pair] = asyncio.ensure_future(self._one(*pair))
+        try:
+            return [await checks[pair] for pair in zip(texts, problems, strict=True)]
+        finally:
+            for check in checks.values():
+                check.cancel()
+            await asyncio.gather(*checks.values(), return_exceptions=True)
 
     async def _one(self, text: str | None, problem: Problem) -> Verdict:
         try:
