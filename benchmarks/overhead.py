@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| batch | rollouts x tokens | GRPO ms | GTPO ms | of these similarity | spreading | more memory | step s | share |"
-    )
+    print("| batch | rollouts x tokens | GRPO ms | GTPO ms | of it similarity | spreading | memory | step s | share |")
     print("|---" * 9 + "|")
     for run in args.runs:
         path = sorted((run / "rollouts").glob("step_*.jsonl"))[-1]
