@@ -6,6 +6,7 @@ call a step and reads each value off the observation before; the answer stands i
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import random
 import re
@@ -35,22 +36,32 @@ class Calculator:
         self._python = PythonTool(LocalSandbox())
         self.spec = self._python.spec
         self.known: dict[str, ToolResult] = {}
+        self.under_way: dict[str, asyncio.Future[ToolResult]] = {}
 
     def open(self, key: Hashable) -> _CalculatorUse:
         """See `Tool.open`."""
-        return _CalculatorUse(self.known, self._python.open(key))
+        return _CalculatorUse(self, self._python.open(key))
 
 
 class _CalculatorUse:
-    def __init__(self, known: dict[str, ToolResult], python: ToolUse) -> None:
-        self._known, self._python = known, python
+    def __init__(self, calculator: Calculator, python: ToolUse) -> None:
+        self._known, self._under_way, self._python = calculator.known, calculator.under_way, python
 
     async def run(self, call: ToolCall) -> ToolResult:
-        if call.code in self._known:
-            return self._known[call.code]
-        result = await self._python.run(call)
-        if _PURE.fullmatch(call.code) and result.status in ("ok", "error"):
-            self._known[call.code] = result
+        code = call.code
+        if not _PURE.fullmatch(code):
+            return await self._python.run(call)
+        if code in self._known:
+            return self._known[code]
+        if code in self._under_way:
+            return await asyncio.shield(self._under_way[code])
+        self._under_way[code] = asyncio.ensure_future(self._python.run(call))
+        try:
+            result = await self._under_way[code]
+        finally:
+            del self._under_way[code]
+        if result.status in ("ok", "error"):
+            self._known[code] = result
         return result
 
     async def aclose(self) -> None:
