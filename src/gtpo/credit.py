@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -135,6 +135,8 @@ class Credit:
         outcome_B: the one reward a rollout of the paper's GRPO baseline: min(accuracy, format).
         group_B: int64, the rollouts' groups.
         shaping_s: seconds spent on similarities.
+        similarities: of each failed rollout that was shaped: the places of the passing rollouts of its group and how
+            alike their code is, in [0, 1] (0 if they have none). By the rollout's own place.
     """
 
     accuracy_B: Tensor
@@ -146,6 +148,7 @@ class Credit:
     outcome_B: Tensor
     group_B: Tensor
     shaping_s: float
+    similarities: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
 
 def assign_credit(
@@ -175,12 +178,12 @@ def assign_credit(
     group_B = torch.tensor([fact.group_id for fact in facts])
     kept_B = torch.tensor([not fact.masked for fact in facts])
     whole = {name: torch.zeros(len(facts), *(num_k,) * name.endswith("_B_K")) for name in _PARTS}
-    shaping_s = 0.0
+    shaping_s, alike = 0.0, dict[int, dict[int, float]]()
     if kept_B.any():
         kept = [fact for fact in facts if not fact.masked]
         start = time.perf_counter()
         shapes = algorithm in SHAPED and settings.alpha > 0
-        shaped_B = _shaped(kept, similarity, settings.alpha) if shapes else torch.zeros(len(kept))
+        shaped_B, alike = _shaped(kept, similarity, settings.alpha) if shapes else (torch.zeros(len(kept)), {})
         shaping_s = time.perf_counter() - start
         invalid_B_K = torch.zeros(len(kept), num_k, dtype=torch.bool)
         for row, fact in enumerate(kept):
@@ -197,7 +200,9 @@ def assign_credit(
             eps=eps,
         )
         whole = {name: whole[name].index_put((kept_B,), getattr(parts, name)) for name in _PARTS}
-    return Credit(**whole, group_B=group_B, shaping_s=shaping_s)
+    places = [i for i, fact in enumerate(facts) if not fact.masked]
+    similarities = {places[i]: {places[p]: value for p, value in row.items()} for i, row in alike.items()}
+    return Credit(**whole, group_B=group_B, shaping_s=shaping_s, similarities=similarities)
 
 
 _PARTS = ("accuracy_B", "shaped_B", "format_B_K", "rewards_B_K", "returns_B_K", "advantages_B_K", "outcome_B")
@@ -285,9 +290,12 @@ def turn_credit(
     )
 
 
-def _shaped(facts: Sequence[RolloutFacts], similarity: CodeSimilarity, alpha: float) -> Tensor:
-    """Shaped accuracy, group by group; groups that need none are not compared."""
+def _shaped(
+    facts: Sequence[RolloutFacts], similarity: CodeSimilarity, alpha: float
+) -> tuple[Tensor, dict[int, dict[int, float]]]:
+    """Shaped accuracy, group by group, and what it was made from; groups that need none are not compared."""
     shaped_B = torch.zeros(len(facts))
+    alike: dict[int, dict[int, float]] = {}
     groups: dict[int, list[int]] = {}
     for i, fact in enumerate(facts):
         groups.setdefault(fact.group_id, []).append(i)
@@ -297,7 +305,11 @@ def _shaped(facts: Sequence[RolloutFacts], similarity: CodeSimilarity, alpha: fl
         if passed_G.any() and (~passed_G & has_code_G).any():
             similarity_G_G = similarity.matrix([facts[i].code for i in members])
             shaped_B[members] = F.shaped_accuracy(similarity_G_G, passed_G, has_code_G, alpha=alpha).float()
-    return shaped_B
+            used_G_G = similarity_G_G.clamp(0, 1) * has_code_G
+            for row in (~passed_G & has_code_G).nonzero()[:, 0].tolist():
+                passes = passed_G.nonzero()[:, 0].tolist()
+                alike[members[row]] = {members[p]: float(used_G_G[row, p]) for p in passes}
+    return shaped_B, alike
 
 
 def credit_metrics(facts: Sequence[RolloutFacts], credit: Credit) -> dict[str, float]:

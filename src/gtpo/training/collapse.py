@@ -1,12 +1,13 @@
-"""Guards against collapse: what becomes of rollouts that went nowhere.
+"""Guards against collapse: what becomes of rollouts that went nowhere, and a word where success is too rare.
 
-Two kinds, each with an option. A *void* rollout ends with a turn that holds neither a call nor an answer. A *cut* one
-ends at a limit, or because it repeated itself. SimpleTIR (arXiv 2509.02479) leaves rollouts with void turns out of the
-loss; the paper of GTPO does neither, so both options are `keep` by default.
+Two kinds of rollouts go nowhere, each with an option. A *void* rollout ends with a turn that holds neither a call nor
+an answer. A *cut* one ends at a limit, or because it repeated itself. SimpleTIR (arXiv 2509.02479) leaves rollouts with
+void turns out of the loss; the paper of GTPO does neither, so both options are `keep` by default.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Literal
 
 from gtpo.types import StopReason, Trajectory
@@ -37,3 +38,31 @@ def fate_of(trajectory: Trajectory, *, has_answer: bool, void: Fate, cut: Fate) 
     if trajectory.stop_reason in _CUT:
         return cut
     return "keep" if has_answer else void
+
+
+class FailureWatch:
+    """Says once that most groups fail altogether, and what that does under `on_uniform_outcome: keep`.
+
+    In such a group the format penalty is the only signal, and the division by the deviation gives it full size: the
+    policy learns to call well and not to succeed (`docs/results/tabular.md`).
+    """
+
+    STEPS = 5
+    SHARE = 0.5
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=self.STEPS)
+        self._said = False
+
+    def note(self, frac_all_failed: float) -> str | None:
+        """Take note of a step; returns the sentence when it is time for it."""
+        self._recent.append(frac_all_failed)
+        mean = sum(self._recent) / len(self._recent)
+        if self._said or len(self._recent) < self.STEPS or mean <= self.SHARE:
+            return None
+        self._said = True
+        return (
+            f"in the last {self.STEPS} steps {mean:.0%} of the groups failed altogether. With on_uniform_outcome "
+            "'keep' the format penalty is their only signal, at full size, and success may be unlearnt: use "
+            "--on_uniform_outcome zero, easier problems, larger groups or a longer cold start"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -32,6 +33,10 @@ class StepProgress(TrainerCallback):
         """Say how far it is; fits `gtpo.rollout.loop.Progress`."""
         self._phase = f"{what} {done}/{of}"
         self._show()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar, also where there is none."""
+        tqdm.write(text, file=sys.stderr)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -40,7 +40,7 @@ from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
-from gtpo.training.collapse import Fate, fate_of
+from gtpo.training.collapse import FailureWatch, Fate, fate_of
 from gtpo.training.config import GTPOConfig
 from gtpo.training.host import whole_weights
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
@@ -110,6 +110,7 @@ class GTPOTrainer(GRPOTrainer):
         self.recorder = recorder
         self.progress = progress or StepProgress(enabled=False)
         self.credit_settings = args.credit_settings()
+        self._failures = FailureWatch()
         self._round = _Round(())
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
@@ -240,10 +241,11 @@ class GTPOTrainer(GRPOTrainer):
         credit = assign_credit(facts, self.similarity, self.credit_settings, algorithm=self.args.algorithm)
         self._round.credit = credit
         self._seconds["credit"] += time.perf_counter() - verified
-        self._add_metrics(
-            "train" if training else "eval",
-            {**credit_metrics(facts, credit), **rollout_metrics(gather_object([rollout_counts(trajectories)]))},
-        )
+        metrics = credit_metrics(facts, credit)
+        counts = gather_object([rollout_counts(trajectories)])
+        self._add_metrics("train" if training else "eval", {**metrics, **rollout_metrics(counts)})
+        if training and self.accelerator.is_main_process:
+            self._watch(metrics["groups/frac_all_failed"])
         if training and self._records_now():
             rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first))
             if self.recorder and self.accelerator.is_main_process:
@@ -272,6 +274,12 @@ class GTPOTrainer(GRPOTrainer):
             turn_ids = trajectory.turn_ids
             turn_ids_B_T[row, : len(turn_ids)] = torch.tensor(turn_ids)
         return F.spread_to_tokens(credit.advantages_B_K[first : first + len(trajectories)], turn_ids_B_T)
+
+    def _watch(self, frac_all_failed: float) -> None:
+        settings = self.credit_settings
+        at_risk = self.args.algorithm == "gtpo" and settings.on_uniform_outcome == "keep" and settings.turn_rewards
+        if at_risk and settings.format_penalty < 0 and (said := self._failures.note(frac_all_failed)):
+            self.progress.say(f"gtpo: step {self.state.global_step + 1}: {said}")
 
     def _records_now(self) -> bool:
         every = self.args.record_every
