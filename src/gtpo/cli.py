@@ -18,6 +18,7 @@ COMMANDS = {
     "collect": ("gtpo.commands.collect", "make such traces from a model's own rollouts that passed"),
     "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
     "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
+    "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 

@@ -11,7 +11,7 @@ from collections import namedtuple
 import pytest
 
 from gtpo.errors import RecordError
-from gtpo.training.recorder import RunRecorder
+from gtpo.training.recorder import SCHEMA_VERSION, RunRecorder
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -22,7 +22,7 @@ def test_files_are_replaced_whole(tmp_path):
     recorder.write_rollouts(3, [{"a": 3}])
     (file,) = (tmp_path / "rollouts").iterdir()
     assert file.name == "step_000003.jsonl"
-    assert json.loads(file.read_text()) == {"schema": 1, "step": 3, "a": 3}
+    assert json.loads(file.read_text()) == {"schema": SCHEMA_VERSION, "step": 3, "a": 3}
 
 
 def test_a_rewind_forgets_what_came_after_and_lines_that_a_kill_cut(tmp_path):
@@ -51,7 +51,7 @@ def test_a_path_that_can_not_be_made_is_told_before_anything_runs(tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys
-from gtpo.training.recorder import RunRecorder
+from gtpo.training.recorder import SCHEMA_VERSION, RunRecorder
 from gtpo.errors import RecordError
 recorder = RunRecorder(sys.argv[1])
 recorder.write_rollouts(1, [{"text": "a" * 1000}])

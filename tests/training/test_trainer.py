@@ -164,7 +164,7 @@ def test_a_run_leaves_config_metrics_rollouts_and_a_model(
     assert result.steps == 2
     assert any(not torch.equal(a, b) for a, b in zip(before, small_model.parameters(), strict=True))
     written = yaml.safe_load((result.run_dir / "config.yaml").read_text())
-    assert (written["model"], written["config"]["gamma"], written["schema"]) == ("small", 0.9, 1)
+    assert (written["model"], written["config"]["gamma"], written["schema"]) == ("small", 0.9, 2)
     assert written["versions"]["trl"]
     lines = read_metrics(result.run_dir)
     assert [line["step"] for line in lines] == [1, 2]

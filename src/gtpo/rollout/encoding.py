@@ -99,8 +99,8 @@ class ChatEncoder:
         head_ids, tail_ids = self._encode_literal(result[:window]), self._encode_literal(result[-window:])
         while True:
             keep = max(0, keep)
-            head = self._decode(head_ids[: keep - keep // 2]).rstrip("\ufffd")
-            tail = self._decode(tail_ids[len(tail_ids) - keep // 2 :]).lstrip("\ufffd")
+            head = self.decode(head_ids[: keep - keep // 2]).rstrip("\ufffd")
+            tail = self.decode(tail_ids[len(tail_ids) - keep // 2 :]).lstrip("\ufffd")
             shortened = head + _note(len(result) - len(head) - len(tail)) + tail
             excess = len(self._encode_literal(shortened)) - max_tokens
             if excess <= 0 or not keep:
@@ -112,7 +112,7 @@ class ChatEncoder:
         ids = list(token_ids)
         if ids and ids[-1] in self.end_ids:
             ids.pop()
-        return self._decode(ids)
+        return self.decode(ids)
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
         """The calls of a turn, valid and invalid. Drafts within a thought are none, also where the prompt opened it."""
@@ -216,7 +216,8 @@ class ChatEncoder:
             pieces += [(before, False), (self.format.escape(result), True)]
         return [*pieces, (frame, False)]
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens and spaces as they are."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str) -> list[int]:

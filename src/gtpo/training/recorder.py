@@ -19,7 +19,7 @@ from gtpo._files import write_text
 from gtpo.errors import ConfigError, RecordError
 from gtpo.versions import installed_versions
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MIN_FREE_MB = 200
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gtpo.credit import Credit
+from gtpo.rollout.pieces import TokenPieces
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
 from gtpo.types import InvalidCall, Trajectory, Turn
@@ -17,6 +18,7 @@ def rollout_rows(
     verdicts: Sequence[Verdict],
     credit: Credit,
     first: int,
+    pieces: TokenPieces,
 ) -> list[dict[str, Any]]:
     """Describe finished rollouts with their credit.
 
@@ -24,9 +26,11 @@ def rollout_rows(
         trajectories, problems, verdicts: of this process, in the same order.
         credit: of the whole batch.
         first: place of the first of these rollouts in `credit`.
+        pieces: cuts the texts of turns at their tokens.
     """
     return [
         {
+            "rollout": first + i,
             "group": int(credit.group_B[first + i]),
             "problem_id": problem.id,
             "question": problem.question,
@@ -37,8 +41,9 @@ def rollout_rows(
             "stop_reason": trajectory.stop_reason.value,
             "prompt_tokens": len(trajectory.prompt_ids),
             "outcome_reward": float(credit.outcome_B[first + i]),
+            "similarities": {str(p): round(value, 6) for p, value in credit.similarities.get(first + i, {}).items()},
             "turns": [
-                {**_turn_text(turn), **_turn_credit(credit, first + i, j, len(trajectory.turns))}
+                {**_turn_text(turn, pieces), **_turn_credit(credit, first + i, j, len(trajectory.turns))}
                 for j, turn in enumerate(trajectory.turns)
             ],
         }
@@ -46,7 +51,7 @@ def rollout_rows(
     ]
 
 
-def _turn_text(turn: Turn) -> dict[str, Any]:
+def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
     observation = turn.observation
     return {
         "text": turn.text,
@@ -54,6 +59,8 @@ def _turn_text(turn: Turn) -> dict[str, Any]:
             {"invalid": call.reason} if isinstance(call, InvalidCall) else {"code": call.code} for call in turn.calls
         ],
         "tokens": len(turn.token_ids),
+        "token_chars": pieces.chars(turn.token_ids, turn.text),
+        "logprobs": None if turn.logprobs is None else [round(value, 3) for value in turn.logprobs],
         "observation": observation.text if observation else None,
         "observation_tokens": len(observation.token_ids) if observation else 0,
         "statuses": list(observation.statuses) if observation else [],

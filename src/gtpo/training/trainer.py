@@ -36,6 +36,7 @@ from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
+from gtpo.rollout.pieces import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
@@ -111,6 +112,7 @@ class GTPOTrainer(GRPOTrainer):
         self.progress = progress or StepProgress(enabled=False)
         self.credit_settings = args.credit_settings()
         self._failures = FailureWatch()
+        self._pieces = TokenPieces(encoder.decode)
         self._round = _Round(())
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
@@ -247,7 +249,7 @@ class GTPOTrainer(GRPOTrainer):
         if training and self.accelerator.is_main_process:
             self._watch(metrics["groups/frac_all_failed"])
         if training and self._records_now():
-            rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first))
+            rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first, self._pieces))
             if self.recorder and self.accelerator.is_main_process:
                 self.recorder.write_rollouts(self.state.global_step + 1, rows)
         rewards_B = credit.outcome_B if self.args.algorithm == "grpo" else credit.accuracy_B

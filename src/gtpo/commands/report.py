@@ -1,0 +1,52 @@
+"""`gtpo report`: the credit inspector, as a file or while a run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from gtpo.commands.arguments import parse, say
+from gtpo.errors import ConfigError
+from gtpo.report import serve, write_page
+
+
+@dataclass
+class ReportArguments:
+    """What to show."""
+
+    runs: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Run directories, overlaid; may stand without their name: gtpo report RUN [RUN ...]."},
+    )
+    output: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "The HTML file; by default report.html in the first run's directory."}
+    )
+    max_mb: float = field(default=50.0, metadata={"help": "Rollouts of more than so many MB are left out in part."})
+    serve: bool = field(default=False, metadata={"help": "Show the runs on this machine while they train."})
+    port: int = field(default=0, metadata={"help": "Of --serve; 0 takes a free one."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, write or serve."""
+    if argv and not argv[0].startswith("-"):
+        place = next((i for i, arg in enumerate(argv) if arg.startswith("-")), len(argv))
+        names, rest = list(argv[:place]), list(argv[place:])
+        rest = [part for arg in rest for part in ((arg, "true") if arg == "--serve" else (arg,))]
+        argv = ["--runs", *names, *rest]
+    (args,) = parse(
+        (ReportArguments,), argv, prog="gtpo report", about="See where credit went: one HTML page about a run, or several."
+    )
+    if not args.runs:
+        raise ConfigError("no run: gtpo report RUN")
+    if args.serve:
+        server = serve(args.runs, args.port)
+        say(f"http://127.0.0.1:{server.server_address[1]}/ shows {', '.join(args.runs)}; Ctrl-C ends it")
+        with server:
+            server.serve_forever()
+        return 0
+    path = Path(args.output or Path(args.runs[0]) / "report.html")
+    size = write_page(args.runs, path, max_bytes=int(args.max_mb * 1e6))
+    say(f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+    return 0

@@ -1,0 +1,10 @@
+"""The credit inspector: what a run did, turn by turn, as one HTML page, as a page that follows a run, and as data frames.
+
+`load` is for notebooks; `write_page` and `serve` are behind `gtpo report`.
+"""
+
+from gtpo.report.frames import RunFrames, load
+from gtpo.report.page import write_page
+from gtpo.report.server import serve
+
+__all__ = ["RunFrames", "load", "serve", "write_page"]

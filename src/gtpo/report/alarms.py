@@ -1,0 +1,160 @@
+"""Things known to be bad, looked for in the figures of a run. Each says what it saw and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+Metrics = Sequence[Mapping[str, float]]
+"""One mapping a step."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that should be looked at.
+
+    Attributes:
+        name: short.
+        sentence: what was seen, and what it means.
+        metric: the figure in which it shows.
+    """
+
+    name: str
+    sentence: str
+    metric: str
+
+
+def alarms(metrics: Metrics, settings: Mapping[str, Any], void_share: float | None = None) -> list[Alarm]:
+    """The alarms of a run.
+
+    Args:
+        metrics: of its steps.
+        settings: of its algorithm.
+        void_share: of the last recorded rollouts, those that ended with neither a call nor an answer; None if unknown.
+    """
+    found = [alarm for check in _CHECKS for alarm in check(metrics, settings)]
+    if void_share is not None and void_share > 0.1:
+        found.append(
+            Alarm(
+                "void turns",
+                f"{void_share:.0%} of the rollouts of the last recorded steps end with a turn that holds neither a call "
+                "nor an answer. Training on them is known to end in collapse; consider void_turns: mask.",
+                "stop/answer",
+            )
+        )
+    return found
+
+
+def _ends(metrics: Metrics, name: str) -> tuple[float, float] | None:
+    """Means over the first and the last third of the steps; None with fewer than six."""
+    values = [row[name] for row in metrics if name in row]
+    third = len(values) // 3
+    return (fmean(values[:third]), fmean(values[-third:])) if third >= 2 else None
+
+
+def _last(metrics: Metrics, name: str, steps: int = 5) -> float | None:
+    values = [row[name] for row in metrics if name in row][-steps:]
+    return fmean(values) if values else None
+
+
+def _calls_fall(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    calls, reward, passed = (_ends(metrics, name) for name in ("calls", "reward/total", "pass_rate"))
+    if not (calls and reward and passed):
+        return
+    if calls[1] < 0.7 * calls[0] and reward[1] > reward[0] and passed[1] < passed[0] + 0.05:
+        yield Alarm(
+            "fewer calls, more reward",
+            f"Calls a rollout fell from {calls[0]:.2f} to {calls[1]:.2f} while the reward rose and the pass rate did not "
+            "(first and last third of the steps). Penalties may be avoided by giving up the tool.",
+            "calls",
+        )
+
+
+def _similarity_rises(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    alpha = settings.get("alpha") or 0
+    if not alpha:
+        return
+    rows = []
+    for row in metrics:
+        mixed = 1 - row.get("pass_rate", 1) - row.get("groups/frac_all_failed", 0)
+        if "reward/shaped" in row and mixed > 0.02:
+            rows.append({"similarity": row["reward/shaped"] / alpha / mixed, "pass_rate": row["pass_rate"]})
+    similar, passed = _ends(rows, "similarity"), _ends(rows, "pass_rate")
+    if similar and passed and similar[1] > similar[0] + 0.1 and passed[1] < passed[0] + 0.02:
+        yield Alarm(
+            "similarity without success",
+            f"Failures resemble successes more and more ({similar[0]:.2f} to {similar[1]:.2f}) and do not become any: the "
+            "shaped reward may be earned by looks. A lower alpha takes the reason away.",
+            "reward/shaped",
+        )
+
+
+def _negative_on_success(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    name = "advantage/frac_negative_on_success"
+    ends = _ends(metrics, name)
+    if ends and ends[1] > 0.15 and ends[1] > ends[0] + 0.05:
+        yield Alarm(
+            "successes are punished",
+            f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. Under scope pooled "
+            "the first turns of successes turn negative once most of a group succeeds; scope turn does not.",
+            name,
+        )
+
+
+def _above(name: str, bound: float, title: str, meaning: str) -> Callable[..., Iterator[Alarm]]:
+    def check(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+        value = _last(metrics, name)
+        if value is not None and value > bound:
+            yield Alarm(title, f"{value:.1%} in the last steps. {meaning}", name)
+
+    return check
+
+
+def _all_fail(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    share = _last(metrics, "groups/frac_all_failed")
+    keeps = settings.get("on_uniform_outcome") == "keep" and settings.get("algorithm") == "gtpo"
+    if share is not None and share > 0.5:
+        meaning = (
+            "With on_uniform_outcome keep the format penalty is their only signal, at full size: the policy learns to call "
+            "well and not to succeed. Use zero."
+            if keeps
+            else "They teach nothing; easier problems or larger groups would."
+        )
+        yield Alarm(
+            "most groups fail altogether", f"{share:.0%} of the groups in the last steps. {meaning}", "pass_rate"
+        )
+
+
+def _entropy_falls(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    ends = _ends(metrics, "entropy")
+    if ends and ends[0] > 0 and ends[1] < 0.1 * ends[0]:
+        yield Alarm(
+            "entropy is gone",
+            f"From {ends[0]:.3f} to {ends[1]:.3f} (first and last third of the steps): rollouts of a group have become "
+            "alike, and groups without differences teach nothing.",
+            "entropy",
+        )
+
+
+_CHECKS: tuple[Callable[[Metrics, Mapping[str, Any]], Iterator[Alarm]], ...] = (
+    _calls_fall,
+    _similarity_rises,
+    _negative_on_success,
+    _all_fail,
+    _entropy_falls,
+    _above(
+        "stop/repetition",
+        0.02,
+        "turns repeat themselves",
+        "Rollouts end because a turn says the same few tokens over and over, often after an observation: an early sign of "
+        "collapse.",
+    ),
+    _above(
+        "rollouts/frac_masked",
+        0.01,
+        "the sandbox fails",
+        "These rollouts are left out of the loss. Look at the sandbox before anything else.",
+    ),
+)

@@ -1,0 +1,80 @@
+// The arithmetic of gtpo.functional, for "what if". Advantages of one group of rollouts; see docs/algorithm.md.
+
+const MIN_DEVIATION = 1e-8;
+const EPS = 1e-4;
+
+// What credit needs to know of a recorded rollout.
+function factsOf(rollout) {
+  const hasCall = rollout.turns.some((turn) => turn.calls.length > 0);
+  return {
+    passed: rollout.passed,
+    masked: rollout.stop_reason === "infra",
+    hasCall,
+    // A penalty on a later turn, or where there was a call, can only stand for an invalid one (a syntax error, say).
+    invalid: rollout.turns.map(
+      (turn, j) => turn.calls.some((call) => "invalid" in call) || (turn.r_format < 0 && (j > 0 || hasCall)),
+    ),
+    similarities: Object.values(rollout.similarities),
+  };
+}
+
+// settings: gamma, alpha, format_penalty, scope, on_uniform_outcome. One object a rollout: shaped, and a turn's
+// format, accuracy, reward, return and advantage.
+function credit(group, settings) {
+  const kept = group.filter((facts) => !facts.masked);
+  const passes = kept.filter((facts) => facts.passed).length;
+  const rows = group.map((facts) => rewardsOf(facts, passes, settings));
+  for (const row of rows) {
+    row.returns = new Array(row.rewards.length).fill(0);
+    let ahead = 0;
+    for (let j = row.rewards.length - 1; j >= 0; j--) {
+      ahead = row.rewards[j] + settings.gamma * ahead;
+      row.returns[j] = ahead;
+    }
+  }
+  const counted = rows.filter((_, i) => !group[i].masked);
+  const sets = setsOf(counted, settings.scope);
+  const uniform = passes === 0 || passes === kept.length;
+  const silent = settings.on_uniform_outcome === "zero" && uniform;
+  rows.forEach((row, i) => {
+    row.advantages = row.returns.map((value, j) => {
+      if (group[i].masked || silent) return 0;
+      const { origin, mean, deviation } = sets[settings.scope === "turn" ? j : 0];
+      return deviation < MIN_DEVIATION ? 0 : (value - origin - mean) / (deviation + EPS);
+    });
+  });
+  return { rows, sets, passes, size: kept.length, uniform };
+}
+
+function rewardsOf(facts, passes, settings) {
+  const turns = facts.invalid.length;
+  const format = facts.invalid.map((bad, j) =>
+    !facts.masked && (bad || (j === 0 && !facts.hasCall)) ? settings.format_penalty : 0,
+  );
+  let shaped = 0;
+  if (!facts.passed && !facts.masked && passes > 0) {
+    shaped = (settings.alpha / passes) * facts.similarities.reduce((sum, value) => sum + Math.min(Math.max(value, 0), 1), 0);
+  }
+  const accuracy = facts.masked ? 0 : facts.passed ? 1 : shaped;
+  const rewards = format.map((penalty, j) => penalty + (j === turns - 1 ? accuracy : 0));
+  return { shaped, format, rewards };
+}
+
+// The sets over which returns are normalised; measured from their smallest member, so that equal returns are 0 apart.
+function setsOf(rows, scope) {
+  let members;
+  if (scope === "turn") {
+    const longest = Math.max(0, ...rows.map((row) => row.returns.length));
+    members = Array.from({ length: longest }, (_, j) =>
+      rows.filter((row) => row.returns.length > j).map((row) => row.returns[j]),
+    );
+  } else {
+    members = [rows.flatMap((row) => (scope === "initial" ? row.returns.slice(0, 1) : row.returns))];
+  }
+  return members.map((values) => {
+    const origin = values.length ? Math.min(...values) : 0;
+    const mean = values.reduce((sum, value) => sum + value - origin, 0) / Math.max(values.length, 1);
+    const squares = values.reduce((sum, value) => sum + (value - origin - mean) ** 2, 0);
+    return { origin, mean, deviation: Math.sqrt(squares / Math.max(values.length - 1, 1)), size: values.length };
+  });
+}

@@ -1,0 +1,179 @@
+// All rollouts of a problem side by side, turns as rows, coloured by advantage; and what if the settings were others.
+
+const WHAT_IF = ["gamma", "alpha", "format_penalty", "scope", "on_uniform_outcome"];
+const SHORT = { gamma: "g", alpha: "a", format_penalty: "p", scope: "s", on_uniform_outcome: "u" };
+
+// The run's own settings with those of the address over them.
+function settingsOf(state) {
+  const own = Store.runs[state.run].settings;
+  const found = {};
+  for (const name of WHAT_IF) {
+    const given = state[SHORT[name]];
+    found[name] = given === undefined ? own[name] : typeof own[name] === "number" ? Number(given) : given;
+  }
+  return found;
+}
+
+function changed(state) {
+  return WHAT_IF.some((name) => state[SHORT[name]] !== undefined && String(state[SHORT[name]]) !== String(Store.runs[state.run].settings[name]));
+}
+
+// The credit of a group as recorded, and as it would be.
+function creditOf(rows, state) {
+  const recorded = rows.map((row) => row.turns.map((turn) => turn.advantage));
+  const again = credit(rows.map(factsOf), settingsOf(state));
+  const isOwn = !changed(state);
+  return {
+    ...again,
+    recorded,
+    shownAdvantage: (i, j) => (isOwn ? recorded[i][j] : again.rows[i].advantages[j]),
+    flips: (i, j) => !isOwn && Math.sign(round(recorded[i][j])) !== Math.sign(round(again.rows[i].advantages[j])),
+    isOwn,
+  };
+}
+
+function round(value) {
+  return Math.abs(value) < 1e-6 ? 0 : value;
+}
+
+async function groupView(state) {
+  const run = Store.runs[state.run];
+  if (!run.steps.length) return h("p", {}, "This run has recorded no rollouts (record_every: 0).");
+  const rows = await Store.rollouts(state.run, state.step);
+  if (!rows) return h("div", {}, places(state, []), leftOut(run));
+  const groups = [...new Set(rows.map((row) => row.group))];
+  if (!groups.includes(state.group)) state.group = groups[0];
+  const members = rows.filter((row) => row.group === state.group);
+  const found = creditOf(members, state);
+  return h("div", {}, places(state, groups), whatIf(state, rows), groupHead(members, found), groupTable(members, found, state));
+}
+
+function leftOut(run) {
+  return h("p", { class: "warning" }, `The rollouts of this step were left out to keep the page small (${run.left_out.steps} of ${run.steps.length} steps). Write it again with --max_mb.`);
+}
+
+function places(state, groups) {
+  const run = Store.runs[state.run];
+  return h(
+    "div",
+    { class: "bar" },
+    Store.runs.length > 1
+      ? select("run", state.run, Store.runs.map((one, i) => [i, one.name]), (value) => go({ run: Number(value), step: undefined, group: undefined, rollout: undefined }))
+      : null,
+    select("step", state.step, run.steps, (value) => go({ step: Number(value), group: undefined, rollout: undefined })),
+    groups.length ? select("group", state.group, groups, (value) => go({ group: Number(value), rollout: undefined })) : null,
+  );
+}
+
+function whatIf(state, rows) {
+  const own = Store.runs[state.run].settings;
+  const now = settingsOf(state);
+  const set = (name) => (value) => go({ [SHORT[name]]: value }, { replace: true });
+  const slider = (name, min, max, step) =>
+    h(
+      "label",
+      { class: "field", title: `the run's own: ${own[name]}` },
+      name,
+      h("input", { type: "range", id: `what-${name}`, min, max, step, value: now[name], oninput: (event) => set(name)(Number(event.target.value)) }),
+      h("output", {}, String(now[name])),
+    );
+  const flips = rows ? flipsOf(rows, state) : 0;
+  return h(
+    "fieldset",
+    { class: "bar", id: "what-if" },
+    h("legend", {}, "What if"),
+    slider("gamma", 0, 1, 0.05),
+    slider("alpha", 0, 1, 0.05),
+    slider("format_penalty", -1, 0, 0.05),
+    select("scope", now.scope, ["pooled", "initial", "turn"], set("scope"), `the run's own: ${own.scope}`),
+    select("uniform outcome", now.on_uniform_outcome, ["keep", "zero"], set("on_uniform_outcome"), `the run's own: ${own.on_uniform_outcome}`),
+    h("button", { id: "reset", disabled: !changed(state), onclick: () => go({ g: undefined, a: undefined, p: undefined, s: undefined, u: undefined }) }, "as it was"),
+    h("span", { id: "flips" }, changed(state) ? `${flips} turns of this step change their sign` : ""),
+    now.alpha > 0 && !own.alpha ? h("span", { class: "warning" }, "no similarities were recorded: alpha was 0") : null,
+    own.algorithm !== "gtpo" ? h("span", { class: "warning" }, `trained with ${own.algorithm}: what GTPO would have given, without shaping`) : null,
+    own.turn_rewards === false || own.turn_returns === false ? h("span", { class: "warning" }, "trained with a part of GTPO switched off: the page computes with all parts") : null,
+  );
+}
+
+function flipsOf(rows, state) {
+  if (!changed(state)) return 0;
+  const groups = new Map();
+  for (const row of rows) groups.set(row.group, [...(groups.get(row.group) ?? []), row]);
+  let count = 0;
+  for (const members of groups.values()) {
+    const found = creditOf(members, state);
+    members.forEach((row, i) => row.turns.forEach((_, j) => (count += found.flips(i, j))));
+  }
+  return count;
+}
+
+function groupHead(members, found) {
+  const problem = members[0];
+  const sets = found.sets.map((set, j) => `${found.sets.length > 1 ? `turn ${j + 1}: ` : ""}mean ${number(set.origin + set.mean)}, deviation ${number(set.deviation)}, ${set.size} returns`);
+  return h(
+    "div",
+    { class: "problem" },
+    h("p", { class: "question" }, shown(problem.question)),
+    h("p", { class: "hint" }, `gold: ${shown(problem.answer)} · ${problem.problem_id} · ${found.passes} of ${found.size} passed${found.uniform ? " (uniform outcome)" : ""} · ${sets.join("; ")}`),
+  );
+}
+
+function groupTable(members, found, state) {
+  const longest = Math.max(...members.map((row) => row.turns.length));
+  const open = (row) => () => go({ view: "rollout", rollout: row.rollout });
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "group", id: "group" },
+      h(
+        "tr",
+        {},
+        h("th", {}, ""),
+        members.map((row) =>
+          h(
+            "th",
+            {},
+            h("button", { class: `link ${row.passed ? "passed" : "failed"}`, onclick: open(row), title: row.verdict }, `${row.passed ? "✓" : "✗"} rollout ${row.rollout}`),
+            h("div", { class: "hint" }, row.stop_reason),
+          ),
+        ),
+      ),
+      Array.from({ length: longest }, (_, j) => h("tr", {}, h("th", {}, `turn ${j + 1}`), members.map((row, i) => turnCell(row, found, i, j, open(row))))),
+      h("tr", {}, h("th", {}, "similarity"), members.map((row) => h("td", { class: "hint" }, similarityText(row)))),
+      h("tr", {}, h("th", {}, "shaped"), members.map((row, i) => h("td", {}, number(found.rows[i].shaped)))),
+      h("tr", {}, h("th", {}, "tokens"), members.map((row) => h("td", {}, String(row.turns.reduce((sum, turn) => sum + turn.tokens, 0))))),
+    ),
+  );
+}
+
+function similarityText(row) {
+  const entries = Object.entries(row.similarities);
+  return entries.length ? entries.map(([place, value]) => `${place}: ${number(value, 2)}`).join(", ") : "–";
+}
+
+function turnCell(row, found, i, j, onclick) {
+  const turn = row.turns[j];
+  if (!turn) return h("td", { class: "none" });
+  const value = found.shownAdvantage(i, j);
+  const { format, rewards, returns } = found.rows[i];
+  const bad = turn.calls.some((call) => "invalid" in call);
+  const errors = turn.statuses.filter((status) => status !== "ok" && status !== "invalid");
+  const text = turn.calls.map((call) => call.code ?? `invalid: ${call.invalid}`).join("\n") || turn.text;
+  return h(
+    "td",
+    {
+      class: `turn${found.flips(i, j) ? " flips" : ""}`,
+      style: { background: tint(value) },
+      onclick,
+      title: `reward ${number(rewards[j])} (format ${number(format[j])}), return ${number(returns[j])}, advantage ${signed(value, 4)}${found.isOwn ? "" : `, was ${signed(found.recorded[i][j], 4)}`}`,
+    },
+    h("b", { class: "advantage" }, signed(value)),
+    h("span", { class: "hint" }, ` R ${number(returns[j], 2)} r ${number(rewards[j], 2)}`),
+    bad ? h("span", { class: "tag bad" }, "invalid") : null,
+    errors.map((status) => h("span", { class: "tag" }, status)),
+    found.flips(i, j) ? h("span", { class: "tag flip" }, `was ${signed(found.recorded[i][j])}`) : null,
+    h("code", {}, shown(text.slice(0, 160))),
+  );
+}

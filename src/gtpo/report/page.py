@@ -1,0 +1,64 @@
+"""The page: one HTML file that needs nothing else and runs nothing but its own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from gtpo._files import write_text
+from gtpo.report.data import MAX_BYTES, run_document
+from gtpo.report.glossary import glossary
+from gtpo.report.run import RunFiles
+from gtpo.versions import installed_versions
+
+_SCRIPTS = ("credit", "store", "dom", "charts", "overview", "groups", "rollout", "find", "app")
+
+
+def write_page(runs: Sequence[str | Path], path: str | Path, *, max_bytes: int = MAX_BYTES) -> int:
+    """Write the report of runs as one self-contained HTML file.
+
+    Args:
+        runs: run directories; their figures are overlaid.
+        path: the file.
+        max_bytes: of packed rollouts of all runs; what goes beyond is left out, and the page says so.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        DataError: a directory is no run, or a file of it can't be read.
+    """
+    found = [RunFiles(run) for run in runs]
+    document = {**header(), "runs": [run_document(run, max_bytes=max_bytes // len(found)) for run in found]}
+    text = page(document)
+    write_text(path, text)
+    return len(text.encode())
+
+
+def header() -> dict[str, Any]:
+    """What the page holds besides runs."""
+    return {"live": False, "version": installed_versions()["gtpo"], "glossary": glossary()}
+
+
+def page(document: dict[str, Any]) -> str:
+    """The page with a document in it. Whatever the document holds stays data: see `as_data`."""
+    assets = files("gtpo.report") / "assets"
+    style = (assets / "style.css").read_text(encoding="utf-8")
+    parts = [(assets / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text = (assets / "page.html").read_text(encoding="utf-8")
+    for name, value in (("ALLOWED", allowed), ("STYLE", style), ("SCRIPT", script), ("DATA", as_data(document))):
+        text = text.replace(f"/*{name}*/", value, 1)
+    return text
+
+
+def as_data(document: dict[str, Any]) -> str:
+    """JSON that can stand in a script element: no `<`, `>` or `&`, ASCII only, halves of surrogate pairs escaped."""
+    text = json.dumps(document, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
