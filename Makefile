@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup train test check format clean
+.PHONY: setup train test browser check format clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,10 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# The tests of the report open it in a real browser and are skipped where there is none.
+browser:
+	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,15 +1,27 @@
-"""Fakes for tests of code that uses gtpo: a scripted backend and a tokenizer with another chat template."""
+"""Fakes for tests of code that uses gtpo: a scripted backend, a tokenizer with another chat template, a made-up run."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from gtpo.credit import CreditSettings, assign_credit, credit_metrics, rollout_facts
 from gtpo.rollout.backends.base import Generation, Request
+from gtpo.rollout.pieces import TokenPieces
 from gtpo.rollout.settings import Sampling
+from gtpo.similarity import LexicalSimilarity
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict
+from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.rows import rollout_rows
+from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 
 class ScriptedBackend:
@@ -67,3 +79,72 @@ def with_chat_template(
     changed.eos_token = end
     changed.chat_template = template
     return changed
+
+
+def made_up_run(
+    path: str | Path,
+    *,
+    steps: int = 3,
+    groups: int = 2,
+    group_size: int = 4,
+    turns: int = 4,
+    fewest_turns: int = 1,
+    settings: CreditSettings | None = None,
+    text: str = "x = {i}\nprint(x * 2)  # a comment\n",
+    seed: int = 0,
+) -> Path:
+    """A run's directory with random rollouts, written by the code that records real ones.
+
+    Args:
+        path: the directory.
+        steps, groups, group_size: how much there is of it.
+        turns, fewest_turns: of a rollout at most and at least.
+        settings: of the credit.
+        text: code of a call, with `{i}` for a number.
+        seed: of all that is random.
+    """
+    rng = random.Random(seed)
+    settings = settings or CreditSettings()
+    recorder = RunRecorder(path)
+    recorder.start_afresh(overwrite=True)
+    recorder.write_config({"config": {"algorithm": "gtpo", **asdict(settings)}})
+    pieces = TokenPieces(lambda ids: "".join(map(chr, ids)))
+    for step in range(1, steps + 1):
+        rollouts = [_made_up_rollout(rng, fewest_turns, turns, text) for _ in range(groups * group_size)]
+        problems = [
+            Problem(id=f"p/{step}/{i // group_size}", question=f"What is {step} + {i // group_size}?", answer="7")
+            for i in range(len(rollouts))
+        ]
+        verdicts = [
+            Verdict(
+                passed, float(passed), "equal to the gold answer" if passed else "not equal", "7" if passed else "8"
+            )
+            for passed in (rng.random() < 0.5 for _ in rollouts)
+        ]
+        facts = [
+            rollout_facts(rollout, passed=verdict.passed, group_id=i // group_size)
+            for i, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
+        ]
+        credit = assign_credit(facts, LexicalSimilarity(), settings)
+        recorder.write_rollouts(step, rollout_rows(rollouts, problems, verdicts, credit, 0, pieces))
+        counts = rollout_metrics([rollout_counts(rollouts)])
+        recorder.append_metrics({"step": step, **credit_metrics(facts, credit), **counts, "entropy": 0.5})
+    return Path(path)
+
+
+def _made_up_rollout(rng: random.Random, fewest: int, turns: int, code: str) -> Trajectory:
+    count = rng.randint(fewest, turns)
+    made = [_made_up_turn(rng, code, last=j == count - 1) for j in range(count)]
+    return Trajectory(tuple(range(20)), tuple(made), StopReason.ANSWER)
+
+
+def _made_up_turn(rng: random.Random, code: str, last: bool) -> Turn:
+    program = code.replace("{i}", str(rng.randint(0, 9)))
+    call: ToolCall | InvalidCall = InvalidCall("the code is empty") if rng.random() < 0.2 else ToolCall(program)
+    text = "The answer is \\boxed{7}." if last else f"Let me see.\n```python\n{program}\n```"
+    ids = (*map(ord, text), 0)
+    seen = None
+    if not last:
+        status = "invalid" if isinstance(call, InvalidCall) else rng.choice(["ok", "ok", "ok", "error", "timeout"])
+        seen = Observation(f"{rng.randint(0, 99)}", (status,), tuple(range(12)), 0.01)
+    return Turn(text, ids, () if last else (call,), seen, tuple(-rng.expovariate(2.0) for _ in ids))

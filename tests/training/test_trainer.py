@@ -170,7 +170,7 @@ def test_a_run_leaves_config_metrics_rollouts_and_a_model(
     assert [line["step"] for line in lines] == [1, 2]
     for name in ("pass_rate", "reward/format", "turns", "calls", "invalid_calls", "stop/answer", "entropy"):
         assert isinstance(lines[0][name], float), name
-    shares = [lines[0][f"time/{phase}_share"] for phase in ("rollout", "verify", "credit", "update")]
+    shares = [lines[0][f"time/{phase}_share"] for phase in ("rollout", "verify", "credit", "record", "update")]
     assert sum(shares) == pytest.approx(1.0, abs=1e-6)
     assert (result.model_dir / "model.safetensors").exists()
 

@@ -36,7 +36,10 @@ def main(argv: Sequence[str]) -> int:
         rest = [part for arg in rest for part in ((arg, "true") if arg == "--serve" else (arg,))]
         argv = ["--runs", *names, *rest]
     (args,) = parse(
-        (ReportArguments,), argv, prog="gtpo report", about="See where credit went: one HTML page about a run, or several."
+        (ReportArguments,),
+        argv,
+        prog="gtpo report",
+        about="See where credit went: one HTML page about a run, or several.",
     )
     if not args.runs:
         raise ConfigError("no run: gtpo report RUN")

@@ -39,8 +39,8 @@ def alarms(metrics: Metrics, settings: Mapping[str, Any], void_share: float | No
         found.append(
             Alarm(
                 "void turns",
-                f"{void_share:.0%} of the rollouts of the last recorded steps end with a turn that holds neither a call "
-                "nor an answer. Training on them is known to end in collapse; consider void_turns: mask.",
+                f"{void_share:.0%} of the rollouts of the last recorded steps end with a turn that holds neither a "
+                "call nor an answer. Training on them is known to end in collapse; consider void_turns: mask.",
                 "stop/answer",
             )
         )
@@ -66,8 +66,8 @@ def _calls_fall(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm
     if calls[1] < 0.7 * calls[0] and reward[1] > reward[0] and passed[1] < passed[0] + 0.05:
         yield Alarm(
             "fewer calls, more reward",
-            f"Calls a rollout fell from {calls[0]:.2f} to {calls[1]:.2f} while the reward rose and the pass rate did not "
-            "(first and last third of the steps). Penalties may be avoided by giving up the tool.",
+            f"Calls a rollout fell from {calls[0]:.2f} to {calls[1]:.2f} while the reward rose and the pass rate did "
+            "not (first and last third of the steps). Penalties may be avoided by giving up the tool.",
             "calls",
         )
 
@@ -85,8 +85,8 @@ def _similarity_rises(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator
     if similar and passed and similar[1] > similar[0] + 0.1 and passed[1] < passed[0] + 0.02:
         yield Alarm(
             "similarity without success",
-            f"Failures resemble successes more and more ({similar[0]:.2f} to {similar[1]:.2f}) and do not become any: the "
-            "shaped reward may be earned by looks. A lower alpha takes the reason away.",
+            f"Failures resemble successes more and more ({similar[0]:.2f} to {similar[1]:.2f}) and do not become any: "
+            "the shaped reward may be earned by looks. A lower alpha takes the reason away.",
             "reward/shaped",
         )
 
@@ -97,8 +97,8 @@ def _negative_on_success(metrics: Metrics, settings: Mapping[str, Any]) -> Itera
     if ends and ends[1] > 0.15 and ends[1] > ends[0] + 0.05:
         yield Alarm(
             "successes are punished",
-            f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. Under scope pooled "
-            "the first turns of successes turn negative once most of a group succeeds; scope turn does not.",
+            f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. Under scope "
+            "pooled the first turns of successes turn negative once most of a group succeeds, and long ones sooner.",
             name,
         )
 
@@ -117,8 +117,8 @@ def _all_fail(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
     keeps = settings.get("on_uniform_outcome") == "keep" and settings.get("algorithm") == "gtpo"
     if share is not None and share > 0.5:
         meaning = (
-            "With on_uniform_outcome keep the format penalty is their only signal, at full size: the policy learns to call "
-            "well and not to succeed. Use zero."
+            "With on_uniform_outcome keep the format penalty is their only signal, at full size: the policy learns to "
+            "call well and not to succeed. Use zero."
             if keeps
             else "They teach nothing; easier problems or larger groups would."
         )
@@ -148,8 +148,8 @@ _CHECKS: tuple[Callable[[Metrics, Mapping[str, Any]], Iterator[Alarm]], ...] = (
         "stop/repetition",
         0.02,
         "turns repeat themselves",
-        "Rollouts end because a turn says the same few tokens over and over, often after an observation: an early sign of "
-        "collapse.",
+        "Rollouts end because a turn says the same few tokens over and over, often after an observation: an early sign "
+        "of collapse.",
     ),
     _above(
         "rollouts/frac_masked",

@@ -123,7 +123,7 @@ def _is_void(row: dict[str, Any]) -> bool:
 
 
 def _smaller(files: RunFiles, packs: dict[int, str], max_bytes: int) -> tuple[dict[int, str], dict[str, int]]:
-    """Without the details of tokens but for the last steps; and if that is not enough, only some steps, evenly spread."""
+    """Without the details of tokens but for the last steps; if that is not enough, only some steps, evenly spread."""
     steps = list(packs)
     bare = {
         step: packs[step] if step in steps[-_WITH_TOKENS:] else pack(files.rollouts(step), tokens=False)

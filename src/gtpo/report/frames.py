@@ -32,7 +32,7 @@ class RunFrames:
 
 
 def load(run: str | Path, *, steps: list[int] | None = None) -> RunFrames:
-    """Read a run's directory.
+    """Read a run's directory. Halves of surrogate pairs, which pandas does not take, become U+FFFD.
 
     Args:
         run: the directory.
@@ -49,8 +49,8 @@ def load(run: str | Path, *, steps: list[int] | None = None) -> RunFrames:
     for step in files.steps() if steps is None else steps:
         for row in files.rollouts(step):
             place = {"step": step, "rollout": row["rollout"], "group": row["group"]}
-            rollouts.append({**place, **_rollout_row(row)})
-            turns += [{**place, "turn": number, **turn} for number, turn in enumerate(row["turns"])]
+            rollouts.append({**place, **_whole(_rollout_row(row))})
+            turns += [{**place, "turn": number, **_whole(turn)} for number, turn in enumerate(row["turns"])]
     metrics = pd.DataFrame(files.metrics())
     return RunFrames(
         settings=files.settings(),
@@ -76,3 +76,11 @@ def _rollout_row(row: dict[str, Any]) -> dict[str, Any]:
         "max_advantage": max(advantages),
         "similarity": sum(alike) / len(alike) if alike else float("nan"),
     }
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: _mended(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _mended(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -249,9 +249,11 @@ class GTPOTrainer(GRPOTrainer):
         if training and self.accelerator.is_main_process:
             self._watch(metrics["groups/frac_all_failed"])
         if training and self._records_now():
+            start = time.perf_counter()
             rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first, self._pieces))
             if self.recorder and self.accelerator.is_main_process:
                 self.recorder.write_rollouts(self.state.global_step + 1, rows)
+            self._seconds["record"] += time.perf_counter() - start
         rewards_B = credit.outcome_B if self.args.algorithm == "grpo" else credit.accuracy_B
         local = rewards_B[first : first + len(trajectories)].tolist()
         fates = self._round.fates

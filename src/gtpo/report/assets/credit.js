@@ -3,8 +3,11 @@
 const MIN_DEVIATION = 1e-8;
 const EPS = 1e-4;
 
-// What credit needs to know of a recorded rollout.
-function factsOf(rollout) {
+// What credit needs to know of a recorded rollout. Where no similarities were recorded (schema 1), their mean follows
+// from the shaped reward and the run's own alpha.
+function factsOf(rollout, ownAlpha) {
+  const alike = Object.values(rollout.similarities).map((value) => Math.min(Math.max(value, 0), 1));
+  const shaped = rollout.turns[rollout.turns.length - 1].r_shaped;
   const hasCall = rollout.turns.some((turn) => turn.calls.length > 0);
   return {
     passed: rollout.passed,
@@ -14,7 +17,7 @@ function factsOf(rollout) {
     invalid: rollout.turns.map(
       (turn, j) => turn.calls.some((call) => "invalid" in call) || (turn.r_format < 0 && (j > 0 || hasCall)),
     ),
-    similarities: Object.values(rollout.similarities),
+    similarity: alike.length ? alike.reduce((a, b) => a + b, 0) / alike.length : ownAlpha ? shaped / ownAlpha : 0,
   };
 }
 
@@ -51,10 +54,8 @@ function rewardsOf(facts, passes, settings) {
   const format = facts.invalid.map((bad, j) =>
     !facts.masked && (bad || (j === 0 && !facts.hasCall)) ? settings.format_penalty : 0,
   );
-  let shaped = 0;
-  if (!facts.passed && !facts.masked && passes > 0) {
-    shaped = (settings.alpha / passes) * facts.similarities.reduce((sum, value) => sum + Math.min(Math.max(value, 0), 1), 0);
-  }
+  // facts.similarity is the mean over the passing rollouts of the group, 0 for one without code.
+  const shaped = !facts.passed && !facts.masked && passes > 0 ? settings.alpha * facts.similarity : 0;
   const accuracy = facts.masked ? 0 : facts.passed ? 1 : shaped;
   const rewards = format.map((penalty, j) => penalty + (j === turns - 1 ? accuracy : 0));
   return { shaped, format, rewards };

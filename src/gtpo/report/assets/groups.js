@@ -21,7 +21,7 @@ function changed(state) {
 // The credit of a group as recorded, and as it would be.
 function creditOf(rows, state) {
   const recorded = rows.map((row) => row.turns.map((turn) => turn.advantage));
-  const again = credit(rows.map(factsOf), settingsOf(state));
+  const again = credit(rows.map((row) => factsOf(row, Store.runs[state.run].settings.alpha)), settingsOf(state));
   const isOwn = !changed(state);
   return {
     ...again,

@@ -1,0 +1,237 @@
+"""Each view, control, filter and link of the page, in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from gtpo.report import load, write_page
+from gtpo.testing import made_up_run
+
+
+def view(page, name):
+    page.wait_for_selector(f"#app[data-view={name}]")
+
+
+def test_overview_shows_every_figure_with_its_meaning_and_every_run(opened, run, tmp_path):
+    other = made_up_run(tmp_path / "other", steps=4, seed=5)
+    path = tmp_path / "both.html"
+    write_page([run, other], path)
+    with opened(path) as page:
+        chart = page.locator('[data-chart="pass_rate"]')
+        assert chart.locator("polyline").count() == 2
+        assert "share of rollouts whose final answer was verified" in chart.locator("figcaption").get_attribute("title")
+        assert chart.locator(".reading").inner_text().split() == ["made", "other"]
+        chart.locator("svg").hover()
+        assert "step" in chart.locator(".reading").inner_text()
+        page.get_by_role("button", name="Every logged figure").click()
+        page.wait_for_selector('[data-chart="tool/ok"]')
+
+
+def test_a_click_on_a_chart_leads_to_the_groups_of_that_step(opened, report):
+    with opened(report) as page:
+        box = page.locator('[data-chart="pass_rate"] svg').bounding_box()
+        page.mouse.click(box["x"] + box["width"] - 12, box["y"] + box["height"] / 2)
+        view(page, "group")
+        assert "step=4" in page.url
+
+
+def test_alarms_say_what_they_mean(opened, run, tmp_path):
+    bad = made_up_run(tmp_path / "bad", steps=3)
+    lines = [
+        {"step": step, "pass_rate": 0.01, "groups/frac_all_failed": 0.9, "stop/repetition": 0.2} for step in range(1, 9)
+    ]
+    (bad / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = tmp_path / "bad.html"
+    write_page([bad], path)
+    with opened(path) as page:
+        text = page.locator("#alarms").inner_text()
+    assert "most groups fail altogether 90% of the groups" in text
+    assert "turns repeat themselves 20.0%" in text
+
+
+def test_the_group_view_shows_what_was_recorded(opened, report, run):
+    turns = load(run, steps=[2]).turns
+    with opened(report, "#view=group&step=2&group=1") as page:
+        view(page, "group")
+        members = sorted(set(turns[turns["group"] == 1]["rollout"]))
+        heads = page.locator("#group th button").all_inner_texts()
+        assert [int(re.findall(r"\d+", head)[0]) for head in heads] == members
+        for column, rollout in enumerate(members):
+            for turn, value in enumerate(turns[turns["rollout"] == rollout]["advantage"]):
+                cell = page.locator(f"#group tr:nth-child({turn + 2}) td:nth-child({column + 2}) .advantage")
+                assert float(cell.inner_text()) == pytest.approx(value, abs=0.006)
+        page.get_by_label("group").select_option("2")
+        page.wait_for_selector("text=What is 2 + 2?")
+
+
+def test_what_if_computes_again_marks_changed_signs_and_goes_back(opened, report):
+    with opened(report, "#view=group&step=1&group=0") as page:
+        before = page.locator("#group .advantage").all_inner_texts()
+        page.get_by_label("scope").select_option("turn")
+        page.wait_for_selector("#flips:not(:empty)")
+        after = page.locator("#group .advantage").all_inner_texts()
+        assert before != after
+        signs = sum(
+            (float(a) > 0) != (float(b) > 0) and "0.00" not in a + b for a, b in zip(before, after, strict=True)
+        )
+        assert page.locator("#group .flips").count() >= signs
+        assert "s=turn" in page.url
+        page.locator("#reset").click()
+        page.wait_for_selector("#reset[disabled]")
+        assert page.locator("#group .advantage").all_inner_texts() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("gamma", "0.5"), ("alpha", "1"), ("format_penalty", "-0.5")])
+def test_the_sliders_change_the_credit(opened, report, name, value):
+    with opened(report, "#view=group&step=1&group=0") as page:
+        before = page.locator("#group .advantage").all_inner_texts()
+        page.locator(f"#what-{name}").fill(value)
+        page.wait_for_selector("#reset:not([disabled])")
+        assert page.locator("#group .advantage").all_inner_texts() != before
+
+
+def test_a_uniform_group_falls_silent_with_zero(opened, tmp_path):
+    run = made_up_run(tmp_path / "run", steps=1, groups=6, group_size=2, seed=3)
+    path = tmp_path / "report.html"
+    write_page([run], path)
+    rollouts = load(run).rollouts
+    uniform = next(group for group, part in rollouts.groupby("group") if part["passed"].nunique() == 1)
+    with opened(path, f"#view=group&group={uniform}&u=zero") as page:
+        assert set(page.locator("#group .advantage").all_inner_texts()) == {"0.00"}
+
+
+def test_the_rollout_view_shows_the_conversation_the_verdict_and_the_tokens(opened, report, run):
+    rollouts = load(run, steps=[3]).rollouts
+    chosen = rollouts[(rollouts["num_turns"] > 1)].iloc[0]
+    with opened(report, f"#view=rollout&step=3&rollout={chosen['rollout']}") as page:
+        assert chosen["verdict"] in page.locator("#verdict").inner_text()
+        assert page.locator(".message.model").count() == chosen["num_turns"]
+        assert page.locator(".message.tool").count() == chosen["num_turns"] - 1
+        assert page.locator(".token").count() == chosen["tokens"]
+        title = page.locator(".token").first.get_attribute("title")
+        assert "advantage" in title
+        assert "log-probability" in title
+        shades = set()
+        for choice in ("advantage", "logprob", "mask", "none"):
+            page.get_by_label("tokens by").select_option(choice)
+            page.wait_for_timeout(50)
+            shades.add(page.locator(".message.model .text").first.inner_html())
+        assert len(shades) == 4
+        assert "".join(page.locator(".message.model .text").first.inner_text().split())
+
+
+def test_code_is_highlighted(opened, report, run):
+    calls = load(run, steps=[3]).turns
+    chosen = next(row for _, row in calls.iterrows() if row["calls"] and "code" in row["calls"][0])
+    with opened(report, f"#view=rollout&step=3&rollout={chosen['rollout']}") as page:
+        assert page.locator(".py-comment").first.inner_text() == "# a comment"
+
+
+@pytest.mark.parametrize(
+    ("fragment", "test"),
+    [
+        ("outcome=1", lambda r: r["passed"]),
+        ("outcome=0&min=2", lambda r: ~r["passed"] & (r["num_turns"] >= 2)),
+        ("odd=success-", lambda r: r["passed"] & (r["min_advantage"] < 0)),
+        ("odd=failure%2B", lambda r: ~r["passed"] & (r["max_advantage"] > 0)),
+        ("at=2&max=3", lambda r: (r["step"] == 2) & (r["num_turns"] <= 3)),
+        ("stop=answer", lambda r: r["stop_reason"] == "answer"),
+        ("q=WHAT+is+3+%2B+1", lambda r: r["question"] == "What is 3 + 1?"),
+    ],
+)
+def test_filters_and_search_find_what_the_frames_have(opened, report, run, fragment, test):
+    rollouts = load(run).rollouts
+    with opened(report, f"#view=find&{fragment}") as page:
+        view(page, "find")
+        count = int(page.locator("#count").inner_text().split(" of ")[0])
+    assert count == int(test(rollouts).sum())
+
+
+def test_error_kinds_can_be_found(opened, report, run):
+    turns = load(run).turns
+    wanted = {(row["step"], row["rollout"]) for _, row in turns.iterrows() if "timeout" in row["statuses"]}
+    with opened(report, "#view=find") as page:
+        page.get_by_label("call", exact=True).select_option("timeout")
+        page.wait_for_selector(f'#count:has-text("{len(wanted)} of")')
+
+
+def test_sorting_and_opening_a_row(opened, report, run):
+    highest = load(run).rollouts["max_advantage"].max()
+    with opened(report, "#view=find") as page:
+        page.get_by_role("button", name="highest").click()
+        page.get_by_role("button", name="highest ▴").click()
+        page.wait_for_selector("text=highest ▾")
+        first = page.locator("#results tr.row").first
+        assert float(first.locator("td").nth(8).inner_text()) == pytest.approx(highest, abs=0.006)
+        first.focus()
+        page.keyboard.press("Enter")
+        view(page, "rollout")
+
+
+def test_a_link_leads_to_exactly_this_view(opened, report):
+    with opened(report, "#view=group&step=2&group=1&g=0.5") as page:
+        there = page.url
+        shown = page.locator("main").inner_text()
+        page.get_by_role("button", name="Overview").click()
+        view(page, "overview")
+        page.go_back()
+        view(page, "group")
+        assert (page.url, page.locator("main").inner_text()) == (there, shown)
+    with opened(report, there[there.index("#") :]) as page:
+        assert page.locator("main").inner_text() == shown
+
+
+def test_keys(opened, report):
+    with opened(report) as page:
+        for key, name in (("2", "group"), ("3", "rollout"), ("4", "find"), ("1", "overview"), ("3", "rollout")):
+            page.keyboard.press(key)
+            view(page, name)
+        page.keyboard.press("[")
+        page.wait_for_url(re.compile("step=3"))
+        page.keyboard.press("j")
+        page.wait_for_url(re.compile("rollout=1(&|$)"))
+        page.keyboard.press("k")
+        page.wait_for_url(re.compile("rollout=0(&|$)"))
+        page.keyboard.press("n")
+        view(page, "group")
+        page.wait_for_url(re.compile("group=1(&|$)"))
+        page.keyboard.press("/")
+        view(page, "find")
+        page.wait_for_selector("#find-q:focus")
+        page.keyboard.type("12")  # in a field, keys are text
+        assert page.locator("#find-q").input_value() == "12"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_differ_and_can_be_switched(opened, report, scheme):
+    color = "document.body"
+    with opened(report, color_scheme=scheme, bypass_csp=True) as page:
+        paper = page.evaluate(f"getComputedStyle({color}).backgroundColor")
+        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+        page.keyboard.press("t")
+        assert page.evaluate(f"getComputedStyle({color}).backgroundColor") != paper
+
+
+def test_a_small_screen_needs_no_sideways_scrolling_of_the_page(opened, report):
+    with opened(report, bypass_csp=True) as page:
+        page.set_viewport_size({"width": 900, "height": 600})
+        for key in "1234":
+            page.keyboard.press(key)
+            page.wait_for_timeout(100)
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+
+
+def test_runs_without_rollouts_or_metrics_still_open(opened, tmp_path):
+    bare = made_up_run(tmp_path / "bare", steps=1)
+    for file in (bare / "rollouts").iterdir():
+        file.unlink()
+    path = tmp_path / "bare.html"
+    write_page([bare], path)
+    with opened(path, "#view=group") as page:
+        assert "recorded no rollouts" in page.locator("main").inner_text()
+        page.keyboard.press("3")
+        view(page, "rollout")
+        assert "recorded no rollouts" in page.locator("main").inner_text()
