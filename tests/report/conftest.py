@@ -40,7 +40,7 @@ def opened(browser):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: requests.append(request.url))
-        address = path if str(path).startswith("http") else f"file://{path}"
+        address = path if str(path).startswith(("http", "file")) else f"file://{path}"
         page.goto(address + fragment)
         page.wait_for_selector("#app[data-ready]")
         yield page
