@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
     "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
     "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
+    "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to others over HTTP"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 

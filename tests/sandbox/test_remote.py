@@ -11,7 +11,7 @@ import pytest
 from fusion_server import FusionServer, answer
 
 from gtpo.errors import ConfigError, SandboxError
-from gtpo.sandbox import Limits, Sandbox, Status, remote
+from gtpo.sandbox import Limits, Sandbox, Status, _endpoints, remote
 from gtpo.sandbox.remote import SandboxFusionSandbox
 
 SANDBOX_ERROR = {"status": "SandboxError", "message": "no room", "run_result": None}
@@ -22,7 +22,7 @@ DEAD = "http://127.0.0.1:9"
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(remote, "_BACKOFF_S", 0.01)
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 0.01)
     server = FusionServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -296,7 +296,7 @@ def test_a_script_that_fails_around_the_program_is_infra(server, box, monkeypatc
 
 
 def test_waits_grow_and_leave_the_global_generator_alone(server, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", 0.1)
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 0.1)
     box = SandboxFusionSandbox(server.url, retries=2)
     server.spoilers = [503] * 3
     state, started = random.getstate(), time.monotonic()
@@ -329,7 +329,7 @@ def test_a_wrong_url_is_named(server):
 def test_a_server_that_answered_before_is_infra_once_gone(server, box):
     server.spoilers = [answer()]
     assert box.run_sync("1").status is Status.OK
-    box._url = DEAD
+    box._endpoints.all[0].url = DEAD
     assert box.run_sync("1").status is Status.INFRA
 
 
@@ -417,7 +417,7 @@ def test_closed_sandbox_raises(server):
 
 
 def test_closing_ends_the_waits_between_tries(server, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", 60.0)
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 60.0)
     server.spoilers = [503] * 9
 
     async def main():
@@ -435,7 +435,7 @@ def test_closing_ends_the_waits_between_tries(server, monkeypatch):
 
 
 def test_cancelled_task_is_not_tried_again(server, monkeypatch):
-    monkeypatch.setattr(remote, "_BACKOFF_S", 60.0)
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 60.0)
     server.spoilers = [503] * 9
     sandbox = SandboxFusionSandbox(server.url)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -11,6 +12,7 @@ from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.specs import ToolSpec, python_spec
 from gtpo.rollout.tools import PythonTool, Tool, ToolState
 from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
+from gtpo.sandbox.service import KEY_HEADER
 
 
 @dataclass
@@ -63,7 +65,9 @@ class ToolArguments(ToolChoice):
     passages: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
         default=None, metadata={"help": "search: passages, JSON Lines with `text` and, if they have one, `title`."}
     )
-    sandbox: str = field(default="local", metadata={"help": "local, or the URL of a SandboxFusion server."})
+    sandbox: str = field(
+        default="local", metadata={"help": "local, or the URL of a SandboxFusion server, or several with commas."}
+    )
     sandbox_require: Require = field(
         default="landlock", metadata={"help": "Weakest isolation that the local sandbox may start with."}
     )
@@ -109,6 +113,8 @@ class ToolArguments(ToolChoice):
         """
         if self.sandbox == "local":
             return LocalSandbox(limits=self.tool_limits(), require=self.sandbox_require)
-        remote = SandboxFusionSandbox(self.sandbox, limits=self.tool_limits())
+        urls = [url.strip() for url in self.sandbox.split(",")]
+        key = os.environ.get("GTPO_SANDBOX_KEY")
+        remote = SandboxFusionSandbox(urls, limits=self.tool_limits(), headers={KEY_HEADER: key} if key else None)
         remote.ping()
         return remote

@@ -97,7 +97,7 @@ def _peak_kib(otherwise: int) -> int:
 def _surroundings() -> None:
     """An empty stdin and directory, one thread for each library, no limit on the digits of integers."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, NameError):  # no file at all under `gtpo sandbox serve`
         os.unlink(__file__)
     sys.argv = ["main.py"]
     sys.dont_write_bytecode = True
@@ -127,8 +127,12 @@ def _limits(cpu_s: float, memory_mb: int) -> None:
 
 
 def _lower(kind: int, soft: int, hard: int) -> None:
-    """Sets a resource limit, but never above the hard limit that already stands."""
+    """Sets a resource limit, but never above the hard limit that already stands.
+
+    Where programs may not change their limits, those of the server hold; `gtpo sandbox serve` takes them from requests.
+    """
     ceiling = resource.getrlimit(kind)[1]
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), min(hard, ceiling)
-    resource.setrlimit(kind, (soft, hard))
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(kind, (soft, hard))

@@ -128,6 +128,11 @@ class LocalSandbox:
         self._closed = False
         self._finalizer = weakref.finalize(self, _stop_all, self._seats, self._owner)
 
+    @property
+    def slots(self) -> int:
+        """Programs at once, at most."""
+        return len(self._seats)
+
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:

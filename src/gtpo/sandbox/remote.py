@@ -1,4 +1,7 @@
-"""A code sandbox on another machine, behind SandboxFusion's HTTP API (github.com/bytedance/SandboxFusion).
+"""A code sandbox on other machines, behind SandboxFusion's HTTP API (github.com/bytedance/SandboxFusion).
+
+`gtpo sandbox serve` offers `LocalSandbox` over the same API. Of several servers the least busy one gets the next
+program; one that fails is left alone for a while, and its programs go to the others.
 
 What the server keeps programs from is its own affair, and not known here; as it ships (`isolation: none`), it
 keeps them from nothing. Put it on a machine, or in a container, with nothing of worth.
@@ -22,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import random
 import secrets
 import threading
 from collections.abc import Hashable, Mapping, Sequence
@@ -34,6 +36,7 @@ from urllib.parse import urlsplit
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import _fusion
 from gtpo.sandbox._dispatch import Dispatcher
+from gtpo.sandbox._endpoints import Endpoint, Endpoints
 from gtpo.sandbox._fusion import Passing
 from gtpo.sandbox._jobs import all_results, killed_if_interrupted
 from gtpo.sandbox.base import ExecResult, Limits, Session, Status
@@ -41,9 +44,6 @@ from gtpo.sandbox.levels import Level, level_of
 
 _GRACE_S = 30.0
 _PING_S = 10.0
-_BACKOFF_S = 0.5
-_LONGEST_WAIT_S = 30.0
-_JITTER = random.Random()
 
 
 class SandboxFusionSandbox:
@@ -54,11 +54,12 @@ class SandboxFusionSandbox:
     `Status.INFRA`. No state belongs to an event loop: one sandbox may be used from several loops and threads.
 
     Args:
-        url: base of the server, such as `http://localhost:8080`, or its full path that ends in `/run_code`.
+        url: base of the server, such as `http://localhost:8080`, or its full path that ends in `/run_code`; or
+            several of them, that do the same.
         limits: for each program, unless `run` is given others.
-        concurrency: requests at once. No more than the server runs at once: in its queue, the time for an
+        concurrency: requests at once, of each server. No more than it runs at once: in its queue, the time for an
             answer goes by.
-        retries: further tries after a failure that may pass.
+        retries: further tries after a failure that may pass, with another server if there is one.
         headers: sent with each request, such as a key for a gateway.
         compile_timeout_s: sent along; the server uses it for compiled languages.
 
@@ -68,7 +69,7 @@ class SandboxFusionSandbox:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         limits: Limits | None = None,
         concurrency: int = 32,
@@ -76,22 +77,24 @@ class SandboxFusionSandbox:
         headers: Mapping[str, str] | None = None,
         compile_timeout_s: float = 10.0,
     ) -> None:
-        if not (url.startswith(("http://", "https://")) and urlsplit(url).hostname):
-            raise ConfigError(f"sandbox server {url!r}: give a URL that starts with http:// or https:// and a host")
+        urls = [url] if isinstance(url, str) else list(url)
+        for one in urls or [""]:
+            if not (one.startswith(("http://", "https://")) and urlsplit(one).hostname):
+                raise ConfigError(f"sandbox server {one!r}: give a URL that starts with http:// or https:// and a host")
         for name, number, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
                 raise ConfigError(f"{name} must be a whole number of at least {least}, not {number!r}")
         if not (math.isfinite(compile_timeout_s) and compile_timeout_s > 0):
             raise ConfigError(f"compile_timeout_s must be finite and above 0, not {compile_timeout_s!r}")
         self.limits = Limits() if limits is None else limits
-        self._url = url.rstrip("/").removesuffix("/run_code")
+        self._endpoints = Endpoints([one.rstrip("/").removesuffix("/run_code") for one in urls], concurrency)
         self._retries, self._compile_timeout_s = retries, compile_timeout_s
         self._headers = dict(headers or {})
-        self._dispatcher = Dispatcher(range(concurrency))
+        self._dispatcher = Dispatcher(range(concurrency * len(urls)))
         self._calls: set[threading.Event] = set()
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._answered = self._closed = False
+        self._closed = False
 
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
@@ -148,17 +151,21 @@ class SandboxFusionSandbox:
         )
 
     def ping(self) -> None:
-        """Asks the server whether it is there; `run` does so only after a failure, if it never had an answer.
+        """Asks every server whether it is there; `run` does so only after a failure, if it never had an answer.
 
         Raises:
-            SandboxError: no SandboxFusion answers at this URL; the message has what did.
+            SandboxError: no SandboxFusion answers at one of the URLs; the message has what did.
         """
+        for endpoint in self._endpoints.all:
+            self._ping(endpoint)
+
+    def _ping(self, endpoint: Endpoint) -> None:
         try:
-            said = _fusion.fetch(f"{self._url}/v1/ping", None, self._headers, _PING_S)
+            said = _fusion.fetch(f"{endpoint.url}/v1/ping", None, self._headers, _PING_S)
         except Passing as failure:
             raise SandboxError(f"no SandboxFusion server answers: {failure}; is the URL right?") from failure
         if b"pong" not in said:
-            raise SandboxError(f"{self._url}/v1/ping: not a SandboxFusion server, it said {said[:200]!r}")
+            raise SandboxError(f"{endpoint.url}/v1/ping: not a SandboxFusion server, it said {said[:200]!r}")
 
     def level(self) -> Level:
         """What holds there is not known here, so nothing is claimed."""
@@ -214,19 +221,24 @@ class SandboxFusionSandbox:
         word = secrets.token_hex(16)
         payload = _fusion.request(_fusion.script(code, word, limits, seed), limits, self._compile_timeout_s)
         timeout_s = self._compile_timeout_s + limits.wall_s + _GRACE_S
-        cause, wait_s = "", _BACKOFF_S
+        cause, endpoint = "", None
         for tries_left in reversed(range(self._retries + 1)):
-            if call.is_set():
+            endpoint = self._endpoints.take(call, avoid=endpoint)
+            if endpoint is None:
                 return ExecResult(Status.INFRA, note="cancelled")
             try:
-                ended = _fusion.ended(_fusion.fetch(f"{self._url}/run_code", payload, self._headers, timeout_s))
-                self._answered = True
-                return _fusion.result(ended, limits, word)
+                ended = _fusion.ended(_fusion.fetch(f"{endpoint.url}/run_code", payload, self._headers, timeout_s))
+                result = _fusion.result(ended, limits, word)
             except Passing as failure:
-                cause, asked_s = str(failure), failure.wait_s
-            if tries_left:
-                call.wait(min(max(wait_s, asked_s), _LONGEST_WAIT_S) * _JITTER.uniform(0.75, 1.25))
-                wait_s *= 2
-        if not self._answered:
-            self.ping()
+                cause, rest_s = str(failure), self._endpoints.failed(endpoint, failure.wait_s)
+                if tries_left and len(self._endpoints.all) == 1:
+                    call.wait(rest_s)
+            except BaseException:
+                self._endpoints.drop(endpoint)
+                raise
+            else:
+                self._endpoints.done(endpoint)
+                return result
+        if endpoint is not None and not any(one.answered for one in self._endpoints.all):
+            self._ping(endpoint)
         return ExecResult(Status.INFRA, note=cause)

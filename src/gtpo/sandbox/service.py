@@ -1,0 +1,217 @@
+"""Our local sandbox over SandboxFusion's HTTP API, so that machines with processors can serve machines with GPUs.
+
+`POST /run_code` takes what a SandboxFusion server takes (language `python`) and answers in its form; `GET /v1/ping`
+says "pong"; `GET /v1/status` has the load. A program runs in a fresh process of a `LocalSandbox`, confined as it is
+there.
+What differs from SandboxFusion:
+
+- A program that ends with an error has return code 1, whatever it exited with.
+- Programs only: no other language, no compile step, no files, no `fetch_files`.
+- More requests than can wait are turned away with HTTP status 429 and a time to come back, not queued without end.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import signal
+import threading
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from gtpo.errors import ConfigError, SandboxError
+from gtpo.sandbox.base import ExecResult, Limits, Status
+from gtpo.sandbox.local import LocalSandbox
+
+KEY_HEADER = "X-API-Key"
+_BODY_BYTES = 16 << 20
+_RETRY_AFTER_S = 1
+_STDIN = "import io, sys\nsys.stdin = io.TextIOWrapper(io.BytesIO({data}), encoding='utf-8')\n"
+
+
+class SandboxService(ThreadingHTTPServer):
+    """A server; `serve_forever` runs it, `close` ends it.
+
+    Args:
+        sandbox: runs the programs; closed with the service.
+        host, port: where to listen; port 0 takes a free one.
+        waiting: requests that may wait for a slot; more are turned away.
+        key: what a request must carry as `X-API-Key`; None asks for none.
+        most: limits that no request may pass; what it asks for beyond is cut down to them.
+
+    Raises:
+        ConfigError: the address can't be had.
+    """
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(
+        self,
+        sandbox: LocalSandbox,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        waiting: int = 256,
+        key: str | None = None,
+        most: Limits | None = None,
+    ) -> None:
+        self.sandbox, self.key = sandbox, key
+        self.most = most or Limits(cpu_s=60.0, wall_s=120.0, memory_mb=4096)
+        self.places = waiting + sandbox.slots
+        self.under_way = self.served = self.turned_away = 0
+        self.lock = threading.Lock()
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise ConfigError(f"{host}:{port}: {error.strerror}; give another --host or --port") from error
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def close(self) -> None:
+        """Ends what is running and gives everything back."""
+        self.server_close()
+        self.sandbox.close()
+
+    def enter(self) -> bool:
+        """Takes a place for a request, if there is one."""
+        with self.lock:
+            if self.under_way >= self.places:
+                self.turned_away += 1
+                return False
+            self.under_way += 1
+            return True
+
+    def leave(self) -> None:
+        """Gives the place back."""
+        with self.lock:
+            self.under_way -= 1
+            self.served += 1
+
+    def load(self) -> dict[str, int]:
+        """Slots, requests under way (those that wait included), served and turned away."""
+        with self.lock:
+            counts = {"under_way": self.under_way, "served": self.served, "turned_away": self.turned_away}
+        return {"slots": self.sandbox.slots, **counts}
+
+    def run(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request.
+
+        Raises:
+            ValueError: the request can't be used; says why.
+        """
+        code, limits = _program(body), self._limits(body)
+        try:
+            result = self.sandbox.run_sync(code, limits=limits)
+        except SandboxError as error:
+            result = ExecResult(Status.INFRA, note=str(error))
+        if result.status is Status.INFRA:
+            return {"status": "SandboxError", "message": result.note, "run_result": None}
+        timed_out = result.status is Status.TIMEOUT
+        run = {
+            "status": "TimeLimitExceeded" if timed_out else "Finished",
+            "execution_time": result.wall_s,
+            "return_code": None if timed_out else _return_code(result),
+            "stdout": result.stdout,
+            "stderr": result.stderr,
+        }
+        status = "Success" if result.status is Status.OK else "Failed"
+        return {"status": status, "message": "", "compile_result": None, "run_result": run, "files": {}}
+
+    def _limits(self, body: Mapping[str, Any]) -> Limits:
+        wall_s = float(body.get("run_timeout") or 10.0)
+        memory_mb = int(body.get("memory_limit_MB") or -1)
+        try:
+            return Limits(
+                cpu_s=min(wall_s, self.most.cpu_s),
+                wall_s=min(wall_s, self.most.wall_s),
+                memory_mb=min(memory_mb if memory_mb > 0 else 1024, self.most.memory_mb),
+            )
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+
+def _program(body: Mapping[str, Any]) -> str:
+    if not isinstance(body.get("code"), str):
+        raise ValueError("code: must be text")
+    if body.get("language") != "python":
+        raise ValueError(f"language: only python is run here, not {body.get('language')!r}")
+    stdin = str(body.get("stdin") or "").encode("utf-8", "surrogatepass")
+    head = _STDIN.format(data=repr(stdin)) if stdin else ""
+    # A script, as there: the value of a last expression is not shown.
+    return f"{head}{body['code']}\npass\n"
+
+
+def _return_code(result: ExecResult) -> int:
+    if result.status is Status.CRASHED:
+        name = result.stderr.rstrip().rpartition(" ")[2]
+        return -int(getattr(signal, name, 9)) if name.startswith("SIG") else -9
+    return 0 if result.status is Status.OK else 1
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: SandboxService
+    protocol_version = "HTTP/1.1"
+    timeout = 300
+
+    def do_GET(self) -> None:
+        """Ping and status."""
+        if self.path == "/v1/ping":
+            self._send(HTTPStatus.OK, "pong")
+        elif self.path == "/v1/status":
+            self._send(HTTPStatus.OK, self.server.load())
+        else:
+            self._send(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
+
+    def do_POST(self) -> None:
+        """Run a program."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > _BODY_BYTES:
+            self.close_connection = True
+            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"detail": f"more than {_BODY_BYTES} bytes"})
+            return
+        data = self.rfile.read(length)
+        key = self.server.key
+        if self.path != "/run_code":
+            self._send(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
+        elif key is not None and not hmac.compare_digest(self.headers.get(KEY_HEADER, "").encode(), key.encode()):
+            self._send(HTTPStatus.UNAUTHORIZED, {"detail": f"the header {KEY_HEADER} is missing or wrong"})
+        elif not self.server.enter():
+            self._send(HTTPStatus.TOO_MANY_REQUESTS, {"detail": "busy"}, {"Retry-After": str(_RETRY_AFTER_S)})
+        else:
+            try:
+                self._answer(data)
+            finally:
+                self.server.leave()
+
+    def _answer(self, data: bytes) -> None:
+        try:
+            body = json.loads(data)
+            if not isinstance(body, dict):
+                raise ValueError("the body must be a JSON object")
+            answer = self.server.run(body)
+        except (ValueError, TypeError) as error:
+            self._send(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": str(error)})
+            return
+        self._send(HTTPStatus.OK, answer)
+
+    def _send(self, status: HTTPStatus, body: Any, headers: Mapping[str, str] | None = None) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(text)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: what runs is the business of those who asked."""

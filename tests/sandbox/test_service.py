@@ -1,0 +1,228 @@
+"""`gtpo sandbox serve`, and several servers as one sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from fusion_server import FusionServer
+
+from gtpo.cli import main
+from gtpo.errors import ConfigError, SandboxError
+from gtpo.rollout import ToolArguments
+from gtpo.sandbox import Limits, LocalSandbox, SandboxFusionSandbox, Status, _endpoints
+from gtpo.sandbox.service import SandboxService
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def started(server):
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def service():
+    service = started(SandboxService(LocalSandbox(slots=2)))
+    yield service
+    service.shutdown()
+    service.close()
+
+
+@pytest.fixture
+def box(service):
+    sandbox = SandboxFusionSandbox(service.url)
+    yield sandbox
+    sandbox.close()
+
+
+def post(service, body, headers=None):
+    host, port = service.server_address
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    connection.request("POST", "/run_code", data, headers or {})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read()), answer.headers
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "shown"),
+    [
+        ("1 + 1", Status.OK, "2"),
+        ("print('a')\n1 / 0", Status.ERROR, "ZeroDivisionError"),
+        ("import numpy as np\nint(np.linalg.det(np.eye(3)))", Status.OK, "1"),
+        ("open('m.py', 'w').write('x = 5')\nimport m\nm.x", Status.OK, "5"),
+        ("import sys\nsys.exit(3)", Status.ERROR, "SystemExit: 3"),
+        ("bytearray(10**10)", Status.MEMORY, "MemoryError"),
+        ("import os\nos.kill(os.getpid(), 11)", Status.CRASHED, "SIGSEGV"),
+        ("while True: pass", Status.TIMEOUT, "timed out"),
+        ("print('x' * 3_000_000)", Status.OUTPUT_LIMIT, "more than"),
+        ("import socket\nsocket.create_connection(('127.0.0.1', 80))", Status.ERROR, "Error"),
+        ("print('é 漢 😀')", Status.OK, "é 漢 😀"),
+    ],
+)
+def test_programs_end_there_as_they_do_here(box, code, status, shown):
+    result = box.run_sync(code, limits=Limits(wall_s=2.0, cpu_s=1.0))
+    assert result.status is status
+    assert shown in result.render()
+
+
+def test_a_plain_client_is_answered_in_the_form_of_sandbox_fusion(service):
+    status, answer, _ = post(
+        service, {"code": "import sys\nprint(sys.stdin.read())\n7", "language": "python", "stdin": "hé"}
+    )
+    assert (status, answer["status"]) == (200, "Success")
+    assert answer["run_result"]["stdout"] == "hé\n"  # a script: the value of the last line is not shown
+    assert (answer["run_result"]["status"], answer["run_result"]["return_code"]) == ("Finished", 0)
+    _, answer, _ = post(service, {"code": "1/0", "language": "python"})
+    assert (answer["status"], answer["run_result"]["return_code"]) == ("Failed", 1)
+    assert "ZeroDivisionError" in answer["run_result"]["stderr"]
+    _, answer, _ = post(service, {"code": "while True: pass", "language": "python", "run_timeout": 0.5})
+    assert (answer["run_result"]["status"], answer["run_result"]["return_code"]) == ("TimeLimitExceeded", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"{", "Expecting"),
+        ([1], "JSON object"),
+        ({"language": "python"}, "code"),
+        ({"code": "1", "language": "bash"}, "only python"),
+        ({"code": "1", "language": "python", "run_timeout": -1}, "at least 0.01"),
+    ],
+)
+def test_a_request_that_cannot_be_used_is_refused_with_a_reason(service, body, said):
+    status, answer, _ = post(service, body)
+    assert status == 422
+    assert said in answer["detail"]
+
+
+def test_no_request_gets_more_than_the_service_gives(service):
+    limits = service._limits({"run_timeout": 10_000, "memory_limit_MB": 10**9})
+    assert (limits.wall_s, limits.cpu_s, limits.memory_mb) == (120.0, 60.0, 4096)
+
+
+def test_a_key_is_asked_for(monkeypatch):
+    service = started(SandboxService(LocalSandbox(slots=1), key="secret"))
+    try:
+        assert post(service, {"code": "1", "language": "python"})[0] == 401
+        with pytest.raises(SandboxError, match="401"):
+            SandboxFusionSandbox(service.url, retries=0).run_sync("1")
+        monkeypatch.setenv("GTPO_SANDBOX_KEY", "secret")
+        box = ToolArguments(sandbox=service.url).make_sandbox()
+        assert box.run_sync("1 + 1").stdout == "2\n"
+        box.close()
+    finally:
+        service.shutdown()
+        service.close()
+
+
+def test_more_than_can_wait_are_turned_away_and_come_back(monkeypatch):
+    monkeypatch.setattr("gtpo.sandbox.service._RETRY_AFTER_S", 0.05)
+    service = started(SandboxService(LocalSandbox(slots=1), waiting=1))
+    box = SandboxFusionSandbox(service.url, concurrency=6, retries=40)
+    try:
+        results = asyncio.run(box.run_many(["import time\ntime.sleep(0.2)\n'done'"] * 6))
+        assert [result.status for result in results] == [Status.OK] * 6
+        assert service.turned_away > 0
+        assert service.load() == {"slots": 1, "under_way": 0, "served": 6, "turned_away": service.turned_away}
+    finally:
+        box.close()
+        service.shutdown()
+        service.close()
+
+
+@pytest.fixture
+def two(monkeypatch):
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 0.01)
+    servers = [started(FusionServer()), started(FusionServer())]
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_several_servers_share_the_work_and_no_one_gets_more_than_its_share(two):
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=3)
+    results = asyncio.run(box.run_many(["import time\ntime.sleep(0.1)\n1"] * 24))
+    box.close()
+    assert all(result.status is Status.OK for result in results)
+    counts = [len(server.requests) for server in two]
+    assert sum(counts) == 24
+    assert min(counts) >= 8
+    assert max(server.most_active for server in two) <= 3
+
+
+def test_losing_one_of_two_servers_in_the_middle_loses_no_program(two):
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=2)
+
+    async def run():
+        runs = [asyncio.ensure_future(box.run(f"import time\ntime.sleep(0.1)\n{i}")) for i in range(20)]
+        await asyncio.sleep(0.25)
+        two[0].spoilers = ["hang-up"] * 10_000
+        return await asyncio.gather(*runs)
+
+    results = asyncio.run(run())
+    box.close()
+    assert [(result.status, result.stdout) for result in results] == [(Status.OK, f"{i}\n") for i in range(20)]
+    lost = len(two[0].requests) + len(two[1].requests) - 20
+    assert 1 <= lost < 12  # it was left alone, and not asked by every program anew
+
+
+def test_a_server_that_comes_back_is_used_again(two):
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=2)
+    two[0].spoilers = ["hang-up"] * 4
+    for _ in range(4):
+        assert box.run_sync("1").status is Status.OK
+    before = len(two[0].requests)
+    time.sleep(0.3)
+    asyncio.run(box.run_many(["1"] * 8))
+    box.close()
+    assert len(two[0].requests) > before
+
+
+def test_every_server_must_be_there_at_the_start(two):
+    box = SandboxFusionSandbox([two[0].url, "http://127.0.0.1:9"])
+    with pytest.raises(SandboxError, match=r"127\.0\.0\.1:9"):
+        box.ping()
+    box.close()
+    with pytest.raises(ConfigError, match="give a URL"):
+        SandboxFusionSandbox([])
+
+
+def test_the_command_refuses_other_machines_without_a_key(capsys, monkeypatch):
+    monkeypatch.delenv("GTPO_SANDBOX_KEY", raising=False)
+    assert main(["sandbox", "serve", "--host", "0.0.0.0", "--port", "0"]) == 2
+    assert "GTPO_SANDBOX_KEY" in capsys.readouterr().err
+    assert main(["sandbox"]) == 2
+    assert "gtpo sandbox serve" in capsys.readouterr().err
+
+
+def test_the_command_serves():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gtpo.cli", "sandbox", "serve", "--port", "0", "--slots", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GTPO_SANDBOX_KEY": ""},
+    )
+    try:
+        url = process.stderr.readline().split(": ")[0]
+        box = SandboxFusionSandbox(url)
+        box.ping()
+        assert box.run_sync("6 * 7").stdout == "42\n"
+        box.close()
+    finally:
+        process.terminate()
+        process.wait(20)
