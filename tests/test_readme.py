@@ -23,8 +23,19 @@ SMALL = {
     "--report_to none --disable_tqdm true",
     "eval": "--max_turn_tokens 8",
     "doctor": [],
+    "report": [],
+    "compare": "--threads 1",
 }
 """What makes the README's commands run in seconds."""
+
+
+STUDY = """
+train: {model: model, train_file: gsm8k_train.jsonl, tool_format: fenced, max_steps: 1, num_generations: 2,
+  per_device_train_batch_size: 4, max_turn_tokens: 8, bf16: false, report_to: none, disable_tqdm: true}
+evaluate: {problems: [gsm8k_test.jsonl]}
+variants: {gtpo: {}}
+seeds: [1]
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -55,12 +66,16 @@ def test_the_commands_for_an_own_model_run_in_their_order(tmp_path, monkeypatch,
         Path(name).write_text(rows)
     commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     commands = [command for command in commands if command[0] == "gtpo"]
-    assert [command[1] for command in commands] == ["doctor", "traces", "cold-start", "train", *["eval"] * 3]
+    assert [command[1] for command in commands] == [
+        *("doctor", "traces", "cold-start", "train", "eval", "eval", "eval", "report", "compare")
+    ]
+    Path("study.yaml").write_text(STUDY)
     for _, name, *argv in commands:
         small = SMALL[name]
         argv = ["model" if arg == "MODEL" else arg for arg in argv]
         assert main([name, *argv, *(small.split() if isinstance(small, str) else small)]) == 0, name
     assert Path("runs/gtpo/model").is_dir()
+    assert "1 of 1 cells are done" in Path("runs/studies/study/report.md").read_text()
 
 
 @pytest.mark.parametrize("target", ["train", "test"])

@@ -58,7 +58,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                process = context.Process(target=_run, args=(cell, threads), name=cell.name)
+                process = context.Process(target=_run, args=(cell, threads, os.getcwd()), name=cell.name)
                 process.start()
                 running[process.sentinel] = (process, cell, time.monotonic())
             for sentinel in wait(list(running)):
@@ -100,8 +100,9 @@ def _save_state(cell: Cell, **changes: Any) -> None:
     path.with_suffix(".part").replace(path)
 
 
-def _run(cell: Cell, threads: int) -> None:
-    """The process of a cell."""
+def _run(cell: Cell, threads: int, folder: str) -> None:
+    """The process of a cell. It would begin in the folder in which the study's process was started."""
+    os.chdir(folder)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / _LOG).open("a", buffering=1) as log:
