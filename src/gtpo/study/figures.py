@@ -111,9 +111,10 @@ def cell_figures(cell: Cell, thresholds: Sequence[float]) -> CellFigures:
     Raises:
         DataError: it left no metrics.
     """
-    lines = [line for line in read_metrics(cell.folder) if line.get("pass_rate") is not None]
+    path = cell.folder / "metrics.jsonl"
+    lines = [line for line in read_metrics(cell.folder) if line.get("pass_rate") is not None] if path.exists() else []
     if not lines:
-        raise DataError("holds no step with a pass rate", path=cell.folder / "metrics.jsonl")
+        raise DataError("holds no step with a pass rate; are logging_steps larger than max_steps?", path=path)
     metrics = {
         name: [float(line[name]) for line in lines]
         for name in lines[0]

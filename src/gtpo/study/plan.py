@@ -158,7 +158,8 @@ def _cell(output: Path, variant: str, seed: int, train: Mapping[str, Any], evalu
     shared = {name: train[name] for name in _SHARED if name in train}
     if "max_completion_length" in train:
         shared["max_total_tokens"] = train["max_completion_length"]
-    return Cell(variant, seed, folder, dict(train), None if evaluate is None else {**shared, **evaluate})
+    train = {"logging_steps": 1, **train}  # the report wants every step
+    return Cell(variant, seed, folder, train, None if evaluate is None else {**shared, **evaluate})
 
 
 def _mapping(path: Path, found: Mapping[str, Any], key: str, needed: bool = True) -> dict[str, Any]:

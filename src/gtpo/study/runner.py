@@ -155,5 +155,7 @@ def _headline(cell: Cell) -> str:
 
 
 def _last_line(path: Path) -> str:
+    if not path.exists():
+        return "it ended before it could write its log"
     lines = [line for line in path.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no output"
