@@ -17,7 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gtpo.rollout import ToolChoice, get_format
 from gtpo.similarity import LexicalSimilarity
+from gtpo.types import InvalidCall
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
     cells: dict[str, list[Path]] = defaultdict(list)
     for state in sorted(study.glob("cells/*/cell.json")):
         found = json.loads(state.read_text())
-        if found.get("done"):
+        if found.get("done") and (state.parent / "eval" / "result.json").exists():
             cells[found["variant"]].append(state.parent)
     for variant, folders in cells.items():
         rows = [{**of_evaluation(folder), **of_training(folder)} for folder in folders]
@@ -44,19 +46,24 @@ def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
 
 def of_evaluation(folder: Path) -> dict[str, float]:
     """Of the samples after training."""
-    samples = json.loads((folder / "eval" / "result.json").read_text())["samples"]
+    document = json.loads((folder / "eval" / "result.json").read_text())
+    samples = document["samples"]
+    tool_format = get_format(
+        document["protocol"]["tool_format"], ToolChoice(",".join(document["protocol"]["tools"])).specs()
+    )
     calls = unused = repeated = 0
     for sample in samples:
         texts = [turn["text"] for turn in sample["turns"]]
         seen: set[str] = set()
         for number, turn in enumerate(sample["turns"]):
-            for result, status in zip(turn["results"], turn["statuses"], strict=True):
-                if status == "invalid":
+            made = tool_format.parse(turn["text"])
+            for call, result in zip(made, turn["results"], strict=False):  # the last turn's are not carried out
+                if isinstance(call, InvalidCall):
                     continue
                 calls += 1
                 unused += not any(result.strip() in later for later in texts[number + 1 :])
-                repeated += turn["text"] in seen
-                seen.add(turn["text"])
+                repeated += call.code in seen
+                seen.add(call.code)
     return {
         "pass rate": fmean(sample["passed"] for sample in samples),
         "turns": fmean(len(sample["turns"]) for sample in samples),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,18 +50,21 @@ BATCH = [
 ]
 
 
-def test_without_its_three_parts_gtpo_is_grpo():
-    bare = CreditSettings(turn_rewards=False, turn_returns=False, alpha=0.0)
+def test_without_its_three_parts_and_penalties_gtpo_is_grpo_on_the_bare_outcome():
+    bare = CreditSettings(turn_rewards=False, turn_returns=False, alpha=0.0, format_penalty=0.0)
     gtpo = assign_credit(BATCH, FixedSimilarity(), bare)
-    grpo = assign_credit(BATCH, FixedSimilarity(), CreditSettings(), algorithm="grpo")
+    clean = [replace(fact, invalid_turns=(False,) * len(fact.invalid_turns), has_call=True) for fact in BATCH]
+    grpo = assign_credit(clean, FixedSimilarity(), CreditSettings(), algorithm="grpo")
     assert torch.equal(gtpo.advantages_B_K, grpo.advantages_B_K)
     assert torch.equal(gtpo.rewards_B_K, grpo.rewards_B_K)
 
 
-def test_without_turn_rewards_there_is_one_reward_a_rollout_and_a_flawed_success_earns_nothing():
+def test_without_turn_rewards_the_same_sum_stands_at_the_last_turn():
+    parts = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings())
     credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(turn_rewards=False))
-    assert credit.rewards_B_K.tolist() == [[0, 0, 0], [0, pytest.approx(0.3), 0]]
-    assert credit.format_B_K.eq(0).all()
+    assert credit.rewards_B_K.tolist() == [[0, 0, pytest.approx(0.9)], [0, pytest.approx(0.3), 0]]
+    assert torch.allclose(credit.rewards_B_K.sum(dim=1), parts.rewards_B_K.sum(dim=1))
+    assert credit.returns_B_K[0].tolist() == pytest.approx([0.81 * 0.9, 0.9 * 0.9, 0.9])
 
 
 def test_without_turn_returns_every_turn_has_the_sum_and_the_same_advantage():

@@ -39,10 +39,9 @@ class CreditSettings:
         scope: set over which returns are normalised: pooled, initial or turn.
         on_uniform_outcome: keep or zero the advantages of groups that all passed or all failed.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
-        turn_rewards: False, for ablations: one reward a rollout, at its last turn; format counts as in the paper's
-            GRPO baseline, so a flawed success earns 0.
+        turn_rewards: False, for ablations: the sum of a rollout's rewards stands at its last turn.
         turn_returns: False, for ablations: each turn gets the sum of the rollout's rewards, normalised over rollouts.
-            With all three parts off (these two, and alpha 0) the advantages are GRPO's.
+            With both off, alpha 0 and no format penalty the advantages are those of GRPO on the bare outcome.
     """
 
     gamma: float = 0.9
@@ -240,20 +239,22 @@ def turn_credit(
     nothing_B = torch.zeros_like(passed_B)
     flaws_B_K = F.turn_rewards(nothing_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=-1.0)
     outcome_B = F.grpo_rewards(passed_B, flaws_B_K.eq(0).all(dim=1)).to(dtype)
-    by_turn = algorithm not in _ROLLOUT_REWARDS and settings.turn_rewards
-    if by_turn:
+    if algorithm in _ROLLOUT_REWARDS:
+        format_B_K = torch.zeros(invalid_B_K.shape, dtype=dtype)
+        rewards_B_K = outcome_B[:, None] * last_B_K
+    else:
         penalty = settings.format_penalty
+        format_B_K = (flaws_B_K * -penalty).to(dtype)
         rewards_B_K = F.turn_rewards(
             passed_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=penalty, shaped_B=shaped_B
         )
-    else:
-        rewards_B_K = (outcome_B + shaped_B)[:, None] * last_B_K
+        if not settings.turn_rewards:
+            rewards_B_K = rewards_B_K.sum(dim=1, keepdim=True) * last_B_K
     if algorithm not in _ROLLOUT_REWARDS and settings.turn_returns:
         returns_B_K = F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma)
     else:
         returns_B_K = rewards_B_K.sum(dim=1, keepdim=True) * alive_B_K
     accuracy_B = passed_B.to(dtype)
-    format_B_K = (flaws_B_K * -settings.format_penalty * by_turn).to(dtype)
 
     if algorithm == "grpo":
         advantages_B_K = F.grpo_advantages(outcome_B, group_B, eps=eps)[:, None] * alive_B_K

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 import pytest
 import yaml
 
+from gtpo.cli import main
 from gtpo.tiny.families import get_family
 from gtpo.tiny.model import make_model, make_tokenizer
 
@@ -116,17 +118,85 @@ def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path):
     process = compare(write_study(path, start, broken, max_steps=5))
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert "was run with other options" in output
+    assert "its training was done with other options" in output
 
 
 def test_a_cell_that_fails_is_named_with_its_last_word_and_the_others_are_run(start, tmp_path):
     path = write_study(tmp_path / "study.yaml", start, tmp_path / "out", max_steps=1)
     study = yaml.safe_load(path.read_text())
-    study["variants"] = {"bad": {"gamma": 7.0}, "gtpo": {}}
+    study["variants"] = {"bad": {"model": str(tmp_path / "nowhere")}, "gtpo": {}}
     path.write_text(yaml.safe_dump(study))
     process = compare(path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 1
     assert "bad-1 FAILED" in output
-    assert "gamma must be in [0, 1]" in output
+    assert "nowhere: no such folder" in output
     assert "1 of 2 cells are done" in (tmp_path / "out" / "report.md").read_text()
+
+
+def changed(path, **changes):
+    study = yaml.safe_load(path.read_text())
+    for part, options in changes.items():
+        study[part] |= options
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluate": {"tempratur": 0.5}}, "evaluate, variant grpo: unknown key 'tempratur'"),
+        ({"train": {"gamm": 0.5}}, "train, variant grpo: unknown key 'gamm'"),
+        ({"variants": {"gtpo": {"gamma": 7.0}}}, "train, variant gtpo: gamma must be in [0, 1]"),
+        ({"evaluate": {"problems": ["nowhere.jsonl"]}}, "nowhere.jsonl: no such file of problems"),
+    ],
+)
+def test_a_slip_in_the_study_file_is_found_before_anything_is_trained(start, tmp_path, changes, said, capsys):
+    path = changed(write_study(tmp_path / "study.yaml", start, tmp_path / "out"), **changes)
+    assert main(["compare", str(path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def done(start, tmp_path_factory):
+    """A study of one cell that is done."""
+    folder = tmp_path_factory.mktemp("done")
+    path = changed(write_study(folder / "study.yaml", start, folder / "out", max_steps=2))
+    study = yaml.safe_load(path.read_text())
+    study["variants"] = {"gtpo": {}}
+    path.write_text(yaml.safe_dump(study))
+    process = compare(path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return path, folder / "out"
+
+
+def test_a_cell_killed_after_its_last_checkpoint_does_not_train_further(done):
+    path, out = done
+    cell = out / "cells" / "gtpo-1"
+    before = figures_of(out, "gtpo-1")
+    weights = (cell / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(cell / "model")
+    (cell / "eval" / "result.json").unlink()
+    (cell / "cell.json").unlink()
+    (cell / "checkpoints" / "checkpoint-3").mkdir()  # what a kill left of one more
+    process = compare(path)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert figures_of(out, "gtpo-1") == before
+    assert (cell / "model" / "model.safetensors").read_bytes() == weights
+    assert not (cell / "checkpoints" / "checkpoint-3").exists()
+
+
+def test_a_report_of_cells_with_other_options_is_refused_and_names_the_part(done, tmp_path, capsys):
+    path, _ = done
+    other = tmp_path / "study.yaml"
+    other.write_text(path.read_text())
+    changed(other, train={"learning_rate": 0.5})
+    assert main(["compare", str(other), "--report_only", "true"]) == 2
+    assert "its training was done with other options" in capsys.readouterr().err
+    other.write_text(path.read_text())
+    changed(other, evaluate={"temperature": 0.5})
+    assert main(["compare", str(other), "--report_only", "true"]) == 2
+    assert "its evaluation was done with other options" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from gtpo.errors import DataError
 from gtpo.study import Cell, Study, write_report
 from gtpo.study.figures import cell_figures, spread, student_p_value, study_figures
+from gtpo.study.report import _steps
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,19 @@ def study(tmp_path):
         cells.append(cell(tmp_path, "grpo", seed, [0.1] * 10 + [0.5] * 10, final=0.5))
         cells.append(cell(tmp_path, "gtpo", seed, [0.1] * 5 + [0.5 + gain] * 15, final=0.5 + gain, step_time=2.0))
     return Study(tmp_path, tuple(cells), "grpo", (0.5, 0.9))
+
+
+def test_a_noisy_first_step_is_no_average_over_five(tmp_path):
+    noisy = cell(tmp_path, "grpo", 1, [0.6] + [0.1] * 7 + [0.6] * 5, final=0.5)
+    assert cell_figures(noisy, (0.5,)).first_step == {0.5: 12}
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [([20, 30, 40], "30"), ([20, None], "20 (1 of 2)"), ([20, 30, None, None], "20 (2 of 4)"), ([None, None], "never")],
+)
+def test_steps_to_a_pass_rate(first, said):
+    assert _steps(first) == said
 
 
 def test_figures_of_a_cell(study):

@@ -59,6 +59,8 @@ def test_a_study_may_evaluate_nothing_and_is_named_after_its_file(tmp_path):
         ({"variants": {"a/b": {}}}, "'a/b' is no name for a folder"),
         ({"variants": {"a": {"seed": 3}}, "baseline": "a", "seeds_of": {}}, "the study itself sets seed"),
         ({"thresholds": [2]}, "thresholds"),
+        ({"variants": {"a": "grpo"}, "baseline": "a", "seeds_of": {}}, "variants: a: must be a mapping"),
+        ({"evaluate": {"compare": ["a", "b"]}}, "evaluate: the study itself sets compare"),
     ],
 )
 def test_a_study_that_cannot_be_used_says_why(tmp_path, changes, said):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Optional
 
+import yaml
+
+from gtpo.commands import evaluate, train
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
-from gtpo.study import read_study, run_cells, write_report
+from gtpo.study import Cell, read_study, run_cells, write_report
 
 
 @dataclass
@@ -44,6 +49,42 @@ def main(argv: Sequence[str]) -> int:
     failed = []
     if not args.report_only:
         cells = [cell for cell in study.cells if not args.only or cell.variant in args.only]
+        check_options(cells)
         failed = run_cells(cells, jobs=args.jobs, threads=args.threads, say=say)
     say(f"report in {write_report(study)}")
     return 1 if failed else 0
+
+
+def check_options(cells: Sequence[Cell]) -> None:
+    """Read the options of every variant as the commands will, so that a slip costs no training.
+
+    Raises:
+        ConfigError: an option is unknown or can't be used, or a file of problems is missing; names the variant.
+    """
+    checked: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in cells:
+            for part, read, options in (
+                ("train", train.arguments, cell.train),
+                ("evaluate", evaluate.arguments, cell.evaluate),
+            ):
+                text = yaml.safe_dump(dict(options or {}), sort_keys=True)
+                if text in checked or options is None:
+                    continue
+                checked.add(text)
+                path = Path(folder) / f"{part}.yaml"
+                path.write_text(text)
+                try:
+                    read(["--config", str(path), *(["--run_dir", folder] if part == "train" else [])])
+                except ConfigError as error:
+                    said = str(error).removeprefix(f"{path}: ")
+                    raise ConfigError(f"{part}, variant {cell.variant}: {said}") from error
+        for source in [name for cell in cells for name in _sources(cell)]:
+            file = Path(source.partition("?")[0])
+            if file.suffix in (".jsonl", ".parquet", ".yaml") and not file.exists():
+                raise ConfigError(f"{file}: no such file of problems")
+
+
+def _sources(cell: Cell) -> list[str]:
+    asked = (cell.evaluate or {}).get("problems", [])
+    return [str(cell.train.get("train_file", "")), *([asked] if isinstance(asked, str) else map(str, asked))]

@@ -34,14 +34,26 @@ class EvalArguments(RolloutArguments):
     )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse, evaluate or compare, print."""
-    args, *others = parse(
+def arguments(
+    argv: Sequence[str],
+) -> tuple[EvalArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig]:
+    """The options.
+
+    Raises:
+        ConfigError: one is unknown or can't be used.
+    """
+    args, prompts, tools, backend, model = parse(
         (EvalArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig),
         argv,
         prog="gtpo eval",
         about="Evaluate a model on problems, with its tools: avg@n, pass@k, maj@k with 95 % intervals.",
     )
+    return args, prompts, tools, backend, model
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, evaluate or compare, print."""
+    args, prompts, tools, backend, model = arguments(argv)
     if args.compare:
         if len(args.compare) != 2:
             raise ConfigError(f"--compare takes two result files, got {len(args.compare)}")
@@ -53,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
     journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
-    result = prepare(args, *others).run(journal, "eval")
+    result = prepare(args, prompts, tools, backend, model).run(journal, "eval")
     if output and journal:
         result.save(output)
         journal.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Optional
+from typing import Any, Optional, cast
 
 from trl import ModelConfig, get_peft_config
 
@@ -34,14 +34,24 @@ class ProblemArguments:
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
-def main(argv: Sequence[str]) -> int:
-    """Parse, check everything that can be checked without training, then train."""
+def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
+    """The options.
+
+    Raises:
+        ConfigError: one is unknown or can't be used.
+    """
     problem_args, args, model_args = parse(
         (ProblemArguments, GTPOConfig, ModelConfig),
         argv,
         prog="gtpo train",
         about="Train a model that reasons with tools, with GTPO (or GRPO, for comparison).",
     )
+    return problem_args, args, model_args
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, check everything that can be checked without training, then train."""
+    problem_args, args, model_args = arguments(argv)
     if problem_args.train_file is None:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo tiny`, which needs none)"
@@ -49,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     verifier = get_verifier(args.verifier)
     problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)
     tokenizer = load_tokenizer(model_args)
-    ChatEncoder(tokenizer, args.make_format(args.specs()), template_kwargs=args.chat_template_kwargs)
+    ChatEncoder(tokenizer, args.make_format(args.specs()), template_kwargs=cast(Any, args.chat_template_kwargs))
     RunRecorder(args.run_dir)
     sandbox = args.make_sandbox() if "python" in args.tool_names() else None
     say(f"{len(problems)} problems" + (f", sandbox: {sandbox.level().sentence}" if sandbox else ""))

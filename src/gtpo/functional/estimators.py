@@ -112,9 +112,9 @@ def leave_one_out_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids
         b[i,j] = mean of R[k,j] over the other rollouts k of i's group that reach turn j
                  mean of R[k,T_k] over all others, if none of them does
 
-    The baseline hangs on the other rollouts alone, which are independent of i. So it leaves the expected gradient as it
-    is also where the policy chooses when to stop, which a mean that i itself is part of does not: there a turn that few
-    rollouts reach is weighed down. No division by a deviation, which biases too.
+    With returns that hang on their own rollout alone (no shaping, alpha 0) the baseline does not hang on i. So it
+    leaves the expected gradient as it is also where the policy chooses when to stop, which a mean that i itself is part
+    of does not: there a turn that few rollouts reach is weighed down. No division by a deviation, which biases too.
 
     Source: ours [O]; the leave-one-out baseline is RLOO's, per turn.
 

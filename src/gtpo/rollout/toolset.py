@@ -100,7 +100,8 @@ class ToolArguments(ToolChoice):
             if self.passages is None:
                 raise ConfigError("the tool 'search' needs --passages FILE.jsonl")
             return SearchTool.from_file(self.passages, results=self.search_results)
-        tool: Tool = imported(name, "tools")()
+        factory = imported(name, "tools")
+        tool: Tool = factory.from_options(self) if hasattr(factory, "from_options") else factory()
         return tool
 
     def make_sandbox(self) -> LocalSandbox | SandboxFusionSandbox:

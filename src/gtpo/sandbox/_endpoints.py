@@ -1,7 +1,8 @@
 """Which of several servers gets the next request: the one with the fewest under way among those that answer.
 
-A server that fails twice in a row rests, and then is tried with one request at a time until it answers again. The rest
-doubles with every failure. Nothing here knows what a request is.
+A server that fails rests, and then is tried with one request at a time until it answers again. The rest doubles with
+every failure that follows a rest; requests that fail together count as one. One that asks for time (status 429) gets
+it, and nothing is held against it. Nothing here knows what a request is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 
 BACKOFF_S = 0.5
 LONGEST_REST_S = 30.0
-_SUSPECT = 2
 _LOOK_S = 0.5
 _JITTER = random.Random()
 
@@ -26,8 +26,9 @@ class Endpoint:
     Attributes:
         url: its base.
         under_way: requests it has now.
-        failures: in a row.
+        failures: in a row, those of one time counted once.
         rests_until: on the monotonic clock; before, it gets nothing.
+        failed_at: when it last did.
         answered: whether it ever did.
     """
 
@@ -35,6 +36,7 @@ class Endpoint:
     under_way: int = 0
     failures: int = 0
     rests_until: float = 0.0
+    failed_at: float = -1.0
     answered: bool = False
 
 
@@ -63,9 +65,9 @@ class Endpoints:
                 now = time.monotonic()
                 awake = [one for one in self.all if one.rests_until <= now]
                 others = [one for one in awake if one is not avoid] or awake
-                able = [one for one in others if one.under_way < self._room(one)]
-                if able:
-                    chosen = min(able, key=lambda one: (one.failures, one.under_way))
+                able = [one for one in others if one.under_way < (1 if one.failures else self._concurrency)]
+                if able:  # one that has failed is tried first, with one request, so that it can come back
+                    chosen = min(able, key=lambda one: (not one.failures, one.under_way))
                     chosen.under_way += 1
                     return chosen
                 wakes = [one.rests_until - now for one in self.all if one.rests_until > now]
@@ -79,15 +81,27 @@ class Endpoints:
             endpoint.failures, endpoint.rests_until, endpoint.answered = 0, 0.0, True
             self._changed.notify_all()
 
-    def failed(self, endpoint: Endpoint, wait_s: float = 0.0) -> float:
-        """It did not answer, or asked to be left alone for a while; returns how long to leave it alone."""
+    def failed(self, endpoint: Endpoint, began: float, wait_s: float = 0.0) -> float:
+        """It did not answer, or asked to be left alone for a while; returns how long it is left alone.
+
+        Args:
+            endpoint: the server.
+            began: when the request did, on the monotonic clock. One that was under way when the server failed before
+                says nothing new.
+            wait_s: what it asked for; such a request is no failure.
+        """
         with self._changed:
             endpoint.under_way -= 1
-            endpoint.failures += 1
-            rest_s = min(max(BACKOFF_S * 2 ** (endpoint.failures - 1), wait_s), LONGEST_REST_S)
+            now = time.monotonic()
+            if wait_s > 0:
+                rest_s = min(wait_s, LONGEST_REST_S)
+            else:
+                if began > endpoint.failed_at:
+                    endpoint.failures += 1
+                    endpoint.failed_at = now
+                rest_s = min(BACKOFF_S * 2 ** (endpoint.failures - 1), LONGEST_REST_S)
             rest_s *= _JITTER.uniform(0.75, 1.25)
-            if endpoint.failures >= _SUSPECT or wait_s > 0:
-                endpoint.rests_until = max(endpoint.rests_until, time.monotonic() + rest_s)
+            endpoint.rests_until = max(endpoint.rests_until, now + rest_s)
             self._changed.notify_all()
             return rest_s
 
@@ -96,6 +110,3 @@ class Endpoints:
         with self._changed:
             endpoint.under_way -= 1
             self._changed.notify_all()
-
-    def _room(self, endpoint: Endpoint) -> int:
-        return self._concurrency if endpoint.failures < _SUSPECT else 1

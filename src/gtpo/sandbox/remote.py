@@ -27,6 +27,7 @@ import math
 import os
 import secrets
 import threading
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -222,23 +223,31 @@ class SandboxFusionSandbox:
         payload = _fusion.request(_fusion.script(code, word, limits, seed), limits, self._compile_timeout_s)
         timeout_s = self._compile_timeout_s + limits.wall_s + _GRACE_S
         cause, endpoint = "", None
-        for tries_left in reversed(range(self._retries + 1)):
+        refusals: list[SandboxError] = []
+        for _ in range(self._retries + 1):
             endpoint = self._endpoints.take(call, avoid=endpoint)
             if endpoint is None:
                 return ExecResult(Status.INFRA, note="cancelled")
+            began = time.monotonic()
             try:
                 ended = _fusion.ended(_fusion.fetch(f"{endpoint.url}/run_code", payload, self._headers, timeout_s))
                 result = _fusion.result(ended, limits, word)
             except Passing as failure:
-                cause, rest_s = str(failure), self._endpoints.failed(endpoint, failure.wait_s)
-                if tries_left and len(self._endpoints.all) == 1:
-                    call.wait(rest_s)
+                cause = str(failure)
+                self._endpoints.failed(endpoint, began, failure.wait_s)
+            except SandboxError as refusal:
+                self._endpoints.failed(endpoint, began)  # the others may take what this one refuses
+                refusals.append(refusal)
+                if len(refusals) >= len(self._endpoints.all):
+                    raise
             except BaseException:
                 self._endpoints.drop(endpoint)
                 raise
             else:
                 self._endpoints.done(endpoint)
                 return result
+        if refusals:
+            raise refusals[-1]
         if endpoint is not None and not any(one.answered for one in self._endpoints.all):
             self._ping(endpoint)
         return ExecResult(Status.INFRA, note=cause)

@@ -124,10 +124,8 @@ def cell_figures(cell: Cell, thresholds: Sequence[float]) -> CellFigures:
     times = metrics.get("step_time", [0.0] * len(curve))
     windows = [fmean(curve[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(curve))]
     steps = [int(step) for step in metrics["step"]]
-    reached = {
-        threshold: next((step for step, value in zip(steps, windows, strict=True) if value >= threshold), None)
-        for threshold in thresholds
-    }
+    whole = list(zip(steps, windows, strict=True))[WINDOW - 1 :]
+    reached = {threshold: next((step for step, value in whole if value >= threshold), None) for threshold in thresholds}
     result = json.loads(cell.result.read_text()) if cell.result.exists() else {}
     total = sum(sum(metrics.get(f"time/{name}_s", [0.0])) for name in ("rollout", "verify", "credit", "update"))
     return CellFigures(

@@ -44,15 +44,18 @@ _SHARED = (
     "max_turns",
     "max_turn_tokens",
     "max_observation_tokens",
+    "max_context",
     "temperature",
     "top_p",
     "top_k",
     "dtype",
+    "attn_implementation",
 )
 """Options that `gtpo train` and `gtpo eval` know under the same name."""
 _KEYS = {"output", "train", "evaluate", "variants", "baseline", "seeds", "seeds_of", "thresholds"}
 _RESERVED = {"run_dir", "seed", "resume", "overwrite"}
 """Options of a cell that the study itself decides on."""
+_EVALUATE_RESERVED = {"model", "model_name_or_path", "output", "overwrite", "compare"}
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,28 @@ class Cell:
         return self.folder / "eval" / "result.json"
 
     @property
-    def fingerprint(self) -> str:
-        """Tells whether two cells are the same."""
-        text = json.dumps([self.train, self.evaluate], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def train_fingerprint(self) -> str:
+        """Tells whether two cells are trained alike: their options, and the files that these name."""
+        return _fingerprint(self.train)
+
+    @property
+    def evaluate_fingerprint(self) -> str:
+        """The same of their evaluation."""
+        return _fingerprint(self.evaluate or {})
+
+
+def _fingerprint(options: Mapping[str, Any]) -> str:
+    """Of a file its size and its first MB count, of a folder the sizes of its files."""
+    found: list[Any] = [sorted((str(name), repr(value)) for name, value in options.items())]
+    for value in options.values():
+        for one in value if isinstance(value, list) else [value]:
+            path = Path(str(one).partition("?")[0]) if isinstance(one, str) and one else None
+            if path and path.is_file():
+                with path.open("rb") as file:
+                    found.append([path.stat().st_size, hashlib.sha256(file.read(2**20)).hexdigest()])
+            elif path and path.is_dir():
+                found.append(sorted((item.name, item.stat().st_size) for item in path.iterdir() if item.is_file()))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -128,7 +149,9 @@ def read_study(path: str | Path) -> Study:
         raise ConfigError(f"{path}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(_KEYS))}")
     train = _mapping(path, found, "train")
     evaluate = _mapping(path, found, "evaluate") if found.get("evaluate") is not None else None
-    variants = {str(name): dict(options or {}) for name, options in _mapping(path, found, "variants").items()}
+    variants = {
+        str(name): _options(path, str(name), options) for name, options in _mapping(path, found, "variants").items()
+    }
     if not variants:
         raise ConfigError(f"{path}: variants: name at least one")
     if bad := [name for name in variants if not name.replace("_", "").replace("-", "").replace(".", "").isalnum()]:
@@ -142,6 +165,8 @@ def read_study(path: str | Path) -> Study:
     for where, options in {"train": train, **variants}.items():
         if reserved := sorted(_RESERVED & set(options)):
             raise ConfigError(f"{path}: {where}: the study itself sets {', '.join(reserved)}")
+    if evaluate is not None and (reserved := sorted(_EVALUATE_RESERVED & set(map(str, evaluate)))):
+        raise ConfigError(f"{path}: evaluate: the study itself sets {', '.join(reserved)}")
     output = Path(str(found.get("output") or Path("runs") / "studies" / path.stem))
     order = sorted({seed for chosen in seeds.values() for seed in chosen})
     cells = [
@@ -169,6 +194,14 @@ def _mapping(path: Path, found: Mapping[str, Any], key: str, needed: bool = True
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {key}: {'missing' if value is None else 'must be a mapping'}")
     return value
+
+
+def _options(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: variants: {name}: must be a mapping of options, such as {{gamma: 0.5}}")
+    return dict(value)
 
 
 def _seeds(path: Path, value: Any) -> list[int]:

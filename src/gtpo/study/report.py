@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Any
 
+from gtpo.errors import ConfigError
 from gtpo.study.figures import WINDOW, CellFigures, Spread, StudyFigures, as_document, study_figures
 from gtpo.study.plan import Study
+from gtpo.study.runner import stale_parts
 
 PANELS = (
     ("pass_rate", "pass rate"),
@@ -23,8 +25,15 @@ def write_report(study: Study) -> Path:
 
     Raises:
         DataError: a cell left no metrics.
+        ConfigError: a cell was done with other options than the study has.
     """
     done = [cell for cell in study.cells if _is_done(cell.folder)]
+    for cell in done:
+        if parts := stale_parts(cell):
+            raise ConfigError(
+                f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, so "
+                "it can't be compared; delete the folder to run it again, or give the study another output"
+            )
     figures = study_figures(study, done)
     study.output.mkdir(parents=True, exist_ok=True)
     document = as_document(study, figures)
@@ -103,10 +112,11 @@ def _variant_row(study: Study, figures: StudyFigures, name: str) -> list[str]:
 
 
 def _steps(first: Sequence[int | None]) -> str:
-    """The median over seeds; a seed that never got there counts as later than all others."""
-    middle = median(float("inf") if step is None else step for step in first)
-    missing = sum(step is None for step in first)
-    return ("never" if middle == float("inf") else f"{middle:g}") + (f" ({missing} never)" if missing else "")
+    """The (lower) median over the seeds that got there, and how many did if not all."""
+    there = [step for step in first if step is not None]
+    if not there:
+        return "never"
+    return f"{median_low(there)}" + (f" ({len(there)} of {len(first)})" if len(there) < len(first) else "")
 
 
 def _difference_row(name: str, parts: dict[str, Spread]) -> list[str]:

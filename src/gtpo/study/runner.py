@@ -79,13 +79,23 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
 
 
 def _check_same(cell: Cell) -> None:
-    """Refuse to go on with a cell whose options have changed."""
-    before = _state(cell).get("fingerprint")
-    if before not in (None, cell.fingerprint):
+    """Refuse to go on with a cell whose options have changed under what is there of it."""
+    for part in stale_parts(cell):
         raise ConfigError(
-            f"{cell.folder}: was run with other options than the study file has now; delete the folder to run it "
-            "again, or give the study another output"
+            f"{cell.folder}: its {part} was done with other options than the study file has now; delete the folder to "
+            "run it again, or give the study another output"
         )
+
+
+def stale_parts(cell: Cell) -> list[str]:
+    """Which of a cell's training and evaluation was done with other options than it has."""
+    state = _state(cell)
+    begun = {
+        "training": bool(state.get("trained")) or (cell.folder / "checkpoints").is_dir(),
+        "evaluation": any((cell.folder / "eval").glob("result.json*")),
+    }
+    now = {"training": cell.train_fingerprint, "evaluation": cell.evaluate_fingerprint}
+    return [part for part, there in begun.items() if there and state.get(part) not in (None, now[part])]
 
 
 def _state(cell: Cell) -> dict[str, Any]:
@@ -94,7 +104,7 @@ def _state(cell: Cell) -> dict[str, Any]:
 
 
 def _save_state(cell: Cell, **changes: Any) -> None:
-    state = {"variant": cell.variant, "seed": cell.seed, "fingerprint": cell.fingerprint, **_state(cell), **changes}
+    state = {"variant": cell.variant, "seed": cell.seed, **_state(cell), **changes}
     path = cell.folder / _STATE
     path.with_suffix(".part").write_text(json.dumps(state, indent=1) + "\n")
     path.with_suffix(".part").replace(path)
@@ -115,7 +125,7 @@ def _run(cell: Cell, threads: int, folder: str) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        _save_state(cell, threads=threads)
+        _save_state(cell, threads=threads, training=cell.train_fingerprint, evaluation=cell.evaluate_fingerprint)
         if not _state(cell).get("trained"):
             _command("train", _train_options(cell), cell.folder / "train.yaml")
             _save_state(cell, trained=True)
@@ -135,8 +145,9 @@ def _end_with_parent() -> None:
 
 
 def _train_options(cell: Cell) -> dict[str, Any]:
-    has_checkpoint = any((cell.folder / "checkpoints").glob("checkpoint-*/trainer_state.json"))
-    start = {"resume": True} if has_checkpoint else {"overwrite": True}
+    from gtpo.training.run import whole_checkpoints
+
+    start = {"resume": True} if whole_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
     return {**cell.train, "run_dir": str(cell.folder), "seed": cell.seed, **start}
 
 

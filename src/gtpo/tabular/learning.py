@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gtpo.credit import CreditSettings
+from gtpo.credit import SHAPED, CreditSettings
 from gtpo.tabular.estimators import credit_of
 from gtpo.tabular.gradients import group_gradients
 from gtpo.tabular.process import CallProcess
@@ -70,7 +70,8 @@ def learn(
         credit = credit_of(process, rollouts, group_ids_B, group_size, settings, algorithm)
         failed = ~rollouts.passed_B
         with_success = rollouts.passed_B.view(-1, group_size).any(dim=1).repeat_interleave(group_size) & failed
-        alike = (credit.shaped_B / settings.alpha if settings.alpha else credit.shaped_B * float("nan")) * with_success
+        shapes = algorithm in SHAPED and settings.alpha > 0
+        alike = (credit.shaped_B / settings.alpha if shapes else credit.shaped_B * float("nan")) * with_success
         passes_M = rollouts.passed_B.view(-1, group_size).sum(dim=1)
         uniform = ((passes_M == 0) | (passes_M == group_size)).double()
         records["success"].append(process.success(table_N_S_A.detach()))

@@ -11,6 +11,7 @@ import random
 from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
+from gtpo.errors import ConfigError
 from gtpo.rollout.specs import ToolSpec
 from gtpo.rollout.tools import ToolResult
 from gtpo.sandbox import Sandbox
@@ -90,7 +91,16 @@ class Hops:
         self.fewest, self.most = fewest, most
 
     def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
-        """See `Family.make_problems`."""
+        """See `Family.make_problems`.
+
+        Raises:
+            ConfigError: there are not so many questions.
+        """
+        possible = sum(len(NAMES) * len(RELATIONS) ** steps for steps in range(self.fewest, self.most + 1))
+        if count + len(avoid) > 0.8 * possible:
+            raise ConfigError(
+                f"{count} problems of {self.most} hops: there are {possible} in all; ask for fewer, or for more hops"
+            )
         rng = random.Random(f"hops-{seed}")
         taken = {problem.question for problem in avoid}
         problems: list[Problem] = []

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 from gtpo._async import run_async
+from gtpo.rollout import ToolArguments
 from gtpo.rollout.tools import PythonTool, ToolResult, ToolUse
 from gtpo.sandbox import LocalSandbox, Sandbox
 from gtpo.tasks.problems import Problem
@@ -32,11 +33,16 @@ class Calculator:
     calls. Any other program is run each time. With it a study takes half as long; the model can't tell the difference.
     """
 
-    def __init__(self) -> None:
-        self._python = PythonTool(LocalSandbox())
+    def __init__(self, sandbox: Sandbox | None = None) -> None:
+        self._python = PythonTool(sandbox or LocalSandbox())
         self.spec = self._python.spec
         self.known: dict[str, ToolResult] = {}
         self.under_way: dict[str, asyncio.Future[ToolResult]] = {}
+
+    @classmethod
+    def from_options(cls, options: ToolArguments) -> Calculator:
+        """With the sandbox and the limits that a run's options ask for."""
+        return cls(options.make_sandbox())
 
     def open(self, key: Hashable) -> _CalculatorUse:
         """See `Tool.open`."""

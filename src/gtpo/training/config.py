@@ -52,7 +52,7 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
     )
     turn_rewards: bool = field(
-        default=True, metadata={"help": "For ablations: false gives one reward a rollout, format as in GRPO's."}
+        default=True, metadata={"help": "For ablations: false puts the sum of a rollout's rewards at its last turn."}
     )
     turn_returns: bool = field(
         default=True, metadata={"help": "For ablations: false gives each turn the rollout's sum of rewards."}

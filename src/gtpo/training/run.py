@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
@@ -88,7 +89,11 @@ def train(
     )
     if trainer.accelerator.is_main_process:
         recorder.write_config({**(provenance or {}), "config": args.to_dict()})
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and _step_of(checkpoint) >= args.max_steps > 0:
+        trainer._load_from_checkpoint(checkpoint)  # the host would do one step more before it looks at max_steps
+        trainer.state.global_step = _step_of(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
 
 
@@ -98,18 +103,36 @@ def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overw
         recorder.start_afresh(overwrite=overwrite)
         return None
     checkpoint = last_checkpoint(args)
-    recorder.rewind(int(checkpoint.rsplit("-", 1)[1]))
+    recorder.rewind(_step_of(checkpoint))
     return checkpoint
 
 
 def last_checkpoint(args: TrainingArguments) -> str:
-    """The newest checkpoint of the run.
+    """The newest whole checkpoint of the run. Newer ones that a kill left unfinished are deleted.
 
     Raises:
         ConfigError: there is none.
     """
-    folder = args.output_dir or ""
-    found = get_last_checkpoint(folder) if Path(folder).is_dir() else None
-    if found is None:
+    found = whole_checkpoints(args.output_dir or "")
+    if not found:
         raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
-    return found
+    for path in Path(args.output_dir or "").glob("checkpoint-*"):
+        if _step_of(path) > _step_of(found[-1]):
+            shutil.rmtree(path, ignore_errors=True)
+    return str(found[-1])
+
+
+def whole_checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints that were written to their end, the newest last. The host writes `trainer_state.json` last of all."""
+    found = []
+    for state in Path(folder).glob("checkpoint-*/trainer_state.json"):
+        try:
+            json.loads(state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found.append(state.parent)
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(str(checkpoint).rsplit("-", 1)[1])
