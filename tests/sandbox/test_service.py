@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -226,3 +227,96 @@ def test_the_command_serves():
     finally:
         process.terminate()
         process.wait(20)
+
+
+def raw(service, data):
+    """What a server says to these bytes, and whether it hangs up."""
+    with socket.create_connection(service.server_address, timeout=10) as connection:
+        connection.sendall(data)
+        connection.settimeout(5)
+        said = b""
+        while chunk := connection.recv(65536):
+            said += chunk
+        return said
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /run_code HTTP/1.1\r\nContent-Length: -1", 411),
+        ("POST /run_code HTTP/1.1\r\nContent-Length: abc", 411),
+        ("POST /run_code HTTP/1.1\r\nTransfer-Encoding: chunked", 411),
+        ("POST /run_code HTTP/1.1\r\nContent-Length: 99999999999", 413),
+        ("POST /elsewhere HTTP/1.1\r\nContent-Length: 5", 404),
+        ("GET /v1/ping HTTP/1.1\r\nContent-Length: 5", 400),
+    ],
+)
+def test_what_can_be_refused_is_refused_unread_and_ends_the_connection(service, head, status):
+    said = raw(service, f"{head}\r\nHost: x\r\n\r\n".encode())
+    assert said.startswith(f"HTTP/1.1 {status} ".encode())
+    assert said.count(b"HTTP/1.1") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"code": "1", "language": "python", "memory_limit_MB": Infinity}',
+        b'{"code": "1", "language": "python", "run_timeout": 1' + b"0" * 400 + b"}",
+    ],
+)
+def test_numbers_and_nesting_without_measure_are_refused(service, body):
+    assert post(service, body)[0] == 422
+
+
+def test_a_server_without_the_key_hears_nothing_of_the_program():
+    service = started(SandboxService(LocalSandbox(slots=1), key="secret"))
+    try:
+        said = raw(service, b"POST /run_code HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+        assert b" 401 " in said
+    finally:
+        service.shutdown()
+        service.close()
+
+
+def test_a_program_cannot_pass_itself_off_as_a_failure_of_the_sandbox(box):
+    forged = """
+import os, sys
+frame = sys._getframe()
+while frame and "word" not in frame.f_locals:
+    frame = frame.f_back
+os.write(2, f"{frame.f_locals['word'] if frame else 'x'} infra 0.000 0 x\\n".encode())
+os._exit(1)
+"""
+    assert box.run_sync(forged).status is Status.ERROR
+
+
+def test_one_hiccup_does_not_keep_a_server_from_work(two):
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=4)
+    two[0].spoilers = ["hang-up"]
+    asyncio.run(box.run_many(["1"] * 4))
+    time.sleep(0.1)
+    before = len(two[0].requests)
+    asyncio.run(box.run_many(["import time\ntime.sleep(0.02)"] * 40))
+    box.close()
+    assert len(two[0].requests) - before > 10
+
+
+def test_requests_that_fail_together_are_one_failure(two, monkeypatch):
+    monkeypatch.setattr(_endpoints, "BACKOFF_S", 2.0)
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=8)
+    two[0].spoilers = ["hang-up"] * 8
+    assert all(r.status is Status.OK for r in asyncio.run(box.run_many(["import time\ntime.sleep(0.05)"] * 16)))
+    assert max(one.failures for one in box._endpoints.all) <= 2
+    box.close()
+
+
+def test_a_server_that_refuses_leaves_the_work_to_the_other(two):
+    box = SandboxFusionSandbox([server.url for server in two], concurrency=2)
+    two[0].spoilers = [401] * 1000
+    results = asyncio.run(box.run_many(["1"] * 20))
+    assert [result.status for result in results] == [Status.OK] * 20
+    two[1].spoilers = [401] * 1000
+    with pytest.raises(SandboxError, match="401"):
+        box.run_sync("1")
+    box.close()

@@ -12,7 +12,7 @@ from gtpo.errors import ConfigError
 from gtpo.sandbox import LocalSandbox, Require
 from gtpo.sandbox.service import SandboxService
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 @dataclass

@@ -136,16 +136,19 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     Raises:
         Passing: the script failed around the program.
     """
-    said, found, tail = end.stderr.rpartition(word)
+    before, begun, after = end.stderr.partition(f"{word} begun\n")
+    said, found, tail = (before + after if begun else end.stderr).rpartition(word)
     report = _REPORT.match(tail) if found else None
     status, cpu_s, rss_kib, detail = report.groups() if report else ("", "0", "0", "")
     most = min(limits.output_bytes, _KEPT_BYTES)
-    (stdout, more_out), (stderr, more_err) = _cut(end.stdout, most), _cut(said if found else end.stderr, most)
+    (stdout, more_out), (stderr, more_err) = _cut(end.stdout, most), _cut(said if found else before + after, most)
     error_type, note = detail if detail.isidentifier() else None, ""
     if cut := more_out or more_err or status == "output_limit":
         status, error_type, note = "output_limit", None, f"stopped: more than {most} bytes of output"
     elif end.code is None:
         status, error_type, note = "timeout", None, f"timed out: more than {limits.wall_s:g} s of running time"
+    elif status == "infra" and begun:  # the program itself can have written that
+        status, error_type = "error", None
     elif status == "infra":
         raise Passing(f"the program could not be run there: {detail}")
     elif signal_name := "" if status else _signal_name(end.code):

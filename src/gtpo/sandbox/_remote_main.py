@@ -47,7 +47,9 @@ def main(
         scope: dict[str, Any] = {"__name__": "snippet"}
         exec(base64.b64decode(snippet), scope)
         scope["_stream"] = lambda fd: _stream(fd, word, output_bytes)
-        status, detail = scope["Cell"](code).run()
+        cell = scope["Cell"](code)
+        os.write(2, f"{word} begun\n".encode())  # from here on no failure is the server's, whatever the report says
+        status, detail = cell.run()
     except BaseException as error:
         detail = f"{type(error).__name__}: {error}"
     _end(word, status, detail)

@@ -28,7 +28,10 @@ from gtpo.sandbox.local import LocalSandbox
 KEY_HEADER = "X-API-Key"
 _BODY_BYTES = 16 << 20
 _RETRY_AFTER_S = 1
-_STDIN = "import io, sys\nsys.stdin = io.TextIOWrapper(io.BytesIO({data}), encoding='utf-8')\n"
+_STDIN = """import io, sys
+sys.stdin = io.TextIOWrapper(io.BytesIO({data}), encoding="utf-8")
+exec(compile({code!r}, "<code>", "exec"), {{"__name__": "__main__"}})
+"""
 
 
 class SandboxService(ThreadingHTTPServer):
@@ -63,10 +66,14 @@ class SandboxService(ThreadingHTTPServer):
         self.places = waiting + sandbox.slots
         self.under_way = self.served = self.turned_away = 0
         self.lock = threading.Lock()
+        if waiting < 0:
+            raise ConfigError(f"waiting must be at least 0, got {waiting}")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise ConfigError("the key must be printable ASCII: it travels in a header")
         try:
             super().__init__((host, port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"{host}:{port}: {error.strerror}; give another --host or --port") from error
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"{host}:{port}: {error}; give another --host or --port") from error
 
     @property
     def url(self) -> str:
@@ -143,9 +150,9 @@ def _program(body: Mapping[str, Any]) -> str:
     if body.get("language") != "python":
         raise ValueError(f"language: only python is run here, not {body.get('language')!r}")
     stdin = str(body.get("stdin") or "").encode("utf-8", "surrogatepass")
-    head = _STDIN.format(data=repr(stdin)) if stdin else ""
-    # A script, as there: the value of a last expression is not shown.
-    return f"{head}{body['code']}\npass\n"
+    if stdin:
+        return _STDIN.format(data=repr(stdin), code=body["code"])
+    return f"{body['code']}\npass\n"  # a script, as there: the value of a last expression is not shown
 
 
 def _return_code(result: ExecResult) -> int:
@@ -162,7 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Ping and status."""
-        if self.path == "/v1/ping":
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self._refuse(HTTPStatus.BAD_REQUEST, "a GET has no body")
+        elif self.path == "/v1/ping":
             self._send(HTTPStatus.OK, "pong")
         elif self.path == "/v1/status":
             self._send(HTTPStatus.OK, self.server.load())
@@ -170,25 +179,32 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
-        """Run a program."""
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > _BODY_BYTES:
-            self.close_connection = True
-            self._send(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, {"detail": f"more than {_BODY_BYTES} bytes"})
-            return
-        data = self.rfile.read(length)
-        key = self.server.key
+        """Run a program. What can be refused is refused before the body is read, and ends the connection."""
+        length, key = self._length(), self.server.key
         if self.path != "/run_code":
-            self._send(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
+            self._refuse(HTTPStatus.NOT_FOUND, "Not Found")
         elif key is not None and not hmac.compare_digest(self.headers.get(KEY_HEADER, "").encode(), key.encode()):
-            self._send(HTTPStatus.UNAUTHORIZED, {"detail": f"the header {KEY_HEADER} is missing or wrong"})
+            self._refuse(HTTPStatus.UNAUTHORIZED, f"the header {KEY_HEADER} is missing or wrong")
+        elif length is None:
+            self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be a whole number, and nothing be chunked")
+        elif length > _BODY_BYTES:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {_BODY_BYTES} bytes")
         elif not self.server.enter():
+            self.rfile.read(length)
             self._send(HTTPStatus.TOO_MANY_REQUESTS, {"detail": "busy"}, {"Retry-After": str(_RETRY_AFTER_S)})
         else:
             try:
-                self._answer(data)
+                self._answer(self.rfile.read(length))
             finally:
                 self.server.leave()
+
+    def _length(self) -> int | None:
+        text = self.headers.get("Content-Length", "")
+        return int(text) if text.isascii() and text.isdigit() and "Transfer-Encoding" not in self.headers else None
+
+    def _refuse(self, status: HTTPStatus, detail: str) -> None:
+        self.close_connection = True
+        self._send(status, {"detail": detail}, {"Connection": "close"})
 
     def _answer(self, data: bytes) -> None:
         try:
@@ -196,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not isinstance(body, dict):
                 raise ValueError("the body must be a JSON object")
             answer = self.server.run(body)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             self._send(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": str(error)})
             return
         self._send(HTTPStatus.OK, answer)
