@@ -126,7 +126,7 @@ def made_up_run(
             for i, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
         ]
         credit = assign_credit(facts, LexicalSimilarity(), settings)
-        recorder.write_rollouts(step, rollout_rows(rollouts, problems, verdicts, credit, 0, pieces))
+        recorder.write_rollouts(step, rollout_rows(rollouts, problems, verdicts, credit, 0, pieces, facts))
         counts = rollout_metrics([rollout_counts(rollouts)])
         recorder.append_metrics({"step": step, **credit_metrics(facts, credit), **counts, "entropy": 0.5})
     return Path(path)

@@ -159,3 +159,32 @@ def test_the_command_writes_into_the_run_and_names_what_is_missing(run, tmp_path
     assert main(["report"]) == 2
     assert "no run: gtpo report RUN" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("config", ["", "[1, 2]", "config: 3", "config: {gamma: .nan}"])
+def test_an_odd_config_is_no_reason_to_fail(tmp_path, config):
+    run = made_up_run(tmp_path / "run", steps=1)
+    (run / "config.yaml").write_text(config)
+    assert load(run).settings["alpha"] == 0.5
+    text = (tmp_path / "page.html").read_text() if write_page([run], tmp_path / "page.html") else ""
+    json.loads(text.split('id="data">')[1].split("</script>")[0], parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_broken_config_and_a_stray_file_and_a_page_that_cannot_be_written(tmp_path, capsys):
+    run = made_up_run(tmp_path / "run", steps=1)
+    (run / "rollouts" / "step_000001 (copy).jsonl").write_text("x")
+    assert RunFiles(run).steps() == [1]
+    assert main(["report", str(run), "--output", str(tmp_path)]) == 2
+    assert "can't be written" in capsys.readouterr().err
+    (run / "config.yaml").write_text("{")
+    assert main(["report", str(run)]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+
+
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    run = made_up_run(tmp_path / "run", steps=1)
+    path = run / "rollouts" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["turns"][0]["logprobs"] = [float("-inf"), float("nan"), -1.0]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert RunFiles(run).rollouts(1)[0]["turns"][0]["logprobs"] == [None, None, -1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 
 import pytest
@@ -60,3 +61,19 @@ def test_the_page_follows_the_run(opened, live):
         page.wait_for_selector("option:has-text('3')", state="attached", timeout=15_000)
         page.get_by_label("step").select_option("3")
         page.wait_for_selector("text=What is 3 + 0?")
+
+
+def test_a_run_that_was_overwritten_is_news(opened, live):
+    run, (host, port) = live
+    with opened(f"http://{host}:{port}/", "#view=rollout&step=1&rollout=0") as page:
+        before = page.locator("main").inner_text()
+        made_up_run(run, steps=2, seed=9)
+        page.wait_for_selector(f"#app:not([data-ready='{page.get_attribute('#app', 'data-ready')}'])", timeout=15_000)
+        assert page.locator("main").inner_text() != before
+
+
+def test_nothing_new_costs_nothing(live):
+    status, body = get(live[1], "/runs")
+    stamp = json.loads(body)[0]["stamp"]
+    assert status == 200
+    assert get(live[1], f"/runs?stamps={stamp}") == (204, b"")

@@ -235,3 +235,95 @@ def test_runs_without_rollouts_or_metrics_still_open(opened, tmp_path):
         page.keyboard.press("3")
         view(page, "rollout")
         assert "recorded no rollouts" in page.locator("main").inner_text()
+
+
+def test_a_slider_can_be_dragged(opened, report):
+    with opened(report, "#view=group&step=1&group=0") as page:
+        box = page.locator("#what-gamma").bounding_box()
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + 0.9 * box["width"], middle)
+        page.mouse.down()
+        for share in (0.8, 0.6, 0.4, 0.2):
+            page.mouse.move(box["x"] + share * box["width"], middle)
+            page.wait_for_timeout(60)
+        page.mouse.up()
+        page.wait_for_timeout(100)
+        assert float(page.locator("#what-gamma").input_value()) < 0.35
+        assert float(re.search(r"g=([\d.]+)", page.url)[1]) < 0.35
+        assert page.locator("#flips").inner_text()
+        assert page.locator("#what-if").count() == 1
+        assert page.locator(".top").count() == 1
+
+
+def test_focus_and_scrolling_stay_where_they_were(opened, report):
+    with opened(report, "#view=group&step=1&group=0", bypass_csp=True) as page:
+        page.set_viewport_size({"width": 500, "height": 600})
+        page.evaluate("document.querySelector('.scroll').scrollLeft = 120")
+        page.get_by_label("scope").focus()
+        page.get_by_label("scope").select_option("turn")
+        page.wait_for_selector("#flips:not(:empty)")
+        assert page.evaluate("document.activeElement.id") == "select-scope"
+        assert page.evaluate("document.querySelector('.scroll').scrollLeft") > 60
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "gtpo"])
+def test_what_was_recorded_is_shown_until_something_is_changed(opened, tmp_path, algorithm):
+    run = made_up_run(tmp_path / "run", steps=1, groups=1)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("algorithm: gtpo", f"algorithm: {algorithm}"))
+    path = run / "rollouts" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["turns"][0] |= {"reward": 0.123, "return": 0.456, "advantage": 7.89}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([run], tmp_path / "page.html")
+    with opened(tmp_path / "page.html", "#view=group") as page:
+        first = page.locator("#group tr:nth-child(2) td").first
+        assert first.inner_text().startswith(["+7.89", "R", "0.46", "r", "0.12"][0])
+        assert "reward 0.123" in first.get_attribute("title")
+        assert "return 0.456" in first.get_attribute("title")
+        assert ("as recorded, by grpo" in page.locator("#what-if").inner_text()) == (algorithm == "grpo")
+
+
+def test_rollouts_left_out_of_the_credit_are_left_out_here_too(opened, tmp_path):
+    run = made_up_run(tmp_path / "run", steps=1, groups=1, group_size=6)
+    path = run / "rollouts" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["masked"] = True
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([run], tmp_path / "page.html")
+    with opened(tmp_path / "page.html", "#view=group&g=0.5") as page:
+        kept = [row for row in rows if not row["masked"]]
+        assert f"{sum(row['passed'] for row in kept)} of 5 passed" in page.locator(".problem").inner_text()
+        shown = page.locator("#group td:nth-child(4) .advantage").all_inner_texts()
+        assert set(shown) == {"0.00"}
+
+
+def test_characters_beyond_the_basic_plane_are_cut_where_their_tokens_are(opened, tmp_path):
+    run = made_up_run(tmp_path / "run", steps=1, groups=1)
+    path = run / "rollouts" / "step_000001.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    text = "So \U0001f600\U0001f600\U0001f600 the end XYZ"
+    rows[0]["turns"] = [{**rows[0]["turns"][0], "text": text, "token_chars": [1] * len(text), "logprobs": None}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_page([run], tmp_path / "page.html")
+    with opened(tmp_path / "page.html", "#view=rollout&rollout=0") as page:
+        assert page.locator(".message.model .text").first.text_content().rstrip("⏎") == text
+
+
+def test_runs_in_folders_of_one_name_can_be_told_apart(opened, tmp_path):
+    for parent in ("x", "y"):
+        made_up_run(tmp_path / parent / "gtpo", steps=2)
+    write_page([tmp_path / "x" / "gtpo", tmp_path / "y" / "gtpo"], tmp_path / "page.html")
+    with opened(tmp_path / "page.html") as page:
+        assert page.locator('[data-chart="pass_rate"] .reading').inner_text().split() == ["x/gtpo", "y/gtpo"]
+
+
+def test_what_cannot_be_shown_says_so(opened, tmp_path):
+    run = made_up_run(tmp_path / "run", steps=2)
+    (run / "rollouts" / "step_000002.jsonl").write_text("")
+    write_page([run], tmp_path / "page.html")
+    with opened(tmp_path / "page.html", "#view=group&step=2") as page:
+        assert "can't be shown" in page.locator("#error").inner_text()
+        page.keyboard.press("1")
+        view(page, "overview")

@@ -30,11 +30,13 @@ class ReportArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, write or serve."""
+    argv = list(argv)
+    if "--serve" in argv and argv[argv.index("--serve") + 1 :][:1] not in (["true"], ["false"]):
+        argv.insert(argv.index("--serve") + 1, "true")  # else a run after it would be taken for its value
+    if argv[:1] == ["--serve"]:
+        argv = argv[2:] + argv[:2]
     if argv and not argv[0].startswith("-"):
-        place = next((i for i, arg in enumerate(argv) if arg.startswith("-")), len(argv))
-        names, rest = list(argv[:place]), list(argv[place:])
-        rest = [part for arg in rest for part in ((arg, "true") if arg == "--serve" else (arg,))]
-        argv = ["--runs", *names, *rest]
+        argv = ["--runs", *argv]
     (args,) = parse(
         (ReportArguments,),
         argv,

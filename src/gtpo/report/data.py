@@ -54,6 +54,7 @@ def run_document(files: RunFiles, *, max_bytes: int = MAX_BYTES, packed: bool = 
     metrics, settings = files.metrics(), files.settings()
     return {
         "name": files.name,
+        "stamp": files.stamp(),
         "settings": settings,
         "metrics": metrics,
         "alarms": [asdict(alarm) for alarm in alarms(metrics, settings, void_share)],
@@ -84,19 +85,24 @@ def _index_and_packs(
     packs: dict[int, str] = {}
     void: list[bool] = []
     for step in steps:
-        rows = files.rollouts(step)
-        for row in rows:
-            values = _index_row(step, row, problems)
+        entries, is_void, rows = files.cached(step, _entries, again=packed)
+        for entry in entries:
             for name in _COLUMNS:
-                columns[name].append(values[name])
+                columns[name].append(entry[name])
+            columns["problem"][-1] = problems.setdefault(entry["problem"], len(problems))
         if packed:
             packs[step] = pack(rows)
         if step in steps[-VOID_STEPS:]:
-            void += [_is_void(row) for row in rows]
+            void += is_void
     return {**columns, "problems": list(problems)}, packs, sum(void) / len(void) if void else None
 
 
-def _index_row(step: int, row: dict[str, Any], problems: dict[str, int]) -> dict[str, Any]:
+def _entries(step: int, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bool]]:
+    """The index rows of a step, with the problem's id in place of its number; and which rollouts are void."""
+    return [_index_row(step, row) for row in rows], [_is_void(row) for row in rows]
+
+
+def _index_row(step: int, row: dict[str, Any]) -> dict[str, Any]:
     turns = row["turns"]
     calls = [call for turn in turns for call in turn["calls"]]
     advantages = [turn["advantage"] for turn in turns]
@@ -104,7 +110,7 @@ def _index_row(step: int, row: dict[str, Any], problems: dict[str, int]) -> dict
         "step": step,
         "rollout": row["rollout"],
         "group": row["group"],
-        "problem": problems.setdefault(str(row["problem_id"]), len(problems)),
+        "problem": str(row["problem_id"]),
         "passed": int(row["passed"]),
         "stop": row["stop_reason"],
         "turns": len(turns),

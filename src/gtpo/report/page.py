@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gtpo._files import write_text
+from gtpo.errors import ConfigError
 from gtpo.report.data import MAX_BYTES, run_document
 from gtpo.report.glossary import glossary
-from gtpo.report.run import RunFiles
+from gtpo.report.run import RunFiles, distinct_names
 from gtpo.versions import installed_versions
 
 _SCRIPTS = ("credit", "store", "dom", "charts", "overview", "groups", "rollout", "find", "app")
@@ -32,11 +33,16 @@ def write_page(runs: Sequence[str | Path], path: str | Path, *, max_bytes: int =
 
     Raises:
         DataError: a directory is no run, or a file of it can't be read.
+        ConfigError: the page can't be written.
     """
     found = [RunFiles(run) for run in runs]
-    document = {**header(), "runs": [run_document(run, max_bytes=max_bytes // len(found)) for run in found]}
-    text = page(document)
-    write_text(path, text)
+    named = zip(found, distinct_names(found), strict=True)
+    documents = [{**run_document(run, max_bytes=max_bytes // len(found)), "name": name} for run, name in named]
+    text = page({**header(), "runs": documents})
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be written: {error.strerror}; give another --output") from error
     return len(text.encode())
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 
 from gtpo.errors import DataError
 
+_STEP = re.compile(r"step_(\d+)\.jsonl")
 SETTINGS: Mapping[str, Any] = {
     "algorithm": "gtpo",
     "gamma": 0.9,
@@ -41,6 +44,7 @@ class RunFiles:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._known: dict[int, tuple[str, Any]] = {}
         if not (self.path / "metrics.jsonl").exists() and not (self.path / "rollouts").is_dir():
             raise DataError("is no run: it has neither metrics.jsonl nor rollouts/", path=self.path)
 
@@ -49,14 +53,46 @@ class RunFiles:
         """The name of its folder."""
         return self.path.resolve().name
 
+    def stamp(self) -> str:
+        """Changes whenever a file of the run does."""
+        paths = [self.path / "metrics.jsonl", self.path / "config.yaml", *sorted((self.path / "rollouts").glob("*"))]
+        return hashlib.sha256(" ".join(map(_stamp, paths)).encode()).hexdigest()[:16]
+
+    def cached(self, step: int, make: Callable[[int, list[dict[str, Any]]], Any], again: bool = False) -> Any:
+        """What `make(step, rollouts)` gives, and the rollouts; made anew only if the step's file has changed.
+
+        Args:
+            step: the step.
+            make: gives a tuple.
+            again: read the rollouts in any case; otherwise they are empty where nothing had to be made.
+        """
+        stamp = _stamp(self._file(step))
+        known = self._known.get(step)
+        rows: list[dict[str, Any]] = []
+        if again or known is None or known[0] != stamp:
+            rows = self.rollouts(step)
+            known = self._known[step] = (stamp, make(step, rows))
+        return (*known[1], rows)
+
+    def _file(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:06d}.jsonl"
+
     def settings(self) -> dict[str, Any]:
-        """What `SETTINGS` names, as the run had it; and the model."""
+        """What `SETTINGS` names, as the run had it; and the model.
+
+        Raises:
+            DataError: config.yaml can't be read.
+        """
         path = self.path / "config.yaml"
-        document = (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or {}
-        config = document.get("config", {})
-        model = document.get("model") or {}
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise DataError(f"can't be read: {error}", path=path) from error
+        parts = [document.get(name) if isinstance(document, dict) else None for name in ("config", "model")]
+        config, model = (part if isinstance(part, dict) else {} for part in parts)
         found = {name: config.get(name, default) for name, default in SETTINGS.items()}
-        return {**found, "model": model.get("model_name_or_path")}
+        plain = {name: value if _is_plain(value) else str(value) for name, value in found.items()}
+        return {**plain, "model": model.get("model_name_or_path")}
 
     def metrics(self) -> list[dict[str, float]]:
         """One mapping a logged step: numbers only. A line that is still being written is left out."""
@@ -74,7 +110,8 @@ class RunFiles:
 
     def steps(self) -> list[int]:
         """Steps whose rollouts are recorded, in order."""
-        return sorted(int(path.stem.removeprefix("step_")) for path in (self.path / "rollouts").glob("step_*.jsonl"))
+        found = (_STEP.fullmatch(path.name) for path in (self.path / "rollouts").glob("step_*.jsonl"))
+        return sorted(int(match[1]) for match in found if match)
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         """The rollouts of a step; fields that schema 1 lacks are filled in.
@@ -82,7 +119,7 @@ class RunFiles:
         Raises:
             DataError: the file can't be read; names it and the line.
         """
-        path = self.path / "rollouts" / f"step_{step:06d}.jsonl"
+        path = self._file(step)
         rows = []
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -90,10 +127,15 @@ class RunFiles:
             raise DataError(f"can't be read: {error.strerror}", path=path) from error
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_constant=lambda _: None)  # a browser knows no NaN and no Infinity
                 row.setdefault("rollout", number - 1)
                 row.setdefault("similarities", {})
-                for turn in row["turns"]:
+                row.setdefault("masked", row["stop_reason"] == "infra")
+                row.setdefault("problem_id", "")
+                has_call = any(turn["calls"] for turn in row["turns"])
+                for j, turn in enumerate(row["turns"]):
+                    penalised = turn["r_format"] < 0 and (j > 0 or has_call)
+                    turn.setdefault("invalid", penalised or any("invalid" in call for call in turn["calls"]))
                     turn.setdefault("token_chars", None)
                     turn.setdefault("logprobs", None)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -102,5 +144,26 @@ class RunFiles:
         return rows
 
 
+def distinct_names(runs: Sequence[RunFiles]) -> list[str]:
+    """The names of the runs' folders, with as much of what is above them as tells them apart."""
+    parts = [run.path.resolve().parts for run in runs]
+    depth = 1
+    while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e300
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, str)) or _is_number(value)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return "none"
+    return f"{path.name}/{found.st_size}/{found.st_mtime_ns}"

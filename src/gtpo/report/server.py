@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from gtpo.errors import ConfigError, DataError
 from gtpo.report.data import pack, run_document
 from gtpo.report.page import header, page
-from gtpo.report.run import RunFiles
+from gtpo.report.run import RunFiles, distinct_names
 
 ADDRESS = "127.0.0.1"
 
@@ -36,8 +36,8 @@ def serve(runs: Sequence[str | Path], port: int = 0) -> ThreadingHTTPServer:
     files = [RunFiles(run) for run in runs]
     try:
         return ThreadingHTTPServer((ADDRESS, port), partial(_Handler, files))
-    except OSError as error:
-        raise ConfigError(f"port {port}: {error.strerror}; give another --port, or 0 for a free one") from error
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"port {port}: {error}; give another --port, or 0 for a free one") from error
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,10 @@ class _Handler(BaseHTTPRequestHandler):
             if url.path == "/":
                 self._send(HTTPStatus.OK, "text/html", page({**header(), "live": True, "runs": self._runs()}))
             elif url.path == "/runs":
-                self._send(HTTPStatus.OK, "application/json", json.dumps(self._runs()))
+                if query.get("stamps") == ",".join(files.stamp() for files in self.files):
+                    self._send(HTTPStatus.NO_CONTENT, "application/json", "")
+                else:
+                    self._send(HTTPStatus.OK, "application/json", json.dumps(self._runs()))
             elif url.path == "/step":
                 rows = self.files[int(query["run"])].rollouts(int(query["step"]))
                 self._send(HTTPStatus.OK, "text/plain", pack(rows))
@@ -67,7 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, "text/plain", str(error))
 
     def _runs(self) -> list[dict[str, Any]]:
-        return [run_document(files, packed=False) for files in self.files]
+        documents = [run_document(files, packed=False) for files in self.files]
+        return [{**one, "name": name} for one, name in zip(documents, distinct_names(self.files), strict=True)]
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
         body = text.encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gtpo.credit import Credit
+from gtpo.credit import Credit, RolloutFacts
 from gtpo.rollout.pieces import TokenPieces
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
@@ -19,6 +19,7 @@ def rollout_rows(
     credit: Credit,
     first: int,
     pieces: TokenPieces,
+    facts: Sequence[RolloutFacts],
 ) -> list[dict[str, Any]]:
     """Describe finished rollouts with their credit.
 
@@ -27,6 +28,7 @@ def rollout_rows(
         credit: of the whole batch.
         first: place of the first of these rollouts in `credit`.
         pieces: cuts the texts of turns at their tokens.
+        facts: what credit knows of the rollouts of the whole batch.
     """
     return [
         {
@@ -39,11 +41,16 @@ def rollout_rows(
             "verdict": verdict.reason,
             "extracted": verdict.extracted,
             "stop_reason": trajectory.stop_reason.value,
+            "masked": facts[first + i].masked,
             "prompt_tokens": len(trajectory.prompt_ids),
             "outcome_reward": float(credit.outcome_B[first + i]),
             "similarities": {str(p): round(value, 6) for p, value in credit.similarities.get(first + i, {}).items()},
             "turns": [
-                {**_turn_text(turn, pieces), **_turn_credit(credit, first + i, j, len(trajectory.turns))}
+                {
+                    **_turn_text(turn, pieces),
+                    "invalid": facts[first + i].invalid_turns[j],
+                    **_turn_credit(credit, first + i, j, len(trajectory.turns)),
+                }
                 for j, turn in enumerate(trajectory.turns)
             ],
         }

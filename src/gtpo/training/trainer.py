@@ -250,7 +250,7 @@ class GTPOTrainer(GRPOTrainer):
             self._watch(metrics["groups/frac_all_failed"])
         if training and self._records_now():
             start = time.perf_counter()
-            rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first, self._pieces))
+            rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first, self._pieces, facts))
             if self.recorder and self.accelerator.is_main_process:
                 self.recorder.write_rollouts(self.state.global_step + 1, rows)
             self._seconds["record"] += time.perf_counter() - start

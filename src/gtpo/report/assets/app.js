@@ -30,17 +30,41 @@ let latest = 0;
 async function render() {
   const turn = ++latest;
   const state = readState();
-  const view = await VIEWS[state.view](state);
+  let view;
+  try {
+    view = await VIEWS[state.view](state);
+  } catch (error) {
+    view = h("p", { class: "warning", id: "error" }, `This can't be shown: ${error.message}`);
+  }
   if (turn !== latest) return;
-  const focused = document.activeElement?.id;
   const app = document.getElementById("app");
-  const scrolls = app.dataset.view === state.view ? window.scrollY : 0;
+  const same = app.dataset.view === state.view;
+  const scrolls = same ? [window.scrollY, ...[...app.querySelectorAll(".scroll")].map((one) => one.scrollLeft)] : [0];
+  const focus = document.activeElement?.id;
+  const dragged = app.querySelector("input[type=range]:active");
+  const next = [top(state), h("main", {}, view), h("footer", {}, HELP)];
+  if (dragged && same) {
+    exchange(app, next[1]);
+  } else {
+    app.replaceChildren(...next);
+    if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
+  }
   app.dataset.view = state.view;
-  app.replaceChildren(top(state), h("main", {}, view), h("footer", {}, HELP));
-  if (focused) document.getElementById(focused)?.focus();
-  window.scrollTo(0, scrolls);
+  window.scrollTo(0, scrolls[0]);
+  app.querySelectorAll(".scroll").forEach((one, i) => (one.scrollLeft = scrolls[i + 1] ?? 0));
   current = state;
   app.dataset.ready = String(turn);
+}
+
+// While a slider is being dragged nothing around it may change, or the browser lets go of it: only what follows from its
+// value is exchanged.
+function exchange(old, fresh) {
+  for (const part of old.querySelectorAll("[data-follows]")) {
+    const twin = fresh.querySelector(`[data-follows="${part.dataset.follows}"]`);
+    if (!twin) continue;
+    part.replaceChildren(...twin.childNodes);
+    if ("disabled" in part) part.disabled = twin.disabled;
+  }
 }
 
 let current = readState();
@@ -110,12 +134,12 @@ window.addEventListener("hashchange", render);
 window.gtpoReport = { credit, factsOf, Store, go };
 render();
 
-if (data.live) {
-  setInterval(async () => {
-    try {
-      if (await Store.refresh()) render();
-    } catch {
-      // The server has ended; what is shown stays.
-    }
-  }, 3000);
+async function follow() {
+  try {
+    if (await Store.refresh()) await render();
+  } catch {
+    // The server has ended; what is shown stays.
+  }
+  setTimeout(follow, 3000);
 }
+if (data.live) setTimeout(follow, 3000);

@@ -8,15 +8,11 @@ const EPS = 1e-4;
 function factsOf(rollout, ownAlpha) {
   const alike = Object.values(rollout.similarities).map((value) => Math.min(Math.max(value, 0), 1));
   const shaped = rollout.turns[rollout.turns.length - 1].r_shaped;
-  const hasCall = rollout.turns.some((turn) => turn.calls.length > 0);
   return {
     passed: rollout.passed,
-    masked: rollout.stop_reason === "infra",
-    hasCall,
-    // A penalty on a later turn, or where there was a call, can only stand for an invalid one (a syntax error, say).
-    invalid: rollout.turns.map(
-      (turn, j) => turn.calls.some((call) => "invalid" in call) || (turn.r_format < 0 && (j > 0 || hasCall)),
-    ),
+    masked: rollout.masked,
+    hasCall: rollout.turns.some((turn) => turn.calls.length > 0),
+    invalid: rollout.turns.map((turn) => turn.invalid),
     similarity: alike.length ? alike.reduce((a, b) => a + b, 0) / alike.length : ownAlpha ? shaped / ownAlpha : 0,
   };
 }

@@ -42,11 +42,12 @@ function tint(value, full = 2) {
   const share = Math.min(Math.abs(value) / full, 1);
   if (share < 0.01) return "transparent";
   const color = value > 0 ? "var(--positive)" : "var(--negative)";
-  return `color-mix(in srgb, ${color} ${Math.round(12 + 58 * share)}%, transparent)`;
+  return `color-mix(in srgb, ${color} ${Math.round(10 + 30 * share)}%, transparent)`;
 }
 
 function select(label, value, options, onchange, title) {
-  const list = h("select", { "aria-label": label, title, onchange: (event) => onchange(event.target.value) });
+  const id = `select-${label.replace(/\W+/g, "-")}`;
+  const list = h("select", { id, "aria-label": label, title, onchange: (event) => onchange(event.target.value) });
   for (const option of options) {
     const [key, text] = Array.isArray(option) ? option : [option, option];
     list.append(h("option", { value: key, selected: String(key) === String(value) }, String(text)));

@@ -69,7 +69,7 @@ function filters(state, index) {
   return h(
     "div",
     { class: "bar", id: "filters" },
-    Store.runs.length > 1 ? select("run", state.run, Store.runs.map((run, i) => [i, run.name]), (value) => go({ run: Number(value) })) : null,
+    Store.runs.length > 1 ? select("run", state.run, Store.runs.map((run, i) => [i, run.name]), (value) => go({ run: Number(value), ...NOWHERE })) : null,
     box("q", "text", "search"),
     select("outcome", state.outcome ?? "", [["", "any"], ["1", "passed"], ["0", "failed"]], set("outcome")),
     select("step", state.at ?? "", [["", "any"], ...Store.runs[state.run].steps], set("at")),

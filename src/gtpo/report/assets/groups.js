@@ -1,3 +1,5 @@
+const NOWHERE = { step: undefined, group: undefined, rollout: undefined, at: undefined, stop: undefined, error: undefined };
+
 // All rollouts of a problem side by side, turns as rows, coloured by advantage; and what if the settings were others.
 
 const WHAT_IF = ["gamma", "alpha", "format_penalty", "scope", "on_uniform_outcome"];
@@ -18,18 +20,33 @@ function changed(state) {
   return WHAT_IF.some((name) => state[SHORT[name]] !== undefined && String(state[SHORT[name]]) !== String(Store.runs[state.run].settings[name]));
 }
 
-// The credit of a group as recorded, and as it would be.
+// The credit of a group as recorded; or as GTPO would have it with the settings of the address.
 function creditOf(rows, state) {
-  const recorded = rows.map((row) => row.turns.map((turn) => turn.advantage));
   const again = credit(rows.map((row) => factsOf(row, Store.runs[state.run].settings.alpha)), settingsOf(state));
   const isOwn = !changed(state);
-  return {
-    ...again,
-    recorded,
-    shownAdvantage: (i, j) => (isOwn ? recorded[i][j] : again.rows[i].advantages[j]),
-    flips: (i, j) => !isOwn && Math.sign(round(recorded[i][j])) !== Math.sign(round(again.rows[i].advantages[j])),
-    isOwn,
+  const now = (i, j) => {
+    const turn = rows[i].turns[j];
+    if (isOwn) return { format: turn.r_format, reward: turn.reward, return: turn.return, advantage: turn.advantage };
+    const row = again.rows[i];
+    return { format: row.format[j], reward: row.rewards[j], return: row.returns[j], advantage: row.advantages[j] };
   };
+  return {
+    now,
+    isOwn,
+    was: (i, j) => rows[i].turns[j].advantage,
+    shaped: (i) => (isOwn ? rows[i].turns[rows[i].turns.length - 1].r_shaped : again.rows[i].shaped),
+    flips: (i, j) => !isOwn && Math.sign(round(rows[i].turns[j].advantage)) !== Math.sign(round(again.rows[i].advantages[j])),
+    // What the returns were normalised with is known of plain GTPO only.
+    sets: isOwn && !isPlain(state) ? [] : again.sets,
+    passes: again.passes,
+    size: again.size,
+    uniform: again.uniform,
+  };
+}
+
+function isPlain(state) {
+  const own = Store.runs[state.run].settings;
+  return own.algorithm === "gtpo" && own.turn_rewards !== false && own.turn_returns !== false;
 }
 
 function round(value) {
@@ -45,7 +62,7 @@ async function groupView(state) {
   if (!groups.includes(state.group)) state.group = groups[0];
   const members = rows.filter((row) => row.group === state.group);
   const found = creditOf(members, state);
-  return h("div", {}, places(state, groups), whatIf(state, rows), groupHead(members, found), groupTable(members, found, state));
+  return h("div", {}, places(state, groups), whatIf(state, rows), h("div", { "data-follows": "result" }, groupHead(members, found), groupTable(members, found, state)));
 }
 
 function leftOut(run) {
@@ -58,7 +75,7 @@ function places(state, groups) {
     "div",
     { class: "bar" },
     Store.runs.length > 1
-      ? select("run", state.run, Store.runs.map((one, i) => [i, one.name]), (value) => go({ run: Number(value), step: undefined, group: undefined, rollout: undefined }))
+      ? select("run", state.run, Store.runs.map((one, i) => [i, one.name]), (value) => go({ run: Number(value), ...NOWHERE }))
       : null,
     select("step", state.step, run.steps, (value) => go({ step: Number(value), group: undefined, rollout: undefined })),
     groups.length ? select("group", state.group, groups, (value) => go({ group: Number(value), rollout: undefined })) : null,
@@ -75,7 +92,7 @@ function whatIf(state, rows) {
       { class: "field", title: `the run's own: ${own[name]}` },
       name,
       h("input", { type: "range", id: `what-${name}`, min, max, step, value: now[name], oninput: (event) => set(name)(Number(event.target.value)) }),
-      h("output", {}, String(now[name])),
+      h("output", { "data-follows": name }, String(now[name])),
     );
   const flips = rows ? flipsOf(rows, state) : 0;
   return h(
@@ -87,11 +104,10 @@ function whatIf(state, rows) {
     slider("format_penalty", -1, 0, 0.05),
     select("scope", now.scope, ["pooled", "initial", "turn"], set("scope"), `the run's own: ${own.scope}`),
     select("uniform outcome", now.on_uniform_outcome, ["keep", "zero"], set("on_uniform_outcome"), `the run's own: ${own.on_uniform_outcome}`),
-    h("button", { id: "reset", disabled: !changed(state), onclick: () => go({ g: undefined, a: undefined, p: undefined, s: undefined, u: undefined }) }, "as it was"),
-    h("span", { id: "flips" }, changed(state) ? `${flips} turns of this step change their sign` : ""),
+    h("button", { id: "reset", "data-follows": "reset", disabled: !changed(state), onclick: () => go({ g: undefined, a: undefined, p: undefined, s: undefined, u: undefined }) }, "as it was"),
+    h("span", { id: "flips", "data-follows": "flips" }, changed(state) ? `${flips} turns of this step change their sign` : ""),
     now.alpha > 0 && !own.alpha ? h("span", { class: "warning" }, "no similarities were recorded: alpha was 0") : null,
-    own.algorithm !== "gtpo" ? h("span", { class: "warning" }, `trained with ${own.algorithm}: what GTPO would have given, without shaping`) : null,
-    own.turn_rewards === false || own.turn_returns === false ? h("span", { class: "warning" }, "trained with a part of GTPO switched off: the page computes with all parts") : null,
+    isPlain(state) ? null : h("span", { class: "warning" }, changed(state) ? "what plain GTPO would have given" : `as recorded, by ${own.algorithm === "gtpo" ? "GTPO without one of its parts" : own.algorithm}; a change shows what plain GTPO would have given`),
   );
 }
 
@@ -114,7 +130,7 @@ function groupHead(members, found) {
     "div",
     { class: "problem" },
     h("p", { class: "question" }, shown(problem.question)),
-    h("p", { class: "hint" }, `gold: ${shown(problem.answer)} · ${problem.problem_id} · ${found.passes} of ${found.size} passed${found.uniform ? " (uniform outcome)" : ""} · ${sets.join("; ")}`),
+    h("p", { class: "hint" }, `gold: ${shown(problem.answer)} · ${problem.problem_id} · ${found.passes} of ${found.size} passed${found.uniform ? " (uniform outcome)" : ""}${sets.length ? ` · ${sets.join("; ")}` : ""}`),
   );
 }
 
@@ -142,7 +158,7 @@ function groupTable(members, found, state) {
       ),
       Array.from({ length: longest }, (_, j) => h("tr", {}, h("th", {}, `turn ${j + 1}`), members.map((row, i) => turnCell(row, found, i, j, open(row))))),
       h("tr", {}, h("th", {}, "similarity"), members.map((row) => h("td", { class: "hint" }, similarityText(row)))),
-      h("tr", {}, h("th", {}, "shaped"), members.map((row, i) => h("td", {}, number(found.rows[i].shaped)))),
+      h("tr", {}, h("th", {}, "shaped"), members.map((row, i) => h("td", {}, number(found.shaped(i))))),
       h("tr", {}, h("th", {}, "tokens"), members.map((row) => h("td", {}, String(row.turns.reduce((sum, turn) => sum + turn.tokens, 0))))),
     ),
   );
@@ -156,8 +172,8 @@ function similarityText(row) {
 function turnCell(row, found, i, j, onclick) {
   const turn = row.turns[j];
   if (!turn) return h("td", { class: "none" });
-  const value = found.shownAdvantage(i, j);
-  const { format, rewards, returns } = found.rows[i];
+  const now = found.now(i, j);
+  const value = now.advantage;
   const bad = turn.calls.some((call) => "invalid" in call);
   const errors = turn.statuses.filter((status) => status !== "ok" && status !== "invalid");
   const text = turn.calls.map((call) => call.code ?? `invalid: ${call.invalid}`).join("\n") || turn.text;
@@ -167,13 +183,13 @@ function turnCell(row, found, i, j, onclick) {
       class: `turn${found.flips(i, j) ? " flips" : ""}`,
       style: { background: tint(value) },
       onclick,
-      title: `reward ${number(rewards[j])} (format ${number(format[j])}), return ${number(returns[j])}, advantage ${signed(value, 4)}${found.isOwn ? "" : `, was ${signed(found.recorded[i][j], 4)}`}`,
+      title: `reward ${number(now.reward)} (format ${number(now.format)}), return ${number(now.return)}, advantage ${signed(value, 4)}${found.isOwn ? "" : `, was ${signed(found.was(i, j), 4)}`}`,
     },
     h("b", { class: "advantage" }, signed(value)),
-    h("span", { class: "hint" }, ` R ${number(returns[j], 2)} r ${number(rewards[j], 2)}`),
+    h("span", { class: "hint" }, ` R ${number(now.return, 2)} r ${number(now.reward, 2)}`),
     bad ? h("span", { class: "tag bad" }, "invalid") : null,
     errors.map((status) => h("span", { class: "tag" }, status)),
-    found.flips(i, j) ? h("span", { class: "tag flip" }, `was ${signed(found.recorded[i][j])}`) : null,
+    found.flips(i, j) ? h("span", { class: "tag flip" }, `was ${signed(found.was(i, j))}`) : null,
     h("code", {}, shown(text.slice(0, 160))),
   );
 }

@@ -27,7 +27,7 @@ async function rolloutView(state) {
     whatIf(state, rows),
     verdictOf(row),
     message("problem", "user", h("div", { class: "text" }, shown(row.question)), `${row.prompt_tokens} tokens, not trained on`),
-    row.turns.map((turn, j) => [turnMessage(turn, j, found, i, color), observation(turn)]),
+    h("div", { "data-follows": "result" }, row.turns.map((turn, j) => [turnMessage(turn, j, found, i, color), observation(turn)])),
   );
 }
 
@@ -47,9 +47,9 @@ function message(title, kind, body, note) {
 }
 
 function turnMessage(turn, j, found, i, color) {
-  const value = found.shownAdvantage(i, j);
-  const { format, rewards, returns } = found.rows[i];
-  const note = `${turn.tokens} tokens · reward ${number(rewards[j])} (format ${number(format[j])}) · return ${number(returns[j])} · advantage `;
+  const now = found.now(i, j);
+  const value = now.advantage;
+  const note = `${turn.tokens} tokens · reward ${number(now.reward)} (format ${number(now.format)}) · return ${number(now.return)} · advantage `;
   const section = message(`turn ${j + 1}`, "model", h("div", { class: "text" }, tokens(turn, value, color)), note);
   section.querySelector("header").append(h("b", { class: "advantage", style: { background: tint(value) } }, signed(value, 4)));
   for (const call of turn.calls) {
@@ -70,8 +70,9 @@ function tokens(turn, advantage, color) {
     return [h("span", { style: { background: color === "logprob" ? "" : tint(color === "mask" ? 0.6 : advantage) } }, shown(turn.text)), h("span", { class: "hint" }, why)];
   }
   let place = 0;
+  const characters = Array.from(turn.text); // whole characters, as Python counts them
   return turn.token_chars.map((length, k) => {
-    const text = turn.text.slice(place, place + length);
+    const text = characters.slice(place, place + length).join("");
     place += length;
     const logprob = turn.logprobs?.[k];
     const background = color === "logprob" ? (logprob === undefined ? "" : tint(logprob, 4)) : tint(color === "mask" ? 0.6 : advantage);

@@ -28,19 +28,20 @@ const Store = {
   },
   // Asks for what is new; true if there is.
   async refresh() {
-    const runs = await (await fetch("runs")).json();
-    const news = runs.some(
-      (run, i) => run.metrics.length !== data.runs[i].metrics.length || run.steps.length !== data.runs[i].steps.length,
-    );
-    if (news) data.runs = runs;
-    return news;
+    const stamps = data.runs.map((run) => run.stamp).join(",");
+    const answer = await fetch(`runs?stamps=${encodeURIComponent(stamps)}`);
+    if (answer.status !== 200) return false;
+    data.runs = await answer.json();
+    unpacked.clear();
+    return true;
   },
 };
 
 async function fetchPacked(run, step) {
   if (!data.live) return data.runs[run].packed[step] ?? null;
   const answer = await fetch(`step?run=${run}&step=${step}`);
-  return answer.ok ? answer.text() : null;
+  if (!answer.ok) throw new Error(`step ${step}: ${await answer.text()}`);
+  return answer.text();
 }
 
 async function unpack(text) {
