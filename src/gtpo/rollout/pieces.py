@@ -28,6 +28,18 @@ class TokenPieces:
             One count an id, or None if the text is not what the ids give one by one, as with tokenizers that clean up
             spaces.
         """
+        try:
+            pieces = [self._texts[token] for token in ids]
+        except KeyError:
+            pieces = [self._text_of([token]) for token in ids]
+        if "".join(pieces) == text:
+            return list(map(len, pieces))
+        if "".join(pieces[:-1]) == text:
+            return [*map(len, pieces[:-1]), 0]
+        return self._one_by_one(ids, text)
+
+    def _one_by_one(self, ids: Sequence[int], text: str) -> list[int] | None:
+        """`chars` where characters are spread over several ids."""
         counts: list[int] = []
         pending: list[int] = []
         place = 0

@@ -30,10 +30,12 @@ def rollout_rows(
         pieces: cuts the texts of turns at their tokens.
         facts: what credit knows of the rollouts of the whole batch.
     """
+    values = {name: getattr(credit, name).tolist() for name in _OF_CREDIT}  # one by one a tensor's entries are slow
+    groups = credit.group_B.tolist()
     return [
         {
             "rollout": first + i,
-            "group": int(credit.group_B[first + i]),
+            "group": groups[first + i],
             "problem_id": problem.id,
             "question": problem.question,
             "answer": problem.answer,
@@ -43,13 +45,13 @@ def rollout_rows(
             "stop_reason": trajectory.stop_reason.value,
             "masked": facts[first + i].masked,
             "prompt_tokens": len(trajectory.prompt_ids),
-            "outcome_reward": float(credit.outcome_B[first + i]),
+            "outcome_reward": values["outcome_B"][first + i],
             "similarities": {str(p): round(value, 6) for p, value in credit.similarities.get(first + i, {}).items()},
             "turns": [
                 {
                     **_turn_text(turn, pieces),
                     "invalid": facts[first + i].invalid_turns[j],
-                    **_turn_credit(credit, first + i, j, len(trajectory.turns)),
+                    **_turn_credit(values, first + i, j, len(trajectory.turns)),
                 }
                 for j, turn in enumerate(trajectory.turns)
             ],
@@ -75,13 +77,16 @@ def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
     }
 
 
-def _turn_credit(credit: Credit, row: int, turn: int, num_turns: int) -> dict[str, float]:
+_OF_CREDIT = ("accuracy_B", "shaped_B", "format_B_K", "rewards_B_K", "returns_B_K", "advantages_B_K", "outcome_B")
+
+
+def _turn_credit(values: dict[str, list[Any]], row: int, turn: int, num_turns: int) -> dict[str, float]:
     last = turn == num_turns - 1
     return {
-        "r_acc": float(credit.accuracy_B[row]) if last else 0.0,
-        "r_shaped": float(credit.shaped_B[row]) if last else 0.0,
-        "r_format": float(credit.format_B_K[row, turn]),
-        "reward": float(credit.rewards_B_K[row, turn]),
-        "return": float(credit.returns_B_K[row, turn]),
-        "advantage": float(credit.advantages_B_K[row, turn]),
+        "r_acc": values["accuracy_B"][row] if last else 0.0,
+        "r_shaped": values["shaped_B"][row] if last else 0.0,
+        "r_format": values["format_B_K"][row][turn],
+        "reward": values["rewards_B_K"][row][turn],
+        "return": values["returns_B_K"][row][turn],
+        "advantage": values["advantages_B_K"][row][turn],
     }
