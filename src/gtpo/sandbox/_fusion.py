@@ -24,6 +24,7 @@ from typing import Any
 from gtpo._http import retry_after_s
 from gtpo.errors import SandboxError
 from gtpo.sandbox.base import ExecResult, Limits, Status
+from gtpo.sandbox.tiers import needs_science
 
 _RETRIED = {408, 425, 429}
 _ANSWER_BYTES = 64 << 20
@@ -64,7 +65,9 @@ def script(code: str, word: str, limits: Limits, seed: int | None) -> str:
     program = base64.b64encode(code.encode("utf-8", "surrogatepass")).decode()
     output_bytes = min(limits.output_bytes, _KEPT_BYTES)
     values = (snippet, program, word, limits.cpu_s, limits.memory_mb, output_bytes, seed)
-    return f"{main}\n\nmain{values!r}\n"
+    # The program itself can't be read there; the hint leads `gtpo sandbox serve` to its server with numpy loaded.
+    hint = "# import numpy\n" if needs_science(code) else ""
+    return f"{hint}{main}\n\nmain{values!r}\n"
 
 
 def request(text: str, limits: Limits, compile_timeout_s: float) -> dict[str, Any]:
