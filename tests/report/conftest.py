@@ -14,8 +14,9 @@ from gtpo.testing import made_up_run
 PLACES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """One a module: as long as Playwright runs, its event loop does, and other tests could not start theirs."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = next(filter(None, map(shutil.which, PLACES)), None)
     if chromium is None:
