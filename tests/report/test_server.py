@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 
 import pytest
+from serving import serving
 
 from gtpo.errors import ConfigError
 from gtpo.report import serve
@@ -16,13 +16,8 @@ from gtpo.testing import made_up_run
 @pytest.fixture
 def live(tmp_path):
     run = made_up_run(tmp_path / "run", steps=2)
-    server = serve([run])
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield run, server.server_address
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(serve([run])) as server:
+        yield run, server.server_address
 
 
 def get(address, path, host=None):

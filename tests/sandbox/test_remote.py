@@ -9,6 +9,7 @@ import time
 
 import pytest
 from fusion_server import FusionServer, answer
+from serving import serving
 
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import Limits, Sandbox, Status, _endpoints, remote
@@ -23,13 +24,8 @@ def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(_endpoints, "BACKOFF_S", 0.01)
-    server = FusionServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(FusionServer()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -9,11 +9,12 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
+from contextlib import closing
 
 import pytest
 from fusion_server import FusionServer
+from serving import serving
 
 from gtpo.cli import main
 from gtpo.errors import ConfigError, SandboxError
@@ -28,18 +29,10 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def started(server):
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    return server
-
-
 @pytest.fixture(scope="module")
 def service():
-    service = started(SandboxService(LocalSandbox(slots=2)))
-    yield service
-    service.shutdown()
-    service.close()
+    with closing(LocalSandbox(slots=2)) as local, serving(SandboxService(local)) as service:
+        yield service
 
 
 @pytest.fixture
@@ -116,8 +109,7 @@ def test_no_request_gets_more_than_the_service_gives(service):
 
 
 def test_a_key_is_asked_for(monkeypatch):
-    service = started(SandboxService(LocalSandbox(slots=1), key="secret"))
-    try:
+    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, key="secret")) as service:
         assert post(service, {"code": "1", "language": "python"})[0] == 401
         with pytest.raises(SandboxError, match="401"):
             SandboxFusionSandbox(service.url, retries=0).run_sync("1")
@@ -125,34 +117,23 @@ def test_a_key_is_asked_for(monkeypatch):
         box = ToolArguments(sandbox=service.url).make_sandbox()
         assert box.run_sync("1 + 1").stdout == "2\n"
         box.close()
-    finally:
-        service.shutdown()
-        service.close()
 
 
 def test_more_than_can_wait_are_turned_away_and_come_back(monkeypatch):
     monkeypatch.setattr("gtpo.sandbox.service._RETRY_AFTER_S", 0.05)
-    service = started(SandboxService(LocalSandbox(slots=1), waiting=1))
-    box = SandboxFusionSandbox(service.url, concurrency=6, retries=40)
-    try:
-        results = asyncio.run(box.run_many(["import time\ntime.sleep(0.2)\n'done'"] * 6))
+    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, waiting=1)) as service:
+        with closing(SandboxFusionSandbox(service.url, concurrency=6, retries=40)) as box:
+            results = asyncio.run(box.run_many(["import time\ntime.sleep(0.2)\n'done'"] * 6))
         assert [result.status for result in results] == [Status.OK] * 6
         assert service.turned_away > 0
         assert service.load() == {"slots": 1, "under_way": 0, "served": 6, "turned_away": service.turned_away}
-    finally:
-        box.close()
-        service.shutdown()
-        service.close()
 
 
 @pytest.fixture
 def two(monkeypatch):
     monkeypatch.setattr(_endpoints, "BACKOFF_S", 0.01)
-    servers = [started(FusionServer()), started(FusionServer())]
-    yield servers
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving(FusionServer()) as one, serving(FusionServer()) as other:
+        yield [one, other]
 
 
 def test_several_servers_share_the_work_and_no_one_gets_more_than_its_share(two):
@@ -270,13 +251,9 @@ def test_numbers_and_nesting_without_measure_are_refused(service, body):
 
 
 def test_a_server_without_the_key_hears_nothing_of_the_program():
-    service = started(SandboxService(LocalSandbox(slots=1), key="secret"))
-    try:
+    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, key="secret")) as service:
         said = raw(service, b"POST /run_code HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert b" 401 " in said
-    finally:
-        service.shutdown()
-        service.close()
 
 
 def test_a_program_cannot_pass_itself_off_as_a_failure_of_the_sandbox(box):

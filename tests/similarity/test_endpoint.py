@@ -1,12 +1,12 @@
 """The endpoint, against a real HTTP server on this machine."""
 
 import json
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from serving import serving
 
 from gtpo.errors import ConfigError
 from gtpo.similarity import SimilarityError, get_similarity
@@ -60,13 +60,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server()) as server:
+        yield server
 
 
 def test_each_distinct_text_is_sent_once_and_vectors_are_matched_by_index(server):

@@ -81,8 +81,8 @@ class Endpoints:
             endpoint.failures, endpoint.rests_until, endpoint.answered = 0, 0.0, True
             self._changed.notify_all()
 
-    def failed(self, endpoint: Endpoint, began: float, wait_s: float = 0.0) -> float:
-        """It did not answer, or asked to be left alone for a while; returns how long it is left alone.
+    def failed(self, endpoint: Endpoint, began: float, wait_s: float = 0.0) -> None:
+        """It did not answer, or asked to be left alone for a while.
 
         Args:
             endpoint: the server.
@@ -103,7 +103,6 @@ class Endpoints:
             rest_s *= _JITTER.uniform(0.75, 1.25)
             endpoint.rests_until = max(endpoint.rests_until, now + rest_s)
             self._changed.notify_all()
-            return rest_s
 
     def drop(self, endpoint: Endpoint) -> None:
         """The request came to nothing through no fault of the server."""

@@ -16,6 +16,7 @@ from gtpo.rollout.specs import ToolSpec
 from gtpo.rollout.tools import ToolResult
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
+from gtpo.tiny.traces import draw_problems
 from gtpo.types import ToolCall
 
 RELATIONS = ("boss", "twin", "aide", "tutor", "agent", "rival")
@@ -102,27 +103,16 @@ class Hops:
                 f"{count} problems of {self.most} hops: there are {possible} in all; ask for fewer, or for more hops"
             )
         rng = random.Random(f"hops-{seed}")
-        taken = {problem.question for problem in avoid}
-        problems: list[Problem] = []
-        while len(problems) < count:
+
+        def draw() -> Problem:
             name = start = rng.choice(NAMES)
             path = [rng.choice(RELATIONS) for _ in range(rng.randint(self.fewest, self.most))]
-            question = ";".join((start, *path))
-            if question in taken:
-                continue
-            taken.add(question)
             for relation in path:
                 name = FACTS[name, relation]
-            problems.append(
-                Problem(
-                    id=f"hops/{seed}/{len(problems)}",
-                    question=question,
-                    answer=name,
-                    domain="commonsense",
-                    extras={"verifier": "qa"},
-                )
-            )
-        return problems
+            question = ";".join((start, *path))
+            return Problem(id="", question=question, answer=name, domain="commonsense", extras={"verifier": "qa"})
+
+        return draw_problems(draw, count, f"{self.name}/{seed}", avoid)
 
     def walk(self, problem: Problem, rng: random.Random) -> _Walk:
         """See `Family.walk`."""

@@ -16,6 +16,7 @@ from typing import ClassVar
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tiny.steps import python_results
+from gtpo.tiny.traces import draw_problems
 
 OPEN, CLOSE = "<answer>f=lambda x:", "</answer>"
 _HIDDEN = (0, 13, -4)
@@ -36,26 +37,16 @@ class Programs:
     def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
         """See `Family.make_problems`."""
         rng = random.Random(f"programs-{seed}")
-        taken = {problem.question for problem in avoid}
-        problems: list[Problem] = []
-        while len(problems) < count:
+
+        def draw() -> Problem:
             slope, offset = rng.randint(2, 29), rng.randint(1, 99) * rng.choice((1, -1))
             inputs = sorted(rng.sample(range(2, 10), 3))
             question = ";".join(f"{x}:{slope * x + offset}" for x in inputs)
-            if question in taken:
-                continue
-            taken.add(question)
             tests = [{"input": [x], "output": slope * x + offset} for x in _HIDDEN]
-            problems.append(
-                Problem(
-                    id=f"programs/{seed}/{len(problems)}",
-                    question=question,
-                    answer=json.dumps({"function": "f", "tests": tests}),
-                    domain="code",
-                    extras={"answer_kind": "io"},
-                )
-            )
-        return problems
+            answer = json.dumps({"function": "f", "tests": tests})
+            return Problem(id="", question=question, answer=answer, domain="code", extras={"answer_kind": "io"})
+
+        return draw_problems(draw, count, f"{self.name}/{seed}", avoid)
 
     def walk(self, problem: Problem, rng: random.Random) -> _Walk:
         """See `Family.walk`."""

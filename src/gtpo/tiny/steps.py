@@ -18,6 +18,7 @@ from gtpo.rollout import ToolArguments
 from gtpo.rollout.tools import PythonTool, ToolResult, ToolUse
 from gtpo.sandbox import LocalSandbox, Sandbox
 from gtpo.tasks.problems import Problem
+from gtpo.tiny.traces import draw_problems
 from gtpo.types import ToolCall
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -97,9 +98,8 @@ class Steps:
     def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
         """See `Family.make_problems`."""
         rng = random.Random(f"problems-{seed}")
-        taken = {problem.question for problem in avoid}
-        problems: list[Problem] = []
-        while len(problems) < count:
+
+        def draw() -> Problem:
             value = rng.randint(11, 99)
             parts = [str(value)]
             for _ in range(rng.randint(self.fewest, self.most)):
@@ -107,11 +107,9 @@ class Steps:
                 number = rng.randint(2, 99) if symbol == "*" else rng.randint(11, 999)
                 value = OPERATORS[symbol](value, number)
                 parts.append(f"{symbol}{number}")
-            question = ";".join(parts)
-            if question not in taken:
-                taken.add(question)
-                problems.append(Problem(id=f"steps/{seed}/{len(problems)}", question=question, answer=str(value)))
-        return problems
+            return Problem(id="", question=";".join(parts), answer=str(value))
+
+        return draw_problems(draw, count, f"{self.name}/{seed}", avoid)
 
     def walk(self, problem: Problem, rng: random.Random) -> _Walk:
         """See `Family.walk`."""

@@ -8,8 +8,8 @@ from what came of it, or give up and guess.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from gtpo.rollout import ToolFormat
@@ -79,6 +79,24 @@ class Family(Protocol):
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
         """What the tool says to each of the calls."""
         ...
+
+
+def draw_problems(draw: Callable[[], Problem], count: int, name: str, avoid: Sequence[Problem]) -> list[Problem]:
+    """Distinct problems, none whose question is in `avoid`; their identifiers are `name` and a number.
+
+    Args:
+        draw: makes any problem of the family; its identifier does not matter.
+        count: how many.
+        name, avoid: see above.
+    """
+    taken = {problem.question for problem in avoid}
+    problems: list[Problem] = []
+    while len(problems) < count:
+        problem = draw()
+        if problem.question not in taken:
+            taken.add(problem.question)
+            problems.append(replace(problem, id=f"{name}/{len(problems)}"))
+    return problems
 
 
 def mixed_traces(
