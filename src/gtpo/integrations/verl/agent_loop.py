@@ -1,0 +1,216 @@
+"""The agent loop `gtpo`: our multi-turn rollout, sandbox and verifier on verl's model servers.
+
+An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
+score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, stands what turn rewards and shaping need
+(`gtpo.credit.RolloutFacts`), for `gtpo.integrations.verl.trainer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
+
+from gtpo.errors import BackendError
+from gtpo.integrations.verl.settings import LoopOptions
+from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
+from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.types import StopReason, Trajectory
+
+
+@register("gtpo")
+class GTPOAgentLoop(AgentLoopBase):
+    """Rolls out one problem with tools.
+
+    Args:
+        args, kwargs: what verl gives each agent loop.
+        options: see `LoopOptions`.
+
+    Raises:
+        ConfigError: an option is unknown or can't be used, or the model's images or routed experts would be lost.
+        TemplateError: the chat template can't express a conversation with the tools.
+        SandboxError: the sandbox can't start.
+    """
+
+    def __init__(self, *args: Any, options: Any = None, **kwargs: Any) -> None:
+        kwargs.pop("tools", None)  # those of verl's own loop
+        super().__init__(*args, **kwargs)
+        self._shared = _shared(self.tokenizer, LoopOptions.of(options), self.rollout_config)
+        self._template_kwargs = dict(self.apply_chat_template_kwargs)
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        """One rollout.
+
+        Args:
+            sampling_params: verl's, passed on to its servers.
+            kwargs: the row of the dataset; `raw_prompt`, `reward_model.ground_truth` and, if there, `extra_info` are
+                read (see `problem_of`).
+
+        Raises:
+            BackendError: the server gave nothing.
+            DataError: the prompt is longer than verl's prompt and response together.
+        """
+        shared = self._shared
+        problem = problem_of(kwargs)
+        backend = VerlBackend(self.server_manager, sampling_params, shared.engine.limits.max_context or 0)
+        batch = await shared.engine.run_async(
+            [shared.prompts.messages(problem)],
+            backend,
+            sampling=Sampling(max(float(sampling_params.get("temperature", 1.0)), 0.0)),
+            numbers=[next(shared.numbers)],
+        )
+        (trajectory,) = batch.trajectories
+        verdict = await asyncio.to_thread(shared.verify, trajectory, problem)
+        return AgentLoopOutput(
+            prompt_ids=list(trajectory.prompt_ids),
+            response_ids=trajectory.completion_ids,
+            response_mask=trajectory.mask,
+            response_logprobs=trajectory.logprobs,
+            reward_score=float(verdict.passed),
+            num_turns=len(trajectory.turns) + sum(turn.observation is not None for turn in trajectory.turns) + 1,
+            metrics={
+                "generate_sequences": batch.generation_s,
+                "tool_calls": batch.tools_s,
+                "num_preempted": backend.preempted,
+            },
+            extra_fields={
+                "turn_scores": [],
+                "tool_rewards": [],
+                "reward_extra_info": {"acc": float(verdict.passed)},
+                "gtpo": facts_of(trajectory, verdict),
+                **backend.versions,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all rollouts of a process use."""
+
+    engine: RolloutEngine
+    prompts: Prompts
+    verifier: Verifier
+    numbers: Any = field(default_factory=itertools.count)
+
+    def verify(self, trajectory: Trajectory, problem: Problem) -> Verdict:
+        return self.verifier.verify_many([trajectory.answer_text], [problem])[0]
+
+
+_SHARED: dict[str, _Shared] = {}
+
+
+def _shared(tokenizer: Any, options: LoopOptions, rollout: Any) -> _Shared:
+    """Made once for each set of options."""
+    limits = options.limits(rollout.prompt_length, rollout.response_length)
+    key = f"{id(tokenizer)} {options} {limits}"
+    if key not in _SHARED:
+        tools = options.make_tools()
+        prompts = options.make_prompts([tool.spec for tool in tools])
+        engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, limits)
+        _SHARED[key] = _Shared(engine, prompts, get_verifier(options.verifier))
+    return _SHARED[key]
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    """The problem of a row of verl's dataset.
+
+    Args:
+        row: `raw_prompt` holds the chat messages, `reward_model.ground_truth` the answer. Of `extra_info` are used, if
+            there: `id` or `index`, `question`, `domain`; its other fields become the problem's extras.
+    """
+    messages = tuple(dict(message) for message in row["raw_prompt"])
+    extra = {str(name): _plain(value) for name, value in dict(row.get("extra_info") or {}).items()}
+    gold = dict(row.get("reward_model") or {}).get("ground_truth", "")
+    return Problem(
+        id=str(extra.pop("id", extra.get("index", row.get("uid", "")))),
+        question=str(extra.pop("question", None) or messages[-1]["content"]),
+        answer=str(_plain(gold)),
+        domain=str(extra.pop("domain", "math")),
+        extras=extra,
+        messages=messages,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def facts_of(trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
+    """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue."""
+    return {
+        "passed": verdict.passed,
+        "invalid_turns": [bool(turn.invalid_calls) for turn in trajectory.turns],
+        "codes": [[call.code for call in turn.valid_calls] for turn in trajectory.turns],
+        "calls": trajectory.num_calls,
+        "stop_reason": trajectory.stop_reason.value,
+        "masked": trajectory.stop_reason is StopReason.INFRA,
+        "turn_tokens": [len(turn.token_ids) for turn in trajectory.turns],
+    }
+
+
+class VerlBackend:
+    """verl's model servers, for one rollout.
+
+    Args:
+        client: verl's `LLMServerClient`, or what behaves like it. A rollout keeps its request id, and with it its
+            server and the cache there.
+        sampling_params: verl's.
+        max_context: longest context, in tokens.
+
+    Attributes:
+        preempted: times the servers put the rollout's requests off; -1 if they do not say.
+        versions: the versions of the weights that its first and last turn were sampled with, as verl names them.
+    """
+
+    def __init__(self, client: Any, sampling_params: Mapping[str, Any], max_context: int) -> None:
+        self.max_context = max_context
+        self.preempted = -1
+        self.versions: dict[str, Any] = {}
+        self._client, self._sampling_params = client, sampling_params
+        self._request_id = uuid4().hex
+        self._end_ids: frozenset[int] = frozenset()
+
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[Server]:
+        """See `Backend.serve`. The sampling is verl's own, and it has no seed for it."""
+        self._end_ids = end_ids
+        yield self
+
+    async def generate(self, request: Request) -> Generation:
+        """See `Server.generate`."""
+        stops = {*(self._sampling_params.get("stop_token_ids") or []), *self._end_ids}
+        output = await self._client.generate(
+            request_id=self._request_id,
+            prompt_ids=list(request.context),
+            sampling_params={
+                **self._sampling_params,
+                "max_tokens": request.max_new_tokens,
+                "stop_token_ids": sorted(stops),
+            },
+        )
+        if not output.token_ids:
+            raise BackendError(f"the server gave no token (stop reason {output.stop_reason!r})")
+        if output.num_preempted is not None:
+            self.preempted = max(self.preempted, 0) + output.num_preempted
+        found = dict(output.extra_fields or {})
+        self.versions = {**found, **self.versions}
+        if found.get("max_global_steps") is not None:
+            self.versions["max_global_steps"] = found["max_global_steps"]
+        logprobs = tuple(output.log_probs[: len(output.token_ids)]) if output.log_probs else None
+        return Generation(tuple(output.token_ids), logprobs)
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""

@@ -1,0 +1,159 @@
+"""Trainers `gtpo_sync`, `gtpo_colocate_async` and `gtpo_separate_async`: verl's own with turn rewards and shaping.
+
+One method is extended, `_compute_advantage`: it is where a whole batch of groups is in one place. Before verl's own
+runs, the score on the last token is replaced by the turn rewards, each on the last token of its turn; the estimator
+`gtpo` makes returns and advantages of them. A rollout whose sandbox failed loses its mask: it is neither scored, nor
+counted in its group, nor trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transfer_queue as tq
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from torch import Tensor
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from gtpo.credit import Credit, RolloutFacts, assign_credit, credit_metrics, parses
+from gtpo.errors import ConfigError
+from gtpo.integrations.verl.estimator import turns_known
+from gtpo.integrations.verl.settings import AlgorithmOptions
+from gtpo.similarity import get_similarity
+
+PREFIX = "gtpo_"
+
+
+class TurnCredit(PPOTrainer):
+    """Brings turn rewards and shaping, which need whole groups, to verl's batch. Mixed into verl's trainers.
+
+    Args:
+        config: verl's; its `trainer.v1.trainer_mode` is the name of the trainer that is extended, after `gtpo_`.
+
+    Raises:
+        ConfigError: another estimator than `gtpo`, or an unknown option.
+    """
+
+    def __init__(self, config: Any) -> None:
+        mode = str(config.trainer.v1.trainer_mode).removeprefix(PREFIX)
+        config = OmegaConf.merge(config, {"trainer": {"v1": {"trainer_mode": mode}}})  # verl compares it with "sync"
+        if config.algorithm.adv_estimator != "gtpo":
+            raise ConfigError(
+                f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; with {PREFIX}{mode} it must be gtpo"
+            )
+        self.gtpo = AlgorithmOptions.of(config.algorithm)
+        self.similarity = get_similarity(self.gtpo.similarity)
+        super().__init__(config)
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """Turn rewards in place of the score, then verl's own."""
+        found = tq.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields", "response_mask"]
+        )
+        padding = [bool(tag.get("is_padding")) for tag in batch.tags]
+        masks = list(found["response_mask"].unbind())
+        said = [
+            _said(value, row_is_padding) for value, row_is_padding in zip(found["extra_fields"], padding, strict=True)
+        ]
+        facts = rollout_facts(
+            [str(getattr(uid, "data", uid)) for uid in found["uid"]], said, self.gtpo.credit.penalize_syntax_errors
+        )
+        turn_ids = [
+            turn_ids_of(mask, None if fact.masked else row) for mask, fact, row in zip(masks, facts, said, strict=True)
+        ]
+        credit = assign_credit(facts, self.similarity, self.gtpo.credit)
+        _put(batch, turn_ids, credit)
+        real = [i for i, pad in enumerate(padding) if not pad]
+        metrics.update({f"gtpo/{name}": value for name, value in credit_metrics(facts, credit).items()})
+        metrics["gtpo/frac_masked"] = sum(facts[i].masked for i in real) / max(len(real), 1)
+        turn_ids_B_T = torch.nn.utils.rnn.pad_sequence(turn_ids, batch_first=True, padding_value=-1)
+        with turns_known(turn_ids_B_T, torch.tensor([fact.passed for fact in facts])):
+            return super()._compute_advantage(batch, metrics)
+
+
+def _said(value: Any, is_padding: bool) -> Mapping[str, Any] | None:
+    """What the agent loop left about a rollout; None for padding."""
+    if is_padding:
+        return None
+    fields = getattr(value, "data", value)
+    if not isinstance(fields, Mapping) or "gtpo" not in fields:
+        raise ConfigError(
+            "rollouts of another agent loop hold no turns: set actor_rollout_ref.rollout.agent.default_agent_loop="
+            "gtpo, and let no row of the dataset name another agent"
+        )
+    return fields["gtpo"]
+
+
+def rollout_facts(
+    uids: Sequence[str], said: Sequence[Mapping[str, Any] | None], penalize_syntax_errors: bool
+) -> list[RolloutFacts]:
+    """The rollouts of a batch as credit wants them; padding is masked."""
+    groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
+    return [
+        RolloutFacts(
+            group_id=groups[uid],
+            passed=bool(row["passed"]),
+            invalid_turns=tuple(
+                bool(invalid) or (penalize_syntax_errors and not all(map(parses, codes)))
+                for invalid, codes in zip(row["invalid_turns"], row["codes"], strict=True)
+            ),
+            has_call=row["calls"] > 0,
+            code="\n".join(code for codes in row["codes"] for code in codes),
+            masked=bool(row["masked"]),
+        )
+        if row is not None
+        else RolloutFacts(groups[uid], False, (False,), False, "", masked=True)
+        for uid, row in zip(uids, said, strict=True)
+    ]
+
+
+def turn_ids_of(mask_T: Tensor, row: Mapping[str, Any] | None) -> Tensor:
+    """The turn of each token of one rollout, -1 elsewhere; -1 throughout if there is nothing to be scored.
+
+    Raises:
+        ValueError: the mask does not hold the tokens that were sampled.
+    """
+    if row is None:
+        return torch.full_like(mask_T, -1, dtype=torch.int64)
+    turns = torch.repeat_interleave(torch.arange(len(row["turn_tokens"])), torch.tensor(row["turn_tokens"]))
+    sampled_T = mask_T.bool()
+    if int(sampled_T.sum()) != len(turns):
+        raise ValueError(f"{len(turns)} tokens were sampled, but the mask of the batch holds {int(sampled_T.sum())}")
+    return torch.full(mask_T.shape, -1).masked_scatter(sampled_T, turns)
+
+
+def _put(batch: Any, turn_ids: Sequence[Tensor], credit: Credit) -> None:
+    """Turn rewards and masks into verl's queue."""
+    rewards, masks = [], []
+    for ids, rewards_K in zip(turn_ids, credit.rewards_B_K, strict=True):
+        rewards_T = torch.zeros(len(ids))
+        ends = (ids >= 0) & (torch.cat([ids[1:], ids.new_full((1,), -1)]) != ids)
+        rewards_T[ends] = rewards_K[ids[ends]]
+        rewards.append(rewards_T)
+        masks.append((ids >= 0).long())
+    fields = {"rm_scores": rewards, "response_mask": masks, "loss_mask": masks}
+    nested = {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in fields.items()}
+    tq.kv_batch_put(
+        keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(nested, batch_size=len(batch.keys))
+    )
+
+
+@register_trainer(f"{PREFIX}sync")
+class GTPOTrainerSync(TurnCredit, PPOTrainerSync):
+    """verl's `sync`: rollouts and training take turns on the same GPUs."""
+
+
+@register_trainer(f"{PREFIX}colocate_async")
+class GTPOTrainerColocateAsync(TurnCredit, PPOTrainerColocateAsync):
+    """verl's `colocate_async`: the same GPUs, rollouts may span updates."""
+
+
+@register_trainer(f"{PREFIX}separate_async")
+class GTPOTrainerSeparateAsync(TurnCredit, PPOTrainerSeparateAsync):
+    """verl's `separate_async`: rollouts and training on GPUs of their own."""
