@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
     "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
     "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to others over HTTP"),
+    "verl-problems": ("gtpo.commands.verl_problems", "problems as a dataset for verl"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 

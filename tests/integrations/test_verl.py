@@ -25,7 +25,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from gtpo import functional as F
 from gtpo.credit import CreditSettings, RolloutFacts, assign_credit
 from gtpo.errors import BackendError, ConfigError
-from gtpo.integrations.verl.agent_loop import VerlBackend, problem_of
+from gtpo.integrations.verl.agent_loop import VerlBackend
 from gtpo.integrations.verl.estimator import gtpo_advantage, turns_known
 from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
 from gtpo.integrations.verl.trainer import TurnCredit
@@ -256,18 +256,6 @@ class Test_the_estimator_alone:
         with turns_known(F.turn_ids_from_mask(self.mask), torch.zeros(4, dtype=torch.bool)):
             advantages, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config=config)
         assert not advantages.any()
-
-
-def test_a_row_of_verls_dataset_becomes_a_problem():
-    row = {
-        "raw_prompt": np.array([{"role": "user", "content": "how many?"}], dtype=object),
-        "reward_model": {"ground_truth": np.int64(3), "style": "rule"},
-        "extra_info": {"index": np.int64(7), "domain": "code", "tests": np.array([1, 2])},
-    }
-    problem = problem_of(row)
-    assert (problem.id, problem.question, problem.answer, problem.domain) == ("7", "how many?", "3", "code")
-    assert problem.extras == {"index": 7, "tests": [1, 2]}
-    assert problem.prompt("be brief")[0]["role"] == "system"
 
 
 async def _generate(output):

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
 from gtpo.errors import BackendError
+from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import LoopOptions
 from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
 from gtpo.rollout.backends.base import Generation, Request, Server
@@ -53,7 +53,7 @@ class GTPOAgentLoop(AgentLoopBase):
         Args:
             sampling_params: verl's, passed on to its servers.
             kwargs: the row of the dataset; `raw_prompt`, `reward_model.ground_truth` and, if there, `extra_info` are
-                read (see `problem_of`).
+                read (see `gtpo.integrations.verl.rows.problem_of`).
 
         Raises:
             BackendError: the server gave nothing.
@@ -118,32 +118,6 @@ def _shared(tokenizer: Any, options: LoopOptions, rollout: Any) -> _Shared:
         engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, limits)
         _SHARED[key] = _Shared(engine, prompts, get_verifier(options.verifier))
     return _SHARED[key]
-
-
-def problem_of(row: Mapping[str, Any]) -> Problem:
-    """The problem of a row of verl's dataset.
-
-    Args:
-        row: `raw_prompt` holds the chat messages, `reward_model.ground_truth` the answer. Of `extra_info` are used, if
-            there: `id` or `index`, `question`, `domain`; its other fields become the problem's extras.
-    """
-    messages = tuple(dict(message) for message in row["raw_prompt"])
-    extra = {str(name): _plain(value) for name, value in dict(row.get("extra_info") or {}).items()}
-    gold = dict(row.get("reward_model") or {}).get("ground_truth", "")
-    return Problem(
-        id=str(extra.pop("id", extra.get("index", row.get("uid", "")))),
-        question=str(extra.pop("question", None) or messages[-1]["content"]),
-        answer=str(_plain(gold)),
-        domain=str(extra.pop("domain", "math")),
-        extras=extra,
-        messages=messages,
-    )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def facts_of(trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""Rows of verl's datasets: from our problems, and back. Does without verl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gtpo.tasks.problems import Problem
+
+
+def write_parquet(problems: Sequence[Problem], path: str | Path, data_source: str) -> None:
+    """Problems as a file for `data.train_files`.
+
+    The conversation holds no system prompt: the agent loop adds the one that its tools want.
+
+    Args:
+        problems: at least one.
+        path: the file; its folder is made if missing.
+        data_source: verl's name for where they come from; it groups validation figures by it.
+    """
+    rows = [
+        {
+            "data_source": data_source,
+            "prompt": problem.prompt(None),
+            "ability": problem.domain,
+            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "extra_info": {
+                "index": index,
+                "id": problem.id,
+                "question": problem.question,
+                "domain": problem.domain,
+                "extras": json.dumps(dict(problem.extras)),
+            },
+        }
+        for index, problem in enumerate(problems)
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_parquet(path)
+
+
+def problem_of(row: Mapping[str, Any]) -> Problem:
+    """The problem of a row, ours or another's.
+
+    Args:
+        row: `raw_prompt` holds the chat messages, `reward_model.ground_truth` the answer. Of `extra_info` are used, if
+            there: `id` or `index`, `question`, `domain`, and `extras` (JSON); its other fields join the extras.
+    """
+    messages = tuple(dict(message) for message in row["raw_prompt"])
+    info = {str(name): _plain(value) for name, value in dict(row.get("extra_info") or {}).items()}
+    index = info.pop("index", row.get("uid", ""))
+    ours = json.loads(info.pop("extras", "{}"))
+    return Problem(
+        id=str(info.pop("id", index)),
+        question=str(info.pop("question", None) or messages[-1]["content"]),
+        answer=str(_plain(dict(row.get("reward_model") or {}).get("ground_truth", ""))),
+        domain=str(info.pop("domain", "math")),
+        extras={**info, **ours},
+        messages=messages,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value
