@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup train test browser check format clean
+.PHONY: setup train test test-verl browser check format clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,17 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+# verl wants another transformers than TRL's newest: an environment of its own.
+$(VENV)-verl/.installed: requirements/verl.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-verl
+	$(VENV)-verl/bin/pip install --quiet "$$(grep '^torch==' requirements/verl.txt)"
+	$(VENV)-verl/bin/pip install --quiet --no-deps -r requirements/verl.txt
+	$(VENV)-verl/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+test-verl: $(VENV)-verl/.installed
+	$(VENV)-verl/bin/python -m pytest tests/integrations $(ARGS)
+
 # The tests of the report open it in a real browser and are skipped where there is none.
 browser:
 	@command -v chromium || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
@@ -39,4 +50,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-verl build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,44 @@
+# Sourced by the recipes: the data, and the options that they share. Needs: pip install 'gtpo[verl]' and vLLM.
+DATA=${DATA:-runs/verl/data}
+mkdir -p "$DATA"
+# Any sources of `gtpo eval` will do; data_dir stands for benchmarks as files, where there is no Hub.
+[ -e "$DATA/train.parquet" ] || gtpo verl-problems --problems "${TRAIN:-hub:BytedTsinghua-SIA/DAPO-Math-17k?split=train}" \
+  --output "$DATA/train.parquet" --data_source dapo-math
+[ -e "$DATA/test.parquet" ] || gtpo verl-problems --problems "${TEST:-aime24}" --output "$DATA/test.parquet" \
+  --data_source aime24
+
+COMMON=(
+  # the three options that bring GTPO
+  trainer.v1.trainer_mode=gtpo_sync
+  algorithm.adv_estimator=gtpo
+  actor_rollout_ref.rollout.agent.default_agent_loop=gtpo
+  actor_rollout_ref.rollout.agent.agent_loop_config_path="$(realpath "$(dirname "${BASH_SOURCE[0]}")")/agent.yaml"
+  # the algorithm; names as in gtpo.credit.CreditSettings
+  +algorithm.gtpo.gamma=0.9
+  +algorithm.gtpo.alpha=0.5
+  +algorithm.gtpo.on_uniform_outcome=zero
+  # data
+  data.train_files="$DATA/train.parquet"
+  data.val_files="$DATA/test.parquet"
+  data.max_prompt_length=2048
+  data.max_response_length=16384
+  data.filter_overlong_prompts=true
+  # loss as in DAPO and in `gtpo train`
+  actor_rollout_ref.actor.use_kl_loss=false
+  actor_rollout_ref.actor.clip_ratio_low=0.2
+  actor_rollout_ref.actor.clip_ratio_high=0.28
+  actor_rollout_ref.actor.loss_agg_mode=token-mean
+  actor_rollout_ref.actor.optim.lr=1e-6
+  actor_rollout_ref.actor.use_dynamic_bsz=true
+  actor_rollout_ref.model.enable_gradient_checkpointing=true
+  # rollouts
+  actor_rollout_ref.rollout.name=vllm
+  actor_rollout_ref.rollout.n=16
+  actor_rollout_ref.rollout.temperature=1.0
+  actor_rollout_ref.rollout.top_p=1.0
+  actor_rollout_ref.rollout.calculate_log_probs=true
+  trainer.project_name=gtpo
+  trainer.val_before_train=true
+  trainer.test_freq=10
+  trainer.save_freq=20
+)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# One node of 8 GPUs with 80 GB: Qwen2.5-7B-Instruct after a cold start, 32 problems x 16 rollouts a step, up to 16
+# turns and 16k response tokens. From the repository's root: MODEL=path/to/cold-start recipes/verl/node.sh
+# Not run by us on such a node: the options are checked against verl 0.9.1, memory and time are those of `gtpo plan`.
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+python3 -m verl.trainer.main_ppo "${COMMON[@]}" \
+  actor_rollout_ref.model.path="${MODEL:-Qwen/Qwen2.5-7B-Instruct}" \
+  actor_rollout_ref.actor.strategy=fsdp2 \
+  actor_rollout_ref.actor.ulysses_sequence_parallel_size=2 \
+  actor_rollout_ref.actor.ppo_max_token_len_per_gpu=18432 \
+  actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=36864 \
+  actor_rollout_ref.rollout.tensor_model_parallel_size=1 \
+  actor_rollout_ref.rollout.gpu_memory_utilization=0.7 \
+  data.train_batch_size=32 \
+  actor_rollout_ref.actor.ppo_mini_batch_size=32 \
+  trainer.nnodes=1 \
+  trainer.n_gpus_per_node=8 \
+  trainer.experiment_name=qwen2.5-7b-gtpo \
+  trainer.total_training_steps=200 "$@"
