@@ -1,9 +1,10 @@
 # Sourced by the recipes: the data, and the options that they share. Needs: pip install 'gtpo[verl]' and vLLM.
 DATA=${DATA:-runs/verl/data}
 mkdir -p "$DATA"
-# Any sources of `gtpo eval` will do; data_dir stands for benchmarks as files, where there is no Hub.
-[ -e "$DATA/train.parquet" ] || gtpo verl-problems --problems "${TRAIN:-hub:BytedTsinghua-SIA/DAPO-Math-17k?split=train}" \
-  --output "$DATA/train.parquet" --data_source dapo-math
+# TRAIN and TEST: any source of `gtpo eval --problems`, such as a file.
+DAPO='hub:open-r1/DAPO-Math-17k-Processed?config=en&split=train&question=prompt&answer=solution'
+[ -e "$DATA/train.parquet" ] || gtpo verl-problems --problems "${TRAIN:-$DAPO}" --output "$DATA/train.parquet" \
+  --data_source dapo-math
 [ -e "$DATA/test.parquet" ] || gtpo verl-problems --problems "${TEST:-aime24}" --output "$DATA/test.parquet" \
   --data_source aime24
 

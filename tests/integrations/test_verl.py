@@ -23,6 +23,7 @@ from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from gtpo import functional as F
+from gtpo.commands import doctor
 from gtpo.credit import CreditSettings, RolloutFacts, assign_credit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.agent_loop import VerlBackend
@@ -65,6 +66,14 @@ def test_importing_verl_makes_the_names_known():
         "gtpo.integrations.verl.estimator gtpo.integrations.verl.agent_loop.GTPOAgentLoop",
         "GTPOTrainerSync GTPOTrainerColocateAsync GTPOTrainerSeparateAsync",
     ]
+
+
+def test_the_doctor_tells_whether_the_plugin_loads(capsys, monkeypatch):
+    doctor.main([])
+    assert "the plugin is loaded" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "gtpo.integrations.verl.plugin", None)
+    doctor.main([])
+    assert "the plugin can't be loaded" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
 import platform
@@ -48,7 +49,18 @@ def main(argv: Sequence[str]) -> int:
     for extra, (module, purpose) in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         print(f"extra     {extra}: " + ("installed" if found else f"missing ({purpose}): pip install 'gtpo[{extra}]'"))
+    if importlib.util.find_spec("verl") is not None:
+        print(f"verl      {_verl()}")
     return 0 if sandbox_works else 1
+
+
+def _verl() -> str:
+    """Whether our plugin loads in verl, which itself keeps quiet about one that does not."""
+    try:
+        importlib.import_module("gtpo.integrations.verl.plugin")
+    except Exception as error:  # whatever it is, it is what verl would have met
+        return f"the plugin can't be loaded: {type(error).__name__}: {error}"
+    return "the plugin is loaded: trainer gtpo_sync, estimator gtpo, agent loop gtpo"
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
