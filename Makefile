@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup train test test-verl browser check format clean
+.PHONY: setup train test test-cluster browser check format clean
 
 setup: $(VENV)/.installed
 
@@ -24,16 +24,16 @@ train: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
-# verl wants another transformers than TRL's newest: an environment of its own.
-$(VENV)-verl/.installed: requirements/verl.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)-verl
-	$(VENV)-verl/bin/pip install --quiet "$$(grep '^torch==' requirements/verl.txt)"
-	$(VENV)-verl/bin/pip install --quiet --no-deps -r requirements/verl.txt
-	$(VENV)-verl/bin/pip install --quiet --no-deps --editable .
+# verl, Ray and DeepSpeed. verl wants another transformers than TRL's newest: an environment of its own.
+$(VENV)-cluster/.installed: requirements/cluster.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-cluster
+	$(VENV)-cluster/bin/pip install --quiet "$$(grep '^torch==' requirements/cluster.txt)"
+	$(VENV)-cluster/bin/pip install --quiet --no-deps -r requirements/cluster.txt
+	$(VENV)-cluster/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-test-verl: $(VENV)-verl/.installed
-	$(VENV)-verl/bin/python -m pytest tests/integrations $(ARGS)
+test-cluster: $(VENV)-cluster/.installed
+	$(VENV)-cluster/bin/python -m pytest tests/integrations tests/training/test_distributed.py $(ARGS)
 
 # The tests of the report open it in a real browser and are skipped where there is none.
 browser:
@@ -50,4 +50,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-verl build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-cluster build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

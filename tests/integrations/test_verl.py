@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-verl)")
+pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-cluster)")
 
 import transfer_queue as tq
 import verl_world

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-verl)")
+pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-cluster)")
 
 from gtpo.integrations.verl.rows import write_parquet
 from gtpo.tasks.problems import Problem

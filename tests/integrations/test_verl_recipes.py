@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-verl)")
+pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-cluster)")
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf

@@ -59,6 +59,79 @@ def test_processes_that_share_weights_roll_out_at_their_own_pace(tmp_path):
         assert found["gradients"]
 
 
+LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
+
+
+def update(folder, processes, algorithm, launch=None):
+    """What two steps on given rollouts come to."""
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("same_update_run.py")),
+        str(folder),
+        str(processes),
+        algorithm,
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "DS_ACCELERATOR": "cpu"}
+    if launch:
+        options = ["--config_file", str(LAUNCH / f"{launch}.yaml"), "--num_processes", str(processes)]
+        options += ["--mixed_precision", "no", "--main_process_port", "0"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command[1:]]
+    if launch in (None, "ddp"):
+        env["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(folder / f"of_{processes}.pt", weights_only=False)
+
+
+def padded(rows):
+    rows = [row if isinstance(row, list) else [row] for row in rows]
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    found = {}
+
+    def of(algorithm):
+        if algorithm not in found:
+            found[algorithm] = update(tmp_path_factory.mktemp("alone"), 1, algorithm)
+        return found[algorithm]
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launch", "kind", "algorithm"),
+    [
+        ("ddp", "MULTI_CPU", "gtpo"),
+        ("ddp", "MULTI_CPU", "grpo"),
+        ("fsdp2", "FSDP", "gtpo"),
+        ("zero2", "DEEPSPEED", "gtpo"),
+        ("zero3", "DEEPSPEED", "gtpo"),
+    ],
+)
+def test_two_processes_update_as_one_does(tmp_path, alone, launch, kind, algorithm):
+    """On the same rollouts: rewards, advantages, loss and weights. One of three groups is cut between the processes."""
+    if launch.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="needs DeepSpeed (make test-cluster)")
+    one, two = alone(algorithm), update(tmp_path, 2, algorithm, launch)
+    assert two["kind"] == kind
+    assert two["rewards"] == one["rewards"]
+    for mine, theirs in zip(one["advantages"], two["advantages"], strict=True):
+        mine, theirs = padded(mine), padded(theirs)
+        width = max(mine.shape[1], theirs.shape[1])
+        mine, theirs = (torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in (mine, theirs))
+        torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=0)
+        assert mine.any(dim=1).sum() >= 8
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert one["after"].keys() == two["after"].keys()
+    moved = max(float((one["after"][name] - value).abs().max()) for name, value in one["before"].items())
+    apart = max(float((two["after"][name].cpu() - value).abs().max()) for name, value in one["after"].items())
+    assert apart < 1e-5
+    assert moved > 0.05, "and that is not because nothing moved"
+
+
 def test_wrappers_that_can_not_put_weights_together_are_refused(monkeypatch):
     model = torch.nn.Linear(2, 2)
     model.weight.ds_id = 0
