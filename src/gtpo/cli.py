@@ -18,6 +18,7 @@ COMMANDS = {
     "collect": ("gtpo.commands.collect", "make such traces from a model's own rollouts that passed"),
     "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
     "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
+    "plan": ("gtpo.commands.plan", "memory and time of a training run, before it is run"),
     "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
     "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to others over HTTP"),
     "verl-problems": ("gtpo.commands.verl_problems", "problems as a dataset for verl"),

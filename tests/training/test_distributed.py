@@ -123,7 +123,7 @@ def test_two_processes_update_as_one_does(tmp_path, alone, launch, kind, algorit
         width = max(mine.shape[1], theirs.shape[1])
         mine, theirs = (torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in (mine, theirs))
         torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=0)
-        assert mine.any(dim=1).sum() >= 8
+        assert mine.any(dim=1).sum() >= 4
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
     assert one["after"].keys() == two["after"].keys()
     moved = max(float((one["after"][name] - value).abs().max()) for name, value in one["before"].items())

@@ -1,0 +1,158 @@
+"""`gtpo plan`: memory and time of a run, from the configuration of `gtpo train`, before it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+from trl import ModelConfig
+
+from gtpo._files import write_text
+from gtpo.commands.arguments import parse
+from gtpo.commands.train import ProblemArguments
+from gtpo.errors import ConfigError
+from gtpo.planning import HARDWARE, Hardware, ModelShape, Workload, make_plan, shape_of
+from gtpo.planning.plan import table
+from gtpo.training.config import GTPOConfig
+
+
+@dataclass
+class PlanArguments:
+    """On what it would run, and how long rollouts are."""
+
+    device: str = field(
+        default="h100-80gb", metadata={"help": "Kind of device: " + ", ".join(HARDWARE) + "; or give its figures."}
+    )
+    device_memory_gib: Optional[float] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Memory of a device, in place of the kind's."}
+    )
+    device_tflops: Optional[float] = field(  # noqa: UP045
+        default=None, metadata={"help": "Arithmetic of a device at 16 bit, in place of the kind's."}
+    )
+    device_bandwidth_gbs: Optional[float] = field(  # noqa: UP045
+        default=None, metadata={"help": "Bandwidth of a device's memory, in place of the kind's."}
+    )
+    devices: int = field(
+        default=1, metadata={"help": "Devices that train, over all nodes: the processes of accelerate."}
+    )
+    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = field(
+        default="none", metadata={"help": "What accelerate spreads over them."}
+    )
+    generation_devices: int = field(default=0, metadata={"help": "Devices of the vLLM server (vllm_mode server)."})
+    prompt_tokens: int = field(default=512, metadata={"help": "Tokens of the longest prompt."})
+    mean_completion_tokens: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Of an ordinary rollout; by default 40% of max_completion_length."}
+    )
+    mean_turns: Optional[float] = field(  # noqa: UP045
+        default=None, metadata={"help": "Of an ordinary rollout; by default half of max_turns."}
+    )
+    tool_s: float = field(default=0.2, metadata={"help": "Seconds of a call."})
+    mfu: float = field(default=0.35, metadata={"help": "Share of the arithmetic that training reaches."})
+    bandwidth_share: float = field(default=0.5, metadata={"help": "Share of the bandwidth that decoding reaches."})
+    output: Optional[str] = field(default=None, metadata={"help": "Write the plan as JSON too."})  # noqa: UP045
+
+
+@dataclass
+class PlannedConfig(GTPOConfig):
+    """The options of `gtpo train`, not checked against this machine."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bf16, str):
+            self.bf16 = self.bf16.lower() == "true"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, plan, print; status 1 if something does not fit."""
+    plan_args, _, args, model_args = parse(
+        (PlanArguments, ProblemArguments, PlannedConfig, ModelConfig),
+        argv,
+        prog="gtpo plan",
+        about="Memory and time of a training run, before it is run. Takes the options of gtpo train.",
+    )
+    name = model_args.model_name_or_path
+    if not name:
+        raise ConfigError("no model: give --model, a folder, a Hub id, or a known name")
+    shape, device = shape_of(name), hardware(plan_args)
+    work = workload(plan_args, args, model_args, shape)
+    plan = make_plan(shape, work, device)
+    print(table(name, plan, shape, work, device))
+    if plan_args.output:
+        document = {"model": name, "shape": asdict(shape), "workload": asdict(work), "device": asdict(device)}
+        write_text(Path(plan_args.output), json.dumps({**document, "plan": asdict(plan)}, indent=1) + "\n")
+    return 0 if plan.fits else 1
+
+
+def hardware(args: PlanArguments) -> Hardware:
+    """The device that the options describe.
+
+    Raises:
+        ConfigError: an unknown kind.
+    """
+    if args.device not in HARDWARE:
+        raise ConfigError(f"device {args.device!r}: known are {', '.join(HARDWARE)}")
+    known = HARDWARE[args.device]
+    return Hardware(
+        args.device_memory_gib or known.memory_gib,
+        args.device_tflops or known.tflops,
+        args.device_bandwidth_gbs or known.bandwidth_gbs,
+        known.link_gbs,
+    )
+
+
+def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: ModelShape) -> Workload:
+    """What a step of this configuration does.
+
+    Raises:
+        ConfigError: options that do not go together.
+    """
+    if plan.devices < 1:
+        raise ConfigError(f"devices must be at least 1, got {plan.devices}")
+    per_step = args.steps_per_generation or args.gradient_accumulation_steps
+    rollouts = args.generation_batch_size or args.per_device_train_batch_size * plan.devices * per_step
+    if rollouts % (args.num_generations or 1):
+        raise ConfigError(
+            f"{rollouts} rollouts a step (per_device_train_batch_size x devices x gradient_accumulation_steps) are no "
+            f"multiple of num_generations {args.num_generations}"
+        )
+    server = args.use_vllm and args.vllm_mode == "server"
+    if server and plan.generation_devices < 1:
+        raise ConfigError("vllm_mode server: give --generation_devices")
+    completion = args.max_completion_length or 2048
+    longest = min(completion, args.max_context - plan.prompt_tokens) if args.max_context else completion
+    targets = model.lora_target_modules or ["all-linear"]
+    weight_bytes = 2 if model.dtype in ("bfloat16", "float16") else 4
+    eight_bit = "8bit" in str(args.optim)
+    trainable = (
+        shape.lora_parameters(model.lora_r, [targets] if isinstance(targets, str) else targets)
+        if model.use_peft
+        else None
+    )
+    return Workload(
+        rollouts=rollouts,
+        micro_batch=args.per_device_train_batch_size,
+        prompt_tokens=plan.prompt_tokens,
+        completion_tokens=longest,
+        mean_completion_tokens=plan.mean_completion_tokens or round(0.4 * longest),
+        turns=plan.mean_turns or args.max_turns / 2,
+        tool_s=plan.tool_s,
+        sharding=plan.sharding,
+        devices=plan.devices,
+        generation="server" if server else "colocate" if args.use_vllm else "transformers",
+        generation_devices=plan.generation_devices,
+        tensor_parallel=args.vllm_tensor_parallel_size,
+        gpu_memory_utilization=0.9 if server else args.vllm_gpu_memory_utilization,
+        rollout_batch=args.rollout_batch_size,
+        weight_bytes=weight_bytes,
+        bits16=bool(args.bf16 is None or args.bf16 or args.fp16) or weight_bytes == 2,
+        trainable=trainable,
+        trainable_bytes=4 if trainable else weight_bytes,
+        state_bytes=2 if eight_bit else 2 * (4 if trainable else weight_bytes),
+        checkpointing=bool(args.gradient_checkpointing),
+        reference=bool(args.beta) and not model.use_peft,
+        old_logprobs=args.num_iterations > 1 or per_step > args.gradient_accumulation_steps,
+        mfu=plan.mfu,
+        bandwidth_share=plan.bandwidth_share,
+    )

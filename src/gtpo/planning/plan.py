@@ -1,0 +1,244 @@
+"""The plan of a run: what each device holds, how long a step takes, and what would not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gtpo.planning.hardware import GIB, Hardware
+from gtpo.planning.memory import Sharding, activation_bytes, kv_bytes_per_token, static_bytes
+from gtpo.planning.shape import ModelShape
+
+OVERHEAD_GIB = 1.5
+"""CUDA context, NCCL buffers, fragmentation; a device."""
+USABLE = 0.92
+"""Share of a device's memory that can be planned with."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step does, and on what.
+
+    Attributes:
+        rollouts: of a step, over all devices.
+        micro_batch: sequences of a forward and backward pass, a device.
+        prompt_tokens, completion_tokens: of the longest rollout: what has to fit.
+        mean_completion_tokens: of an ordinary one: what takes time. Sampled tokens and observations.
+        turns: of an ordinary one.
+        tool_s: seconds of a turn's call.
+        sharding: none (DDP), zero2, zero3 or fsdp2.
+        devices: that train.
+        generation: transformers (in the trainer), colocate (vLLM beside it) or server (vLLM on devices of its own).
+        generation_devices: of a server.
+        tensor_parallel: devices that share one copy of the model in generation.
+        gpu_memory_utilization: vLLM's share of a device.
+        rollout_batch: rollouts that transformers generates at a time, a device.
+        weight_bytes: of a weight in training, as loaded.
+        bits16: whether matrices are multiplied in 16 bit.
+        trainable: weights that are trained; None: all.
+        state_bytes: of the optimizer, a trained weight.
+        trainable_bytes: of a trained weight.
+        checkpointing: of gradients.
+        reference: whether a second model gives reference log-probabilities (beta above 0, without an adapter).
+        old_logprobs: whether a pass before the update computes log-probabilities anew.
+        mfu: share of a device's arithmetic that training reaches.
+        bandwidth_share: share of the bandwidth that decoding reaches.
+    """
+
+    rollouts: int
+    micro_batch: int
+    prompt_tokens: int
+    completion_tokens: int
+    mean_completion_tokens: int
+    turns: float = 4.0
+    tool_s: float = 0.2
+    sharding: Literal["none", "zero2", "zero3", "fsdp2"] = "none"
+    devices: int = 1
+    generation: Literal["transformers", "colocate", "server"] = "transformers"
+    generation_devices: int = 0
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.3
+    rollout_batch: int = 64
+    weight_bytes: int = 4
+    bits16: bool = True
+    trainable: int | None = None
+    state_bytes: int = 8
+    trainable_bytes: int = 4
+    checkpointing: bool = True
+    reference: bool = False
+    old_logprobs: bool = False
+    mfu: float = 0.35
+    bandwidth_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome.
+
+    Attributes:
+        training_gib: of a training device, by part, while it updates.
+        rollout_gib: of a training device, by part, while it generates; empty with a server.
+        server_gib: of a device of the server, by part; empty without one.
+        step_s: seconds by phase; rollouts wait for their tools once a turn.
+        rollouts_at_once: that one copy of the model generates at full length.
+        tokens: of a step: sampled and observed.
+        problems: what does not fit, and what would help; empty if all does.
+        assumptions: that the times rest on.
+    """
+
+    training_gib: dict[str, float]
+    rollout_gib: dict[str, float]
+    server_gib: dict[str, float]
+    step_s: dict[str, float]
+    rollouts_at_once: int
+    tokens: int
+    problems: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything fits."""
+        return not self.problems
+
+
+def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
+    """The plan of a run of this model on devices of one kind."""
+    trainable = shape.parameters if work.trainable is None else work.trainable
+    spread = Sharding.of(work.sharding, work.devices)
+    static = static_bytes(shape, trainable, work.weight_bytes, work.trainable_bytes, work.state_bytes, spread)
+    if work.reference:
+        static["reference model"] = shape.parameters * work.weight_bytes / spread.weights
+    longest = work.prompt_tokens + work.completion_tokens
+    whole = trainable == shape.parameters
+    update = {
+        **static,
+        "activations": activation_bytes(shape, work.micro_batch * longest, work.bits16, work.checkpointing, whole),
+    }
+    if spread.weights > 1:  # one layer at a time is put together, and the next one fetched
+        update["gathered layers"] = 2 * shape.parameters / shape.layers * (2 if work.bits16 else work.weight_bytes)
+    kv = kv_bytes_per_token(shape, 2 if work.bits16 else work.weight_bytes)
+    copies = 2 if work.bits16 else work.weight_bytes
+    idle = {name: static[name] for name in static if name != "gradients"}
+    budget = device.memory_gib * GIB * USABLE - OVERHEAD_GIB * GIB
+    rollout: dict[str, float] = {}
+    server: dict[str, float] = {}
+    problems: list[str] = []
+    per_device = -(-work.rollouts // work.devices)
+    if work.generation == "transformers":
+        at_once = min(work.rollout_batch, per_device)
+        rollout = {**idle, "key-value cache": at_once * longest * kv}
+        if spread.weights > 1:
+            rollout["weights put together"] = shape.parameters * work.weight_bytes
+        if work.bits16 and work.weight_bytes > 2:
+            rollout["weights in 16 bit"] = shape.parameters * 2
+        engines = work.devices
+    else:
+        weights = shape.parameters * copies / work.tensor_parallel
+        share = device.memory_gib * GIB * work.gpu_memory_utilization
+        cache = share - weights - 1.0 * GIB  # its activations and graphs
+        where = {"weights": weights, "key-value cache": max(cache, 0.0)}
+        at_once = max(int(cache * work.tensor_parallel // (longest * kv)), 0)
+        if work.generation == "server":
+            server, engines = where, max(work.generation_devices // work.tensor_parallel, 1)
+        else:
+            rollout = {**idle, **{f"vLLM's {name}": size for name, size in where.items()}}
+            engines = max(work.devices // work.tensor_parallel, 1)
+            if cache > 0:
+                update = {**update, "vLLM's share": share}
+        if at_once < 1:
+            problems.append(
+                f"vLLM has no room for one rollout of {longest:,} tokens in {work.gpu_memory_utilization:.0%} of a "
+                "device: raise vllm_gpu_memory_utilization or the tensor parallelism, or shorten rollouts"
+            )
+    for what, parts in (("the update", update), ("rollouts", rollout)):
+        if (need := sum(parts.values())) > budget:
+            problems.append(f"{what} needs {need / GIB:.1f} GiB of {budget / GIB:.1f}: {_help(parts, work)}")
+    step, notes = _seconds(shape, work, device, engines, at_once, whole)
+    return Plan(
+        training_gib={name: size / GIB for name, size in update.items()},
+        rollout_gib={name: size / GIB for name, size in rollout.items()},
+        server_gib={name: size / GIB for name, size in server.items()},
+        step_s=step,
+        rollouts_at_once=at_once,
+        tokens=work.rollouts * work.mean_completion_tokens,
+        problems=problems,
+        assumptions=notes,
+    )
+
+
+def _help(parts: dict[str, float], work: Workload) -> str:
+    """What takes the most, and what makes it smaller."""
+    largest = max(parts, key=lambda name: parts[name])
+    advice = {
+        "activations": "smaller micro-batches (per_device_train_batch_size)"
+        + ("" if work.checkpointing else ", gradient_checkpointing")
+        + ", shorter rollouts (max_completion_length)",
+        "key-value cache": "a smaller rollout_batch_size, or vLLM",
+        "optimizer": "LoRA (use_peft), optim adamw_8bit, or more devices under fsdp2",
+        "gradients": "LoRA (use_peft), or more devices under fsdp2",
+        "weights": "dtype bfloat16, or more devices under fsdp2",
+        "weights put together": "vLLM: with transformers each device generates with whole weights",
+    }
+    return f"the largest part is {largest}; {advice.get(largest, 'fewer or smaller parts, or more devices')}"
+
+
+def _seconds(
+    shape: ModelShape, work: Workload, device: Hardware, engines: int, at_once: int, whole: bool
+) -> tuple[dict[str, float], list[str]]:
+    """Time by phase.
+
+    Decoding a token of every rollout under way reads the weights once and each rollout's keys and values (a memory
+    bound), or does 2 operations a weight and rollout (a compute bound): the larger counts. Training does 6 operations a
+    weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter spares the 2 for the
+    gradients of weights.
+    """
+    arithmetic = device.tflops * 1e12
+    tokens = work.rollouts * (work.prompt_tokens + work.mean_completion_tokens)
+    passes = (6 if whole else 4) + 2 * work.checkpointing + 2 * work.reference + 2 * work.old_logprobs
+    busy = shape.parameters - shape.embedding_parameters
+    update = passes * busy * tokens / (arithmetic * work.mfu * work.devices)
+    group = max(work.tensor_parallel if work.generation != "transformers" else 1, 1)
+    under_way = max(min(at_once, -(-work.rollouts // engines)), 1)
+    waves = work.rollouts / engines / under_way
+    mean_context = work.prompt_tokens + work.mean_completion_tokens / 2
+    read = busy * 2 + under_way * mean_context * kv_bytes_per_token(shape)
+    per_token = max(
+        read / (device.bandwidth_gbs * 1e9 * work.bandwidth_share * group),
+        2 * busy * under_way / (arithmetic * 0.5 * group),
+    )
+    generation = waves * work.mean_completion_tokens * per_token
+    tools = max(waves, 1.0) * max(work.turns - 1, 0) * work.tool_s
+    notes = [
+        f"{work.mean_completion_tokens:,} completion tokens, {work.turns:g} turns a rollout, {work.tool_s:g} s a call",
+        f"training at {work.mfu:.0%} of {device.tflops:g} TFLOP/s, {passes} operations a weight and token",
+        f"decoding at {work.bandwidth_share:.0%} of {device.bandwidth_gbs:g} GB/s, {under_way} rollouts at a time on "
+        f"each of {engines} engines",
+        "not counted: prefill, loading, weight sync, checkpoints, the longest rollout of a batch",
+    ]
+    return {"rollouts": generation, "tools": tools, "update": update}, notes
+
+
+def table(name: str, plan: Plan, shape: ModelShape, work: Workload, device: Hardware) -> str:
+    """The plan for the terminal."""
+    lines = [f"{name}: {shape.parameters / 1e9:.2f} billion weights, {work.rollouts} rollouts a step"]
+    for title, parts in (
+        (f"memory of a training device ({work.devices} of them), in the update", plan.training_gib),
+        ("... while it generates", plan.rollout_gib),
+        (f"memory of a server's device ({work.generation_devices} of them)", plan.server_gib),
+    ):
+        if parts:
+            lines += ["", f"{title}:", *_rows(parts, "GiB")]
+    lines.append(
+        f"  {'of':24}{device.memory_gib:10.1f} GiB, {USABLE:.0%} to be planned with, {OVERHEAD_GIB} for the rest"
+    )
+    lines += ["", "a step:", *_rows(plan.step_s, "s"), "", "assumed:", *(f"  {note}" for note in plan.assumptions)]
+    lines += (
+        ["", *(f"DOES NOT FIT: {problem}" for problem in plan.problems)] if plan.problems else ["", "everything fits"]
+    )
+    return "\n".join(lines)
+
+
+def _rows(parts: dict[str, float], unit: str) -> Sequence[str]:
+    rows = [f"  {name:24}{value:10.2f} {unit}" for name, value in parts.items()]
+    return [*rows, f"  {'in all':24}{sum(parts.values()):10.2f} {unit}"]
