@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_times_by_hand():
     )
     plan = make_plan(shape, work, replace(HARDWARE["l4"], tflops=1, bandwidth_gbs=1))
     n = shape.parameters
-    assert plan.step_s["update"] == pytest.approx((6 + 2) * n * 10 * 200 / (1e12 * 0.35))
+    assert plan.step_s["update"] == pytest.approx((6 + 2) * (n + 1000 * 200) * 10 * 200 / (1e12 * 0.35))
     assert plan.step_s["tools"] == 4
     assert plan.step_s["rollouts"] == pytest.approx(100 * (2 * n + 10 * 150 * 2 * 1 * 100 * 2) / 0.5e9)
     assert plan.tokens == 1000
@@ -183,6 +184,19 @@ def test_options_that_can_not_be_planned_are_refused(options, said, capsys, monk
     argv = ["plan", "--model", "Qwen/Qwen2.5-0.5B-Instruct", *options]
     assert main(argv) == 2
     assert said in capsys.readouterr().err
+
+
+SCALE = Path(__file__).resolve().parents[2] / "recipes" / "scale"
+
+
+@pytest.mark.parametrize("name", ["24gb", "node", "nodes"])
+def test_the_recipes_fit_where_they_say(name, capsys):
+    """With the command that stands at the top of each."""
+    text = (SCALE / f"{name}.yaml").read_text()
+    command = next(line for line in text.splitlines() if "gtpo plan" in line).split("gtpo plan")[1].split()
+    command[1] = str(SCALE.parents[1] / command[1])
+    assert main(["plan", *command]) == 0
+    assert "everything fits" in capsys.readouterr().out
 
 
 def test_a_mixture_of_experts_is_refused():

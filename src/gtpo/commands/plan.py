@@ -42,6 +42,9 @@ class PlanArguments:
         default="none", metadata={"help": "What accelerate spreads over them."}
     )
     generation_devices: int = field(default=0, metadata={"help": "Devices of the vLLM server (vllm_mode server)."})
+    server_tensor_parallel: int = field(
+        default=1, metadata={"help": "Devices of the server that share one copy of the model."}
+    )
     prompt_tokens: int = field(default=512, metadata={"help": "Tokens of the longest prompt."})
     mean_completion_tokens: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "Of an ordinary rollout; by default 40% of max_completion_length."}
@@ -142,7 +145,7 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         devices=plan.devices,
         generation="server" if server else "colocate" if args.use_vllm else "transformers",
         generation_devices=plan.generation_devices,
-        tensor_parallel=args.vllm_tensor_parallel_size,
+        tensor_parallel=plan.server_tensor_parallel if server else args.vllm_tensor_parallel_size,
         gpu_memory_utilization=0.9 if server else args.vllm_gpu_memory_utilization,
         rollout_batch=args.rollout_batch_size,
         weight_bytes=weight_bytes,

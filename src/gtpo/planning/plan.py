@@ -154,7 +154,9 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
     for what, parts in (("the update", update), ("rollouts", rollout)):
         if (need := sum(parts.values())) > budget:
             problems.append(f"{what} needs {need / GIB:.1f} GiB of {budget / GIB:.1f}: {_help(parts, work)}")
-    step, notes = _seconds(shape, work, device, engines, at_once, whole)
+    mean = work.prompt_tokens + work.mean_completion_tokens
+    paged = at_once if work.generation == "transformers" else at_once * longest // mean  # vLLM's cache has no padding
+    step, notes = _seconds(shape, work, device, engines, paged, whole)
     return Plan(
         training_gib={name: size / GIB for name, size in update.items()},
         rollout_gib={name: size / GIB for name, size in rollout.items()},
@@ -184,22 +186,24 @@ def _help(parts: dict[str, float], work: Workload) -> str:
 
 
 def _seconds(
-    shape: ModelShape, work: Workload, device: Hardware, engines: int, at_once: int, whole: bool
+    shape: ModelShape, work: Workload, device: Hardware, engines: int, under_way: int, whole: bool
 ) -> tuple[dict[str, float], list[str]]:
     """Time by phase.
 
     Decoding a token of every rollout under way reads the weights once and each rollout's keys and values (a memory
     bound), or does 2 operations a weight and rollout (a compute bound): the larger counts. Training does 6 operations a
     weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter spares the 2 for the
-    gradients of weights.
+    gradients of weights. Attention adds, for each 2 operations a weight, 2 a query and token of context (half of 4: it
+    is causal).
     """
     arithmetic = device.tflops * 1e12
     tokens = work.rollouts * (work.prompt_tokens + work.mean_completion_tokens)
     passes = (6 if whole else 4) + 2 * work.checkpointing + 2 * work.reference + 2 * work.old_logprobs
     busy = shape.parameters - shape.embedding_parameters
-    update = passes * busy * tokens / (arithmetic * work.mfu * work.devices)
+    attention = shape.layers * shape.queries * (work.prompt_tokens + work.mean_completion_tokens)
+    update = passes * (busy + attention) * tokens / (arithmetic * work.mfu * work.devices)
     group = max(work.tensor_parallel if work.generation != "transformers" else 1, 1)
-    under_way = max(min(at_once, -(-work.rollouts // engines)), 1)
+    under_way = max(min(under_way, -(-work.rollouts // engines)), 1)
     waves = work.rollouts / engines / under_way
     mean_context = work.prompt_tokens + work.mean_completion_tokens / 2
     read = busy * 2 + under_way * mean_context * kv_bytes_per_token(shape)
