@@ -18,6 +18,7 @@ class CompletionServer:
     def __init__(self, script, max_model_len=512):
         self.script, self.max_model_len = script, max_model_len
         self.bodies, self.port, self.server = [], 0, None
+        self.adapters = {"adapter"}
         self.start()
 
     @property
@@ -37,7 +38,7 @@ class CompletionServer:
                         "data": [
                             {"id": "base", "max_model_len": outer.max_model_len},
                             {"id": "other"},
-                            {"id": "adapter", "max_model_len": None, "parent": "base"},
+                            *({"id": name, "max_model_len": None, "parent": "base"} for name in outer.adapters),
                         ]
                     },
                 )

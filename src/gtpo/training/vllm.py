@@ -8,6 +8,7 @@ server can read too, and has the server load it.
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import httpx
 
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
+from gtpo.rollout.backends.openai import PASSING
 
 _LOAD_S = 300.0
 
@@ -68,12 +70,14 @@ class AdapterSync:
         accelerator: of the trainer.
         url: base of the server's API.
         folder: where adapters go; the server must see it under the same path.
+        patience_s: how long the server may be away before that is an error. One that was started anew is given the
+            adapter again.
 
     Raises:
         ConfigError: the model has no LoRA adapter.
     """
 
-    def __init__(self, model: Any, accelerator: Any, url: str, folder: str | Path) -> None:
+    def __init__(self, model: Any, accelerator: Any, url: str, folder: str | Path, patience_s: float = 120.0) -> None:
         if not hasattr(model, "peft_config"):
             raise ConfigError(
                 "vllm_sync 'adapter' needs a LoRA adapter: train with --use_peft, or sync all weights with "
@@ -81,7 +85,7 @@ class AdapterSync:
             )
         self.model, self.accelerator, self.url = model, accelerator, url
         self.folder = Path(folder).resolve()
-        self.name = ""
+        self.name, self.patience_s = "", patience_s
         self._run, self._count = uuid.uuid4().hex[:8], 0
 
     def sync_weights(self) -> None:
@@ -97,25 +101,40 @@ class AdapterSync:
         if self.accelerator.is_main_process:
             target = self.folder / self.name
             model.save_pretrained(target, state_dict=state)
-            self._tell("load_lora_adapter", {"lora_name": self.name, "lora_path": str(target)})
+            self._load()
             if former:
-                self._tell("unload_lora_adapter", {"lora_name": former})
+                self._tell("unload_lora_adapter", {"lora_name": former}, gone=404)
                 shutil.rmtree(self.folder / former, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _tell(self, what: str, body: dict[str, str]) -> None:
+    def _load(self) -> None:
+        """Also a second time: a server that was started anew knows the base only."""
+        body = {"lora_name": self.name, "lora_path": str(self.folder / self.name)}
+        self._tell("load_lora_adapter", body, gone=400, said="already")
+
+    def _tell(self, what: str, body: dict[str, str], *, gone: int, said: str = "") -> None:
+        """Ask until the server answers; `gone` is the status, with `said` in it, of what is so already."""
         url = f"{self.url}/{what}"
-        try:
-            answer = httpx.post(url, json=body, timeout=_LOAD_S)
-        except httpx.TransportError as error:
-            raise BackendError(f"{url}: {type(error).__name__}: {error}") from error
-        if answer.status_code != 200:
-            raise BackendError(
-                f"{url}: HTTP status {answer.status_code}: {answer.text[:500]}. Start the server with "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank RANK, and let it see "
-                f"{self.folder} under the same path"
-            )
+        deadline, wait_s = time.monotonic() + self.patience_s, 0.5
+        while True:
+            try:
+                answer = httpx.post(url, json=body, timeout=_LOAD_S)
+                if answer.status_code == 200 or (answer.status_code == gone and said in answer.text):
+                    return
+                cause = f"HTTP status {answer.status_code}: {answer.text[:500]}"
+                passing = answer.status_code in PASSING
+            except httpx.TransportError as error:
+                cause, passing = f"{type(error).__name__}: {error}", True
+            if not passing:
+                raise BackendError(
+                    f"{url}: {cause}. Start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora "
+                    f"--max-lora-rank RANK, and let it see {self.folder} under the same path"
+                )
+            if time.monotonic() + wait_s > deadline:
+                raise BackendError(f"{url}: no answer for {self.patience_s:g} s ({cause})")
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 8.0)
 
     def backend(self, tokenizer: Any) -> OpenAIBackend:
         """The server, sampling from the adapter as it was synced last."""
-        return OpenAIBackend(self.url, tokenizer, model=self.name)
+        return OpenAIBackend(self.url, tokenizer, model=self.name, patience_s=self.patience_s, reload=self._load)

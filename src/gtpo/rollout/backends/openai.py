@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.rollout.settings import Sampling
 
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
 
@@ -43,6 +43,8 @@ class OpenAIBackend:
         timeout_s: for one request.
         patience_s: how long a server may be away before that is an error.
         extra: further fields of each request.
+        reload: makes the server know the model again when it does not (HTTP status 404), as after a start; called in a
+            thread, once for all requests that wait for it.
         transport: of httpx, for tests.
 
     Raises:
@@ -64,6 +66,7 @@ class OpenAIBackend:
         timeout_s: float = 600.0,
         patience_s: float = 120.0,
         extra: Mapping[str, Any] | None = None,
+        reload: Callable[[], None] | None = None,
         transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
@@ -71,6 +74,7 @@ class OpenAIBackend:
         self.base_url, self.tokenizer = base_url.rstrip("/"), tokenizer
         self.dialect, self.api, self.extra = dialect, api, dict(extra or {})
         self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
+        self.reload = reload
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._transport: Any = transport
         known = {} if model and max_context else self._models()
@@ -93,7 +97,7 @@ class OpenAIBackend:
             while True:
                 try:
                     answer = client.get(f"{self.base_url}/models")
-                    if answer.status_code not in _PASSING:
+                    if answer.status_code not in PASSING:
                         break
                     cause = f"HTTP status {answer.status_code}"
                 except httpx.TransportError as error:
@@ -155,6 +159,7 @@ class _HttpServer:
         self._url = f"{backend.base_url}/{'chat/completions' if backend.api == 'chat' else 'completions'}"
         self._answered_at = time.monotonic()
         self._jitter = random.Random(seed)
+        self._reloading, self._reloaded_at = asyncio.Lock(), 0.0
         self._turnstile = asyncio.Semaphore(backend.concurrency)  # httpx's own queue is slow when it is long
 
     async def generate(self, request: Request) -> Generation:
@@ -177,12 +182,15 @@ class _HttpServer:
         while True:
             try:
                 async with self._turnstile:
+                    sent_at = time.monotonic()
                     answer = await self._client.post(self._url, json=body)
                 if answer.status_code == 200:
                     self._answered_at = time.monotonic()
                     return answer.json()
                 cause = f"HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}"
-                if answer.status_code not in _PASSING:
+                if answer.status_code == 404 and self._backend.reload:
+                    await self._reload(sent_at)
+                elif answer.status_code not in PASSING:
                     raise BackendError(f"{self._url}: {cause}")
             except httpx.TransportError as error:
                 cause = f"{type(error).__name__}: {error}"
@@ -192,6 +200,13 @@ class _HttpServer:
                 raise BackendError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
             await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _reload(self, sent_at: float) -> None:
+        """Once for all requests that were sent before the server knew the model again."""
+        async with self._reloading:
+            if self._backend.reload and sent_at > self._reloaded_at:
+                await asyncio.to_thread(self._backend.reload)
+                self._reloaded_at = time.monotonic()
 
     def _read(self, answer: Mapping[str, Any], request: Request) -> Generation:
         try:
