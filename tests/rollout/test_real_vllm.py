@@ -147,9 +147,9 @@ def free_port():
 
 
 class VLLMServer:
-    def __init__(self, log, port):
-        self.log, self.port, self.process = log, port, None
-        self.url = f"http://127.0.0.1:{port}/v1"
+    def __init__(self, log, port, host="127.0.0.1"):
+        self.log, self.host, self.port, self.process = log, host, port, None
+        self.url = f"http://{host}:{port}/v1"
 
     def start(self):
         command = [
@@ -158,6 +158,8 @@ class VLLMServer:
             "vllm.entrypoints.openai.api_server",
             "--model",
             MODEL,
+            "--host",
+            self.host,
             "--port",
             str(self.port),
         ]

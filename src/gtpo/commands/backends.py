@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from gtpo.commands.arguments import load_model
 from gtpo.errors import ConfigError
-from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend, VLLMBackend
+from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, TransformersBackend, VLLMBackend
 
 
 @dataclass
@@ -30,7 +30,10 @@ class BackendArguments:
         default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
     )
     base_url: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "server: such as http://localhost:8000/v1; --model names its tokenizer."}
+        default=None,
+        metadata={
+            "help": "server: such as http://localhost:8000/v1, or several with commas; --model names its tokenizer."
+        },
     )
     served_model: Optional[str] = field(  # noqa: UP045
         default=None, metadata={"help": "server: its name for the model; by default the first it lists."}
@@ -71,15 +74,19 @@ def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any
         return VLLMBackend(_engine(args, model_args))
     if not args.base_url:
         raise ConfigError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    return OpenAIBackend(
-        args.base_url,
-        tokenizer,
-        model=args.served_model,
-        dialect=args.dialect,
-        api=args.api,
-        api_key=os.environ.get(args.api_key_variable),
-        max_context=args.max_context,
-    )
+    servers = [
+        OpenAIBackend(
+            url.strip(),
+            tokenizer,
+            model=args.served_model,
+            dialect=args.dialect,
+            api=args.api,
+            api_key=os.environ.get(args.api_key_variable),
+            max_context=args.max_context,
+        )
+        for url in args.base_url.split(",")
+    ]
+    return servers[0] if len(servers) == 1 else BackendPool(servers)
 
 
 def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:

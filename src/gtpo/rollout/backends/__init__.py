@@ -2,7 +2,17 @@
 
 from gtpo.rollout.backends.base import Backend, Generation, Request, Server
 from gtpo.rollout.backends.openai import OpenAIBackend
+from gtpo.rollout.backends.pool import BackendPool
 from gtpo.rollout.backends.transformers import TransformersBackend
 from gtpo.rollout.backends.vllm import VLLMBackend
 
-__all__ = ["Backend", "Generation", "OpenAIBackend", "Request", "Server", "TransformersBackend", "VLLMBackend"]
+__all__ = [
+    "Backend",
+    "BackendPool",
+    "Generation",
+    "OpenAIBackend",
+    "Request",
+    "Server",
+    "TransformersBackend",
+    "VLLMBackend",
+]

@@ -1,0 +1,79 @@
+"""Several backends as one: each rollout stays on the one that it began on, where its prefix is kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from gtpo.errors import BackendError, ConfigError
+from gtpo.rollout.backends.base import Backend, Generation, Request, Server
+from gtpo.rollout.settings import Sampling
+
+
+class BackendPool:
+    """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
+
+    One that can't be had any more (`BackendError`) is left out for the rest of the batch, and its rollouts go on
+    elsewhere; sampling goes by rollout and turn, so where does not matter.
+
+    Args:
+        backends: at least one; they sample from the same model.
+
+    Raises:
+        ConfigError: none.
+    """
+
+    def __init__(self, backends: Sequence[Backend]) -> None:
+        if not backends:
+            raise ConfigError("a pool needs at least one backend")
+        self.backends = list(backends)
+        self.max_context = min(backend.max_context for backend in backends)
+
+    @asynccontextmanager
+    async def serve(
+        self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
+    ) -> AsyncIterator[Server]:
+        """See `Backend.serve`."""
+        async with AsyncExitStack() as stack:
+            contexts = [
+                backend.serve(rollouts, sampling=sampling, end_ids=end_ids, seed=seed) for backend in self.backends
+            ]
+            yield _PoolServer([await stack.enter_async_context(context) for context in contexts])
+
+
+class _PoolServer:
+    """One batch of rollouts."""
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self._servers = list(servers)
+        self._under_way = [0] * len(servers)
+        self._lost: dict[int, BackendError] = {}
+        self._place: dict[int, int] = {}
+
+    async def generate(self, request: Request) -> Generation:
+        """See `Server.generate`."""
+        while True:
+            place = self._place_of(request.rollout)
+            try:
+                return await self._servers[place].generate(request)
+            except BackendError as error:
+                self._lost[place] = error
+                self.finish(request.rollout)
+                if len(self._lost) == len(self._servers):
+                    raise
+
+    def finish(self, rollout: int) -> None:
+        """See `Server.finish`."""
+        place = self._place.pop(rollout, None)
+        if place is not None:
+            self._under_way[place] -= 1
+            self._servers[place].finish(rollout)
+
+    def _place_of(self, rollout: int) -> int:
+        if self._place.get(rollout) in self._lost:
+            self.finish(rollout)
+        if rollout not in self._place:
+            able = [i for i in range(len(self._servers)) if i not in self._lost]
+            self._place[rollout] = min(able, key=lambda i: self._under_way[i])
+            self._under_way[self._place[rollout]] += 1
+        return self._place[rollout]
