@@ -11,10 +11,13 @@ server has not answered anybody for `patience_s`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import httpx
@@ -26,6 +29,8 @@ from gtpo.rollout.settings import Sampling
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
+_CONNECTIONS = 16
+"""Of one HTTP client: httpx looks at all of a client's connections for each request."""
 
 
 class OpenAIBackend:
@@ -117,12 +122,22 @@ class OpenAIBackend:
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
     ) -> AsyncIterator[Server]:
         """See `Backend.serve`."""
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+        limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
         timeout = httpx.Timeout(self.timeout_s, pool=None)
-        async with httpx.AsyncClient(
-            headers=self._headers, limits=limits, timeout=timeout, transport=self._transport
-        ) as client:
-            yield _HttpServer(self, client, self._fixed(sampling, end_ids), end_ids, seed)
+        async with AsyncExitStack() as stack:
+            clients = [
+                httpx.AsyncClient(
+                    headers=self._headers,
+                    limits=limits,
+                    timeout=timeout,
+                    transport=self._transport,
+                    verify=_certificates(),
+                )
+                for _ in range(-(-self.concurrency // _CONNECTIONS))
+            ]
+            for client in clients:
+                await stack.enter_async_context(client)
+            yield _HttpServer(self, clients, self._fixed(sampling, end_ids), end_ids, seed)
 
     def _fixed(self, sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
         """The fields that all requests share."""
@@ -143,18 +158,31 @@ class OpenAIBackend:
         return fields | self.extra
 
 
+@dataclass
+class _Client:
+    http: httpx.AsyncClient
+    under_way: int = 0
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes longer than a request."""
+    return httpx.create_ssl_context()
+
+
 class _HttpServer:
     """The requests of one batch of rollouts."""
 
     def __init__(
         self,
         backend: OpenAIBackend,
-        client: httpx.AsyncClient,
+        clients: Sequence[httpx.AsyncClient],
         fields: Mapping[str, Any],
         end_ids: frozenset[int],
         seed: int,
     ) -> None:
-        self._backend, self._client = backend, client
+        self._backend = backend
+        self._clients = [_Client(client) for client in clients]
         self._fields, self._end_ids, self._seed = fields, end_ids, seed
         self._url = f"{backend.base_url}/{'chat/completions' if backend.api == 'chat' else 'completions'}"
         self._answered_at = time.monotonic()
@@ -183,7 +211,7 @@ class _HttpServer:
             try:
                 async with self._turnstile:
                     sent_at = time.monotonic()
-                    answer = await self._client.post(self._url, json=body)
+                    answer = await self._send(body)
                 if answer.status_code == 200:
                     self._answered_at = time.monotonic()
                     return answer.json()
@@ -200,6 +228,15 @@ class _HttpServer:
                 raise BackendError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
             await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+    async def _send(self, body: Mapping[str, Any]) -> httpx.Response:
+        """By the client with the fewest requests under way."""
+        client = min(self._clients, key=lambda client: client.under_way)
+        client.under_way += 1
+        try:
+            return await client.http.post(self._url, json=body)
+        finally:
+            client.under_way -= 1
 
     async def _reload(self, sent_at: float) -> None:
         """Once for all requests that were sent before the server knew the model again."""
