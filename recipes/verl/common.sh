@@ -1,5 +1,5 @@
 # Sourced by the recipes: the data, and the options that they share. Needs: pip install 'gtpo[verl]' and vLLM.
-DATA=${DATA:-runs/verl/data}
+DATA=$(realpath -m "${DATA:-runs/verl/data}")
 mkdir -p "$DATA"
 # TRAIN and TEST: any source of `gtpo eval --problems`, such as a file.
 DAPO='hub:open-r1/DAPO-Math-17k-Processed?config=en&split=train&question=prompt&answer=solution'

@@ -2,6 +2,7 @@
 # Four nodes of 8 GPUs with 80 GB on Ray: Qwen2.5-32B-Instruct, 64 problems x 16 rollouts a step. Start Ray first
 # (`ray start --head` on one node, `ray start --address=HEAD:6379` on the others), then on the head node:
 # MODEL=path/to/cold-start recipes/verl/nodes.sh
+# The repository, the data and the model must lie under the same path on every node, with gtpo[verl] installed.
 # Not run by us on such nodes: the options are checked against verl 0.9.1, memory and time are those of `gtpo plan`.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"

@@ -49,6 +49,10 @@ class BackendError(GtpoError, RuntimeError):
     """The model that generates can't be had: its server is away, or refuses a request."""
 
 
+class ServerGoneError(BackendError):
+    """A server that generates has not answered anybody for as long as one is patient."""
+
+
 class VerifierError(GtpoError, RuntimeError):
     """A verifier broke (not: an answer was wrong)."""
 

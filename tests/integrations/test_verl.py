@@ -163,6 +163,9 @@ def test_a_batch_of_verl_gets_the_credit_of_gtpo(world, more, settings):
         assert not rewards[~mask.bool()].any()
     assert metrics["gtpo/pass_rate"] == 0.5
     assert metrics["gtpo/frac_masked"] == 0
+    assert not any("total" in name or "sum" in name for name in metrics if name.startswith("gtpo/")), (
+        "verl adds those up"
+    )
     tq.kv_clear(partition_id="train", keys=padded.keys)
 
 
@@ -205,6 +208,18 @@ def test_rollouts_of_another_agent_loop_are_refused(world):
     with pytest.raises(ConfigError, match="default_agent_loop=gtpo"):
         trainer._compute_advantage(with_old_log_probs(batch), {})
     tq.kv_clear(partition_id="train", keys=batch.keys)
+
+
+def test_rows_with_images_are_refused(world):
+    import asyncio
+
+    from gtpo.integrations.verl.agent_loop import GTPOAgentLoop
+
+    loop = object.__new__(GTPOAgentLoop)
+    loop._shared = None
+    picture = [{"role": "user", "content": [{"type": "image", "image": "x"}]}]
+    with pytest.raises(ConfigError, match="text only"):
+        asyncio.run(loop.run({}, raw_prompt=picture))
 
 
 def test_the_mode_that_verl_sees_is_its_own(world):
@@ -289,4 +304,8 @@ def test_options_with_a_slip_are_refused():
         LoopOptions.of({"max_turn": 3})
     with pytest.raises(ConfigError, match="must be a mapping"):
         AlgorithmOptions.of({"gtpo": "yes"})
+    with pytest.raises(ConfigError, match="for ablations under gtpo train only"):
+        AlgorithmOptions.of({"gtpo": {"turn_returns": False}})
+    limits = LoopOptions.of({"max_turns": 3}).limits(100, 400, max_model_len=300)
+    assert (limits.max_context, limits.max_total_tokens) == (300, 400)
     assert AlgorithmOptions.of({"gamma": 1.0}).credit == CreditSettings(), "verl's own gamma is a token's"

@@ -168,6 +168,27 @@ def test_the_command_reads_the_options_of_train(tmp_path, capsys):
     assert document["plan"]["server_gib"]["weights"] == pytest.approx(2 * KNOWN[document["model"]].parameters / GIB)
 
 
+def planned(tmp_path, *options):
+    out = tmp_path / "plan.json"
+    main(["plan", "--model", "Qwen/Qwen2.5-1.5B-Instruct", "--num_generations", "8", "--output", str(out), *options])
+    return json.loads(out.read_text())
+
+
+def test_options_mean_what_the_host_makes_of_them(tmp_path, capsys):
+    spread = ["--dtype", "bfloat16", "--devices", "2", "--sharding"]
+    weights = {kind: planned(tmp_path, *spread, kind)["workload"]["weight_bytes"] for kind in ("zero3", "fsdp2")}
+    assert weights == {"zero3": 2, "fsdp2": 4}, "accelerate trains float32 under FSDP 2"
+    assert planned(tmp_path)["workload"]["passes"] == 0
+    vllm = ["--use_vllm", "true", "--vllm_mode", "colocate"]
+    served = planned(tmp_path, *vllm)
+    assert served["workload"]["passes"] == 1, "the host corrects for vLLM's log-probabilities"
+    assert "vLLM's share" in served["plan"]["training_gib"]
+    asleep = planned(tmp_path, *vllm, "--vllm_enable_sleep_mode", "true")
+    assert "vLLM's share" not in asleep["plan"]["training_gib"]
+    once, twice = (planned(tmp_path, "--num_iterations", str(n))["plan"]["step_s"]["update"] for n in (1, 2))
+    assert twice == pytest.approx(once * (2 * 8 + 2) / 8)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

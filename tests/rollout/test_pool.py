@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gtpo.errors import BackendError, ConfigError
+from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout import Sampling
 from gtpo.rollout.backends import BackendPool, Generation, Request
 
@@ -14,8 +14,9 @@ from gtpo.rollout.backends import BackendPool, Generation, Request
 class Scripted:
     """A backend that counts; it fails from its `fails_at`-th request on."""
 
-    def __init__(self, max_context=100, fails_at=None):
+    def __init__(self, max_context=100, fails_at=None, error=None):
         self.max_context, self.fails_at = max_context, fails_at
+        self.error = error or ServerGoneError("gone")
         self.requests, self.finished, self.open = [], [], 0
 
     def serve(self, rollouts, *, sampling, end_ids, seed):
@@ -32,7 +33,7 @@ class Scripted:
         self.requests.append((request.rollout, request.turn))
         await asyncio.sleep(0.001)
         if self.fails_at is not None and len(self.requests) >= self.fails_at:
-            raise BackendError("gone")
+            raise self.error
         return Generation((request.rollout, request.turn))
 
     def finish(self, rollout):
@@ -77,10 +78,16 @@ def test_rollouts_of_a_lost_server_go_on_elsewhere():
 
 
 def test_without_any_server_left_it_is_an_error():
-    with pytest.raises(BackendError, match="gone"):
+    with pytest.raises(ServerGoneError, match="gone"):
         run([Scripted(fails_at=1), Scripted(fails_at=2)])
     with pytest.raises(ConfigError, match="at least one"):
         BackendPool([])
+
+
+def test_a_request_that_is_refused_costs_no_server():
+    refused = Scripted(fails_at=1, error=BackendError("refused"))
+    with pytest.raises(BackendError, match="refused"):
+        run([refused, Scripted()], rollouts=1)
 
 
 def test_the_shortest_context_counts():

@@ -85,6 +85,24 @@ def test_a_server_that_was_started_anew_in_the_middle_of_a_batch_is_given_the_ad
     assert loads == [sync.name] * 2, "once at the sync, and once for all requests that found it gone"
 
 
+def test_a_server_that_was_started_anew_before_the_rollouts_is_given_the_adapter_again(world):
+    server, sync, engine, tokenizer, loads = world
+    sync.sync_weights()
+    server.adapters = set()
+    assert len(roll_out(engine, sync.backend(tokenizer), 4)) == 4
+    assert loads == [sync.name] * 2
+
+
+def test_a_server_that_never_knows_the_model_is_an_error(world):
+    server, sync, engine, tokenizer, _ = world
+    sync.sync_weights()
+    backend = sync.backend(tokenizer)
+    usual = server.script
+    server.script = lambda body: (404, {"error": "no such model"}) if "model" in body else usual(body)
+    with pytest.raises(BackendError, match="404"):
+        roll_out(engine, backend, 2)
+
+
 def test_a_sync_waits_for_a_server_that_is_away(world):
     server, sync, engine, tokenizer, _ = world
     sync.sync_weights()

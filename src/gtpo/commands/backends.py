@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 import torch
 from trl import ModelConfig
 
-from gtpo.commands.arguments import load_model
-from gtpo.errors import ConfigError
+from gtpo.commands.arguments import load_model, say
+from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, TransformersBackend, VLLMBackend
 
 
@@ -74,19 +75,34 @@ def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any
         return VLLMBackend(_engine(args, model_args))
     if not args.base_url:
         raise ConfigError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    servers = [
-        OpenAIBackend(
-            url.strip(),
-            tokenizer,
-            model=args.served_model,
-            dialect=args.dialect,
-            api=args.api,
-            api_key=os.environ.get(args.api_key_variable),
-            max_context=args.max_context,
-        )
-        for url in args.base_url.split(",")
-    ]
-    return servers[0] if len(servers) == 1 else BackendPool(servers)
+    return _servers(args, tokenizer, args.base_url.split(","))
+
+
+def _servers(args: BackendArguments, tokenizer: Any, urls: Sequence[str]) -> Backend:
+    """One server, or those of several that answer."""
+    found: list[Backend] = []
+    for url in urls:
+        try:
+            found.append(_server(args, tokenizer, url.strip()))
+        except ServerGoneError as error:
+            if len(urls) == 1:
+                raise
+            say(f"left out: {error}")
+    if not found:
+        raise BackendError("none of the servers answers")
+    return found[0] if len(urls) == 1 else BackendPool(found)
+
+
+def _server(args: BackendArguments, tokenizer: Any, url: str) -> Backend:
+    return OpenAIBackend(
+        url,
+        tokenizer,
+        model=args.served_model,
+        dialect=args.dialect,
+        api=args.api,
+        api_key=os.environ.get(args.api_key_variable),
+        max_context=args.max_context,
+    )
 
 
 def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:

@@ -113,8 +113,9 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
     """
     if plan.devices < 1:
         raise ConfigError(f"devices must be at least 1, got {plan.devices}")
-    per_step = args.steps_per_generation or args.gradient_accumulation_steps
-    rollouts = args.generation_batch_size or args.per_device_train_batch_size * plan.devices * per_step
+    batch = args.per_device_train_batch_size * plan.devices
+    rollouts = args.generation_batch_size or batch * (args.steps_per_generation or args.gradient_accumulation_steps)
+    per_step = max(rollouts // batch, 1)
     if rollouts % (args.num_generations or 1):
         raise ConfigError(
             f"{rollouts} rollouts a step (per_device_train_batch_size x devices x gradient_accumulation_steps) are no "
@@ -126,7 +127,12 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
     completion = args.max_completion_length or 2048
     longest = min(completion, args.max_context - plan.prompt_tokens) if args.max_context else completion
     targets = model.lora_target_modules or ["all-linear"]
-    weight_bytes = 2 if model.dtype in ("bfloat16", "float16") else 4
+    bits16 = bool(args.bf16 is None or args.bf16 or args.fp16)
+    weight_bytes = 2 if model.dtype in ("bfloat16", "float16", "auto") else 4  # checkpoints of today are 16 bit
+    if plan.sharding == "fsdp2" and bits16 and not model.use_peft:
+        weight_bytes = 4  # accelerate trains float32 weights there, whatever they are loaded as
+    old = args.gradient_accumulation_steps % (per_step * args.num_iterations) != 0
+    old = old or (args.use_vllm and args.vllm_importance_sampling_correction)
     eight_bit = "8bit" in str(args.optim)
     trainable = (
         shape.lora_parameters(model.lora_r, [targets] if isinstance(targets, str) else targets)
@@ -149,13 +155,15 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         gpu_memory_utilization=0.9 if server else args.vllm_gpu_memory_utilization,
         rollout_batch=args.rollout_batch_size,
         weight_bytes=weight_bytes,
-        bits16=bool(args.bf16 is None or args.bf16 or args.fp16) or weight_bytes == 2,
+        bits16=bits16 or weight_bytes == 2,
         trainable=trainable,
         trainable_bytes=4 if trainable else weight_bytes,
         state_bytes=2 if eight_bit else 2 * (4 if trainable else weight_bytes),
         checkpointing=bool(args.gradient_checkpointing),
         reference=bool(args.beta) and not model.use_peft,
-        old_logprobs=args.num_iterations > 1 or per_step > args.gradient_accumulation_steps,
+        passes=bool(old) + bool(args.beta),
+        iterations=args.num_iterations,
+        sleep=args.use_vllm and args.vllm_mode == "colocate" and args.vllm_enable_sleep_mode,
         mfu=plan.mfu,
         bandwidth_share=plan.bandwidth_share,
     )

@@ -41,7 +41,9 @@ class Workload:
         trainable_bytes: of a trained weight.
         checkpointing: of gradients.
         reference: whether a second model gives reference log-probabilities (beta above 0, without an adapter).
-        old_logprobs: whether a pass before the update computes log-probabilities anew.
+        passes: passes without gradient before the update: old log-probabilities, reference ones.
+        iterations: times each rollout is trained on.
+        sleep: whether a colocated vLLM gives its memory back for the update.
         mfu: share of a device's arithmetic that training reaches.
         bandwidth_share: share of the bandwidth that decoding reaches.
     """
@@ -67,7 +69,9 @@ class Workload:
     trainable_bytes: int = 4
     checkpointing: bool = True
     reference: bool = False
-    old_logprobs: bool = False
+    passes: int = 0
+    iterations: int = 1
+    sleep: bool = False
     mfu: float = 0.35
     bandwidth_share: float = 0.5
 
@@ -144,7 +148,7 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
         else:
             rollout = {**idle, **{f"vLLM's {name}": size for name, size in where.items()}}
             engines = max(work.devices // work.tensor_parallel, 1)
-            if cache > 0:
+            if cache > 0 and not work.sleep:
                 update = {**update, "vLLM's share": share}
         if at_once < 1:
             problems.append(
@@ -179,7 +183,7 @@ def _help(parts: dict[str, float], work: Workload) -> str:
         "key-value cache": "a smaller rollout_batch_size, or vLLM",
         "optimizer": "LoRA (use_peft), optim adamw_8bit, or more devices under fsdp2",
         "gradients": "LoRA (use_peft), or more devices under fsdp2",
-        "weights": "dtype bfloat16, or more devices under fsdp2",
+        "weights": "more devices under fsdp2, or dtype bfloat16 (not under fsdp2, which trains float32)",
         "weights put together": "vLLM: with transformers each device generates with whole weights",
     }
     return f"the largest part is {largest}; {advice.get(largest, 'fewer or smaller parts, or more devices')}"
@@ -198,7 +202,7 @@ def _seconds(
     """
     arithmetic = device.tflops * 1e12
     tokens = work.rollouts * (work.prompt_tokens + work.mean_completion_tokens)
-    passes = (6 if whole else 4) + 2 * work.checkpointing + 2 * work.reference + 2 * work.old_logprobs
+    passes = work.iterations * ((6 if whole else 4) + 2 * work.checkpointing) + 2 * work.passes
     busy = shape.parameters - shape.embedding_parameters
     attention = shape.layers * shape.queries * (work.prompt_tokens + work.mean_completion_tokens)
     update = passes * (busy + attention) * tokens / (arithmetic * work.mfu * work.devices)

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
-from gtpo.errors import BackendError
+from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import LoopOptions
 from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
@@ -36,7 +36,7 @@ class GTPOAgentLoop(AgentLoopBase):
         options: see `LoopOptions`.
 
     Raises:
-        ConfigError: an option is unknown or can't be used, or the model's images or routed experts would be lost.
+        ConfigError: an option is unknown or can't be used, or routed experts are to be replayed, which are not kept.
         TemplateError: the chat template can't express a conversation with the tools.
         SandboxError: the sandbox can't start.
     """
@@ -44,8 +44,8 @@ class GTPOAgentLoop(AgentLoopBase):
     def __init__(self, *args: Any, options: Any = None, **kwargs: Any) -> None:
         kwargs.pop("tools", None)  # those of verl's own loop
         super().__init__(*args, **kwargs)
-        self._shared = _shared(self.tokenizer, LoopOptions.of(options), self.rollout_config)
-        self._template_kwargs = dict(self.apply_chat_template_kwargs)
+        template_kwargs = dict(self.apply_chat_template_kwargs)
+        self._shared = _shared(self.tokenizer, LoopOptions.of(options), self.rollout_config, template_kwargs)
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """One rollout.
@@ -60,6 +60,8 @@ class GTPOAgentLoop(AgentLoopBase):
             DataError: the prompt is longer than verl's prompt and response together.
         """
         shared = self._shared
+        if any(not isinstance(message["content"], str) for message in kwargs["raw_prompt"]):
+            raise ConfigError("the agent loop gtpo takes text only: a message's content must be text")
         problem = problem_of(kwargs)
         backend = VerlBackend(self.server_manager, sampling_params, shared.engine.limits.max_context or 0)
         batch = await shared.engine.run_async(
@@ -108,14 +110,17 @@ class _Shared:
 _SHARED: dict[str, _Shared] = {}
 
 
-def _shared(tokenizer: Any, options: LoopOptions, rollout: Any) -> _Shared:
+def _shared(tokenizer: Any, options: LoopOptions, rollout: Any, template_kwargs: dict[str, Any]) -> _Shared:
     """Made once for each set of options."""
-    limits = options.limits(rollout.prompt_length, rollout.response_length)
-    key = f"{id(tokenizer)} {options} {limits}"
+    if rollout.get("enable_rollout_routing_replay", False):
+        raise ConfigError("the agent loop gtpo keeps no routed experts: leave enable_rollout_routing_replay off")
+    limits = options.limits(rollout.prompt_length, rollout.response_length, rollout.max_model_len)
+    key = f"{id(tokenizer)} {options} {limits} {template_kwargs}"
     if key not in _SHARED:
         tools = options.make_tools()
         prompts = options.make_prompts([tool.spec for tool in tools])
-        engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, limits)
+        encoder = ChatEncoder(tokenizer, prompts.tool_format, template_kwargs=template_kwargs)
+        engine = RolloutEngine(encoder, tools, limits)
         _SHARED[key] = _Shared(engine, prompts, get_verifier(options.verifier))
     return _SHARED[key]
 

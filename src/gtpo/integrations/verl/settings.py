@@ -37,7 +37,10 @@ class AlgorithmOptions:
         found = _plain(algorithm.get("gtpo") if hasattr(algorithm, "get") else getattr(algorithm, "gtpo", None))
         similarity = found.pop("similarity", "lexical")
         _check_known("algorithm.gtpo", found, {item.name for item in fields(CreditSettings)}, "similarity")
-        return cls(CreditSettings(**found), similarity)
+        credit = CreditSettings(**found)
+        if not (credit.turn_returns and credit.turn_rewards):
+            raise ConfigError("algorithm.gtpo: turn_rewards and turn_returns are for ablations under gtpo train only")
+        return cls(credit, similarity)
 
 
 @dataclass
@@ -63,17 +66,19 @@ class LoopOptions(ToolArguments, PromptArguments):
         _check_known("options of the agent loop", found, {item.name for item in fields(cls)})
         return cls(**found)
 
-    def limits(self, prompt_length: int, response_length: int) -> RolloutLimits:
+    def limits(self, prompt_length: int, response_length: int, max_model_len: int | None = None) -> RolloutLimits:
         """Where a rollout ends at the latest.
 
         Args:
             prompt_length, response_length: verl's bounds, in tokens.
+            max_model_len: the servers' longest context, if it is set.
         """
+        longest = prompt_length + response_length
         return RolloutLimits(
             self.max_turns,
             self.max_turn_tokens,
             response_length,
-            prompt_length + response_length,
+            min(longest, max_model_len or longest),
             self.max_observation_tokens,
             self.max_repeated_tokens,
         )

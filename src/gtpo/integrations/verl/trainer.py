@@ -70,7 +70,10 @@ class TurnCredit(PPOTrainer):
         credit = assign_credit(facts, self.similarity, self.gtpo.credit)
         _put(batch, turn_ids, credit)
         real = [i for i, pad in enumerate(padding) if not pad]
-        metrics.update({f"gtpo/{name}": value for name, value in credit_metrics(facts, credit).items()})
+        figures = credit_metrics(facts, credit)
+        figures["reward/all"] = figures.pop("reward/total")  # verl adds up what is called total, over its sub-steps
+        figures.pop("rollouts/frac_masked", None)  # it would count padding
+        metrics.update({f"gtpo/{name}": value for name, value in figures.items()})
         metrics["gtpo/frac_masked"] = sum(facts[i].masked for i in real) / max(len(real), 1)
         turn_ids_B_T = torch.nn.utils.rnn.pad_sequence(turn_ids, batch_first=True, padding_value=-1)
         with turns_known(turn_ids_B_T, torch.tensor([fact.passed for fact in facts])):

@@ -22,13 +22,15 @@ from typing import Any, Literal
 
 import httpx
 
-from gtpo.errors import BackendError, ConfigError
+from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.rollout.settings import Sampling
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
+_RELOADS = 5
+"""Times that one request may find the model gone."""
 _CONNECTIONS = 16
 """Of one HTTP client: httpx looks at all of a client's connections for each request."""
 
@@ -83,6 +85,9 @@ class OpenAIBackend:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._transport: Any = transport
         known = {} if model and max_context else self._models()
+        if known and reload and model not in known:  # a server that was started anew
+            reload()
+            known = self._models()
         self.model = model or next(iter(known), "")
         if not self.model:
             raise ConfigError(f"{self.base_url}: the server lists no model; give its name")
@@ -108,7 +113,7 @@ class OpenAIBackend:
                 except httpx.TransportError as error:
                     cause = f"{type(error).__name__}: {error}"
                 if time.monotonic() + wait_s > deadline:
-                    raise BackendError(f"{self.base_url}: no server answers ({cause})")
+                    raise ServerGoneError(f"{self.base_url}: no server answers ({cause})")
                 time.sleep(wait_s)
                 wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         if answer.status_code != 200:
@@ -207,6 +212,7 @@ class _HttpServer:
         """The answer, however often it has to be asked for."""
         wait_s = _FIRST_WAIT_S
         asked_at = time.monotonic()
+        reloads = 0
         while True:
             try:
                 async with self._turnstile:
@@ -216,7 +222,8 @@ class _HttpServer:
                     self._answered_at = time.monotonic()
                     return answer.json()
                 cause = f"HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}"
-                if answer.status_code == 404 and self._backend.reload:
+                if answer.status_code == 404 and self._backend.reload and reloads < _RELOADS:
+                    reloads += 1
                     await self._reload(sent_at)
                 elif answer.status_code not in PASSING:
                     raise BackendError(f"{self._url}: {cause}")
@@ -225,7 +232,7 @@ class _HttpServer:
             except ValueError as error:
                 cause = f"not JSON: {error}"
             if time.monotonic() + wait_s > max(self._answered_at, asked_at) + self._backend.patience_s:
-                raise BackendError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
+                raise ServerGoneError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
             await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
@@ -244,6 +251,7 @@ class _HttpServer:
             if self._backend.reload and sent_at > self._reloaded_at:
                 await asyncio.to_thread(self._backend.reload)
                 self._reloaded_at = time.monotonic()
+        self._answered_at = max(self._answered_at, self._reloaded_at)  # the server did answer
 
     def _read(self, answer: Mapping[str, Any], request: Request) -> Generation:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from gtpo.errors import BackendError, ConfigError
+from gtpo.errors import ConfigError, ServerGoneError
 from gtpo.rollout.backends.base import Backend, Generation, Request, Server
 from gtpo.rollout.settings import Sampling
 
@@ -13,7 +13,7 @@ from gtpo.rollout.settings import Sampling
 class BackendPool:
     """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
 
-    One that can't be had any more (`BackendError`) is left out for the rest of the batch, and its rollouts go on
+    One that can't be had any more (`ServerGoneError`) is left out for the rest of the batch, and its rollouts go on
     elsewhere; sampling goes by rollout and turn, so where does not matter.
 
     Args:
@@ -47,7 +47,7 @@ class _PoolServer:
     def __init__(self, servers: Sequence[Server]) -> None:
         self._servers = list(servers)
         self._under_way = [0] * len(servers)
-        self._lost: dict[int, BackendError] = {}
+        self._lost: dict[int, ServerGoneError] = {}
         self._place: dict[int, int] = {}
 
     async def generate(self, request: Request) -> Generation:
@@ -56,7 +56,7 @@ class _PoolServer:
             place = self._place_of(request.rollout)
             try:
                 return await self._servers[place].generate(request)
-            except BackendError as error:
+            except ServerGoneError as error:
                 self._lost[place] = error
                 self.finish(request.rollout)
                 if len(self._lost) == len(self._servers):
@@ -74,6 +74,8 @@ class _PoolServer:
             self.finish(rollout)
         if rollout not in self._place:
             able = [i for i in range(len(self._servers)) if i not in self._lost]
+            if not able:
+                raise next(iter(self._lost.values()))
             self._place[rollout] = min(able, key=lambda i: self._under_way[i])
             self._under_way[self._place[rollout]] += 1
         return self._place[rollout]
