@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 SMALL = {
+    "plan": "",
     "traces": [],
     "cold-start": "--max_steps 2 --per_device_train_batch_size 2 --bf16 false --report_to none --disable_tqdm true",
     "train": "--max_steps 1 --num_generations 2 --per_device_train_batch_size 4 --max_turn_tokens 8 --bf16 false "
@@ -67,9 +68,10 @@ def test_the_commands_for_an_own_model_run_in_their_order(tmp_path, monkeypatch,
     commands = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
     commands = [command for command in commands if command[0] == "gtpo"]
     assert [command[1] for command in commands] == [
-        *("doctor", "traces", "cold-start", "train", "eval", "eval", "eval", "report", "compare")
+        *("doctor", "traces", "cold-start", "train", "eval", "eval", "eval", "report", "plan", "compare")
     ]
     Path("study.yaml").write_text(STUDY)
+    Path("run.yaml").write_text("model: model\nnum_generations: 8\n")
     for _, name, *argv in commands:
         small = SMALL[name]
         argv = ["model" if arg == "MODEL" else arg for arg in argv]
