@@ -8,7 +8,6 @@ server can read too, and has the server load it.
 from __future__ import annotations
 
 import shutil
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import httpx
 
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
-from gtpo.rollout.backends.openai import PASSING
+from gtpo.rollout.backends.openai import until_answered
 
 _LOAD_S = 300.0
 
@@ -113,27 +112,19 @@ class AdapterSync:
         self._tell("load_lora_adapter", body, gone=400, said="already")
 
     def _tell(self, what: str, body: dict[str, str], *, gone: int, said: str = "") -> None:
-        """Ask until the server answers; `gone` is the status, with `said` in it, of what is so already."""
+        """Tell the server; `gone` is the status, with `said` in it, of what is so already."""
         url = f"{self.url}/{what}"
-        deadline, wait_s = time.monotonic() + self.patience_s, 0.5
-        while True:
-            try:
-                answer = httpx.post(url, json=body, timeout=_LOAD_S)
-                if answer.status_code == 200 or (answer.status_code == gone and said in answer.text):
-                    return
-                cause = f"HTTP status {answer.status_code}: {answer.text[:500]}"
-                passing = answer.status_code in PASSING
-            except httpx.TransportError as error:
-                cause, passing = f"{type(error).__name__}: {error}", True
-            if not passing:
-                raise BackendError(
-                    f"{url}: {cause}. Start the server with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora "
-                    f"--max-lora-rank RANK, and let it see {self.folder} under the same path"
-                )
-            if time.monotonic() + wait_s > deadline:
-                raise BackendError(f"{url}: no answer for {self.patience_s:g} s ({cause})")
-            time.sleep(wait_s)
-            wait_s = min(2 * wait_s, 8.0)
+        answer = until_answered(
+            lambda: httpx.post(url, json=body, timeout=_LOAD_S),
+            self.patience_s,
+            f"{url}: no answer for {self.patience_s:g} s",
+        )
+        if answer.status_code != 200 and not (answer.status_code == gone and said in answer.text):
+            raise BackendError(
+                f"{url}: HTTP status {answer.status_code}: {answer.text[:500]}. Start the server with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank RANK, and let it see "
+                f"{self.folder} under the same path"
+            )
 
     def backend(self, tokenizer: Any) -> OpenAIBackend:
         """The server, sampling from the adapter as it was synced last."""

@@ -26,13 +26,39 @@ from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.rollout.settings import Sampling
 
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
 _RELOADS = 5
 """Times that one request may find the model gone."""
 _CONNECTIONS = 16
 """Of one HTTP client: httpx looks at all of a client's connections for each request."""
+
+
+def until_answered(ask: Callable[[], httpx.Response], patience_s: float, otherwise: str) -> httpx.Response:
+    """Ask until there is an answer that is about the request, and not about a server that is starting or overloaded.
+
+    Args:
+        ask: sends the request.
+        patience_s: how long to go on.
+        otherwise: what is said if there is none, before the cause.
+
+    Raises:
+        ServerGoneError: there was none.
+    """
+    deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
+    while True:
+        try:
+            answer = ask()
+            if answer.status_code not in _PASSING:
+                return answer
+            cause = f"HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}"
+        except httpx.TransportError as error:
+            cause = f"{type(error).__name__}: {error}"
+        if time.monotonic() + wait_s > deadline:
+            raise ServerGoneError(f"{otherwise} ({cause})")
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
 class OpenAIBackend:
@@ -102,20 +128,10 @@ class OpenAIBackend:
 
     def _models(self) -> dict[str, int | None]:
         """Names and longest contexts of the models that the server lists; an adapter has that of its base."""
-        deadline, wait_s = time.monotonic() + self.patience_s, _FIRST_WAIT_S
         with httpx.Client(headers=self._headers, timeout=30.0, transport=self._transport) as client:
-            while True:
-                try:
-                    answer = client.get(f"{self.base_url}/models")
-                    if answer.status_code not in PASSING:
-                        break
-                    cause = f"HTTP status {answer.status_code}"
-                except httpx.TransportError as error:
-                    cause = f"{type(error).__name__}: {error}"
-                if time.monotonic() + wait_s > deadline:
-                    raise ServerGoneError(f"{self.base_url}: no server answers ({cause})")
-                time.sleep(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            answer = until_answered(
+                lambda: client.get(f"{self.base_url}/models"), self.patience_s, f"{self.base_url}: no server answers"
+            )
         if answer.status_code != 200:
             raise ConfigError(f"{self.base_url}/models: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
         models = {model["id"]: model for model in answer.json().get("data", [])}
@@ -225,7 +241,7 @@ class _HttpServer:
                 if answer.status_code == 404 and self._backend.reload and reloads < _RELOADS:
                     reloads += 1
                     await self._reload(sent_at)
-                elif answer.status_code not in PASSING:
+                elif answer.status_code not in _PASSING:
                     raise BackendError(f"{self._url}: {cause}")
             except httpx.TransportError as error:
                 cause = f"{type(error).__name__}: {error}"
