@@ -17,6 +17,7 @@ from audit_support import (
     told,
     with_mask,
 )
+from quiet import QUIET
 
 from gtpo.audit import AuditBatch, Kind, audit
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
@@ -65,10 +66,7 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
         num_iterations=2,  # makes the host compute old_per_token_logps
         max_steps=1,
         temperature=0.7,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
     )
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
     trainer = GTPOTrainer(

@@ -178,7 +178,7 @@ def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_counted(world):
     trainer, batch = verl_world.roll_out(config, world.tokenizer, ["masked"])
     data = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["extra_fields"])
     said = [dict(getattr(value, "data", value)) for value in data["extra_fields"]]
-    lost = next(i for i, fields in enumerate(said) if fields["gtpo"]["calls"] == 0)
+    lost = next(i for i, fields in enumerate(said) if not fields["gtpo"]["has_call"])
     said[lost]["gtpo"] = {**said[lost]["gtpo"], "masked": True}
     tq.kv_batch_put(
         keys=batch.keys,

@@ -20,6 +20,7 @@ import torch
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 from peft import LoraConfig
+from quiet import QUIET
 from test_real_vllm import MODEL, VLLMServer, free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -121,12 +122,7 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
         max_steps=STEPS,
         learning_rate=5e-3,
         lr_scheduler_type="constant",
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
     )
     for url in urls:
         deadline = time.monotonic() + 60

@@ -16,6 +16,7 @@ import time
 
 import pytest
 import torch
+from quiet import QUIET
 
 from gtpo.audit import AuditBatch, audit
 from gtpo.errors import BackendError, ConfigError
@@ -268,12 +269,7 @@ def trained(tokenizer, folder, options, **more):
         num_generations=4,
         per_device_train_batch_size=8,
         max_steps=2,
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
         **options,
     )
     problems = [Problem(id=str(i), question=f"{i}+1?", answer=str(i + 1)) for i in range(8)]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from quiet import QUIET
 
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
@@ -48,13 +49,8 @@ def main(run_dir: str, kind: str) -> None:
         per_device_train_batch_size=4,
         max_steps=2,
         learning_rate=1e-3,
-        bf16=False,
         use_cpu=True,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
         overwrite=True,
     )
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)

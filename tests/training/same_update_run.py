@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.utils import gather_object
+from quiet import QUIET
 
 from gtpo.rollout.loop import RolloutBatch
 from gtpo.sandbox import LocalSandbox
@@ -95,13 +96,8 @@ def main(folder: str, processes: str, algorithm: str) -> None:
         optim="sgd",  # Adam divides by gradients that may be nothing but rounding
         lr_scheduler_type="constant",
         max_grad_norm=1e9,
-        bf16=False,
         use_cpu=not sharded,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **QUIET,
         overwrite=True,
     )
     found = {"advantages": [], "rewards": [], "losses": []}

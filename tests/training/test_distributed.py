@@ -14,14 +14,21 @@ import torch
 from gtpo.errors import ConfigError
 from gtpo.training.host import whole_weights
 
+ENV = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+}
+"""Of the scripts that are started; they import what tests share."""
+
 
 def run(script, folder, *options):
     """What two processes saw."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(
         [*command, str(Path(__file__).with_name(script)), str(folder), *options],
-        env=env,
+        env=ENV,
         capture_output=True,
         text=True,
         timeout=280,
@@ -71,7 +78,7 @@ def update(folder, processes, algorithm, launch=None):
         str(processes),
         algorithm,
     ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "DS_ACCELERATOR": "cpu"}
+    env = {**ENV, "DS_ACCELERATOR": "cpu"}
     if launch:
         options = ["--config_file", str(LAUNCH / f"{launch}.yaml"), "--num_processes", str(processes)]
         options += ["--mixed_precision", "no", "--main_process_port", "0"]
