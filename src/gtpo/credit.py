@@ -103,7 +103,7 @@ def rollout_facts(
         passed=passed,
         invalid_turns=tuple(
             bool(turn.invalid_calls)
-            or (penalize_syntax_errors and any(not parses(call.code) for call in turn.valid_calls))
+            or (penalize_syntax_errors and any(not _parses(call.code) for call in turn.valid_calls))
             for turn in trajectory.turns
         ),
         has_call=trajectory.num_calls > 0,
@@ -112,7 +112,7 @@ def rollout_facts(
     )
 
 
-def parses(code: str) -> bool:
+def _parses(code: str) -> bool:
     """Whether code is Python, for `penalize_syntax_errors`."""
     try:
         ast.parse(code)

@@ -1,8 +1,8 @@
 """The agent loop `gtpo`: our multi-turn rollout, sandbox and verifier on verl's model servers.
 
 An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
-score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, stands what turn rewards and shaping need
-(`gtpo.credit.RolloutFacts`), for `gtpo.integrations.verl.trainer`.
+score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, is what the trainer makes
+turn rewards of: `gtpo.credit.RolloutFacts` but for the group, and the tokens of each turn.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
+from gtpo.credit import rollout_facts
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
-from gtpo.integrations.verl.settings import LoopOptions
+from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
 from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
 from gtpo.rollout.backends.base import Generation, Request, Server
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
-from gtpo.types import StopReason, Trajectory
+from gtpo.types import Trajectory
 
 
 @register("gtpo")
@@ -46,6 +47,7 @@ class GTPOAgentLoop(AgentLoopBase):
         super().__init__(*args, **kwargs)
         template_kwargs = dict(self.apply_chat_template_kwargs)
         self._shared = _shared(self.tokenizer, LoopOptions.of(options), self.rollout_config, template_kwargs)
+        self._penalize_syntax_errors = AlgorithmOptions.of(self.config.algorithm).credit.penalize_syntax_errors
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """One rollout.
@@ -88,10 +90,23 @@ class GTPOAgentLoop(AgentLoopBase):
                 "turn_scores": [],
                 "tool_rewards": [],
                 "reward_extra_info": {"acc": float(verdict.passed)},
-                "gtpo": facts_of(trajectory, verdict),
+                "gtpo": self._facts(trajectory, verdict.passed),
                 **backend.versions,
             },
         )
+
+    def _facts(self, trajectory: Trajectory, passed: bool) -> dict[str, Any]:
+        """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue."""
+        facts = asdict(
+            rollout_facts(trajectory, passed=passed, group_id=0, penalize_syntax_errors=self._penalize_syntax_errors)
+        )
+        del facts["group_id"]
+        return {
+            **facts,
+            "invalid_turns": list(facts["invalid_turns"]),
+            "stop_reason": trajectory.stop_reason.value,
+            "turn_tokens": [len(turn.token_ids) for turn in trajectory.turns],
+        }
 
 
 @dataclass(frozen=True)
@@ -123,19 +138,6 @@ def _shared(tokenizer: Any, options: LoopOptions, rollout: Any, template_kwargs:
         engine = RolloutEngine(encoder, tools, limits)
         _SHARED[key] = _Shared(engine, prompts, get_verifier(options.verifier))
     return _SHARED[key]
-
-
-def facts_of(trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
-    """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue."""
-    return {
-        "passed": verdict.passed,
-        "invalid_turns": [bool(turn.invalid_calls) for turn in trajectory.turns],
-        "codes": [[call.code for call in turn.valid_calls] for turn in trajectory.turns],
-        "calls": trajectory.num_calls,
-        "stop_reason": trajectory.stop_reason.value,
-        "masked": trajectory.stop_reason is StopReason.INFRA,
-        "turn_tokens": [len(turn.token_ids) for turn in trajectory.turns],
-    }
 
 
 class VerlBackend:

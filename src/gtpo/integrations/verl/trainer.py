@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from gtpo.credit import Credit, RolloutFacts, assign_credit, credit_metrics, parses
+from gtpo.credit import Credit, RolloutFacts, assign_credit, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.estimator import turns_known
 from gtpo.integrations.verl.settings import AlgorithmOptions
@@ -61,9 +61,7 @@ class TurnCredit(PPOTrainer):
         said = [
             _said(value, row_is_padding) for value, row_is_padding in zip(found["extra_fields"], padding, strict=True)
         ]
-        facts = rollout_facts(
-            [str(getattr(uid, "data", uid)) for uid in found["uid"]], said, self.gtpo.credit.penalize_syntax_errors
-        )
+        facts = facts_of([str(getattr(uid, "data", uid)) for uid in found["uid"]], said)
         turn_ids = [
             turn_ids_of(mask, None if fact.masked else row) for mask, fact, row in zip(masks, facts, said, strict=True)
         ]
@@ -93,21 +91,16 @@ def _said(value: Any, is_padding: bool) -> Mapping[str, Any] | None:
     return fields["gtpo"]
 
 
-def rollout_facts(
-    uids: Sequence[str], said: Sequence[Mapping[str, Any] | None], penalize_syntax_errors: bool
-) -> list[RolloutFacts]:
+def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> list[RolloutFacts]:
     """The rollouts of a batch as credit wants them; padding is masked."""
     groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
     return [
         RolloutFacts(
             group_id=groups[uid],
             passed=bool(row["passed"]),
-            invalid_turns=tuple(
-                bool(invalid) or (penalize_syntax_errors and not all(map(parses, codes)))
-                for invalid, codes in zip(row["invalid_turns"], row["codes"], strict=True)
-            ),
-            has_call=row["calls"] > 0,
-            code="\n".join(code for codes in row["codes"] for code in codes),
+            invalid_turns=tuple(map(bool, row["invalid_turns"])),
+            has_call=bool(row["has_call"]),
+            code=row["code"],
             masked=bool(row["masked"]),
         )
         if row is not None
