@@ -6,15 +6,11 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 python3 -m verl.trainer.main_ppo "${COMMON[@]}" \
   actor_rollout_ref.model.path="${MODEL:-Qwen/Qwen2.5-7B-Instruct}" \
-  actor_rollout_ref.actor.strategy=fsdp2 \
   actor_rollout_ref.actor.ulysses_sequence_parallel_size=2 \
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu=18432 \
   actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=36864 \
   actor_rollout_ref.rollout.tensor_model_parallel_size=1 \
-  actor_rollout_ref.rollout.gpu_memory_utilization=0.7 \
   data.train_batch_size=32 \
   actor_rollout_ref.actor.ppo_mini_batch_size=32 \
   trainer.nnodes=1 \
-  trainer.n_gpus_per_node=8 \
-  trainer.experiment_name=qwen2.5-7b-gtpo \
-  trainer.total_training_steps=200 "$@"
+  trainer.experiment_name=qwen2.5-7b-gtpo "$@"

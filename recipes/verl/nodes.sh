@@ -8,18 +8,14 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 python3 -m verl.trainer.main_ppo "${COMMON[@]}" \
   actor_rollout_ref.model.path="${MODEL:-Qwen/Qwen2.5-32B-Instruct}" \
-  actor_rollout_ref.actor.strategy=fsdp2 \
   actor_rollout_ref.actor.ulysses_sequence_parallel_size=4 \
   actor_rollout_ref.actor.ppo_max_token_len_per_gpu=9216 \
   actor_rollout_ref.actor.fsdp_config.param_offload=true \
   actor_rollout_ref.actor.fsdp_config.optimizer_offload=true \
   actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu=18432 \
   actor_rollout_ref.rollout.tensor_model_parallel_size=4 \
-  actor_rollout_ref.rollout.gpu_memory_utilization=0.7 \
   actor_rollout_ref.rollout.agent.num_workers=16 \
   data.train_batch_size=64 \
   actor_rollout_ref.actor.ppo_mini_batch_size=32 \
   trainer.nnodes=4 \
-  trainer.n_gpus_per_node=8 \
-  trainer.experiment_name=qwen2.5-32b-gtpo \
-  trainer.total_training_steps=200 "$@"
+  trainer.experiment_name=qwen2.5-32b-gtpo "$@"

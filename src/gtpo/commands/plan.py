@@ -101,7 +101,6 @@ def hardware(args: PlanArguments) -> Hardware:
         args.device_memory_gib or known.memory_gib,
         args.device_tflops or known.tflops,
         args.device_bandwidth_gbs or known.bandwidth_gbs,
-        known.link_gbs,
     )
 
 
@@ -133,12 +132,12 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         weight_bytes = 4  # accelerate trains float32 weights there, whatever they are loaded as
     old = args.gradient_accumulation_steps % (per_step * args.num_iterations) != 0
     old = old or (args.use_vllm and args.vllm_importance_sampling_correction)
-    eight_bit = "8bit" in str(args.optim)
     trainable = (
         shape.lora_parameters(model.lora_r, [targets] if isinstance(targets, str) else targets)
         if model.use_peft
         else None
     )
+    trainable_bytes = 4 if trainable else weight_bytes
     return Workload(
         rollouts=rollouts,
         micro_batch=args.per_device_train_batch_size,
@@ -157,8 +156,8 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         weight_bytes=weight_bytes,
         bits16=bits16 or weight_bytes == 2,
         trainable=trainable,
-        trainable_bytes=4 if trainable else weight_bytes,
-        state_bytes=2 if eight_bit else 2 * (4 if trainable else weight_bytes),
+        trainable_bytes=trainable_bytes,
+        state_bytes=2 if "8bit" in str(args.optim) else 2 * trainable_bytes,
         checkpointing=bool(args.gradient_checkpointing),
         reference=bool(args.beta) and not model.use_peft,
         passes=bool(old) + bool(args.beta),

@@ -113,6 +113,7 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
     static = static_bytes(shape, trainable, work.weight_bytes, work.trainable_bytes, work.state_bytes, spread)
     if work.reference:
         static["reference model"] = shape.parameters * work.weight_bytes / spread.weights
+    used_bytes = 2 if work.bits16 else work.weight_bytes  # of a number that is calculated with
     longest = work.prompt_tokens + work.completion_tokens
     whole = trainable == shape.parameters
     update = {
@@ -120,9 +121,8 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
         "activations": activation_bytes(shape, work.micro_batch * longest, work.bits16, work.checkpointing, whole),
     }
     if spread.weights > 1:  # one layer at a time is put together, and the next one fetched
-        update["gathered layers"] = 2 * shape.parameters / shape.layers * (2 if work.bits16 else work.weight_bytes)
-    kv = kv_bytes_per_token(shape, 2 if work.bits16 else work.weight_bytes)
-    copies = 2 if work.bits16 else work.weight_bytes
+        update["gathered layers"] = 2 * shape.parameters / shape.layers * used_bytes
+    kv = kv_bytes_per_token(shape, used_bytes)
     idle = {name: static[name] for name in static if name != "gradients"}
     budget = device.memory_gib * GIB * USABLE - OVERHEAD_GIB * GIB
     rollout: dict[str, float] = {}
@@ -138,7 +138,7 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
             rollout["weights in 16 bit"] = shape.parameters * 2
         engines = work.devices
     else:
-        weights = shape.parameters * copies / work.tensor_parallel
+        weights = shape.parameters * used_bytes / work.tensor_parallel
         share = device.memory_gib * GIB * work.gpu_memory_utilization
         cache = share - weights - 1.0 * GIB  # its activations and graphs
         where = {"weights": weights, "key-value cache": max(cache, 0.0)}
