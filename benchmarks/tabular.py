@@ -29,17 +29,18 @@ from gtpo.tabular import (
     sampled_expectation,
 )
 
+KEEP = {"on_uniform_outcome": "keep"}
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
-    "gtpo pooled": {},
-    "gtpo initial": {"scope": "initial"},
-    "gtpo turn": {"scope": "turn"},
+    "gtpo pooled": KEEP,
+    "gtpo initial": {"scope": "initial", **KEEP},
+    "gtpo turn": {"scope": "turn", **KEEP},
     "gtpo pooled, uniform zero": {"on_uniform_outcome": "zero"},
     "gtpo turn, uniform zero": {"scope": "turn", "on_uniform_outcome": "zero"},
-    "gtpo without turn rewards": {"turn_rewards": False},
-    "gtpo without turn returns": {"turn_returns": False},
-    "gtpo without shaping": {"alpha": 0.0},
-    "gtpo, gamma 1": {"gamma": 1.0},
+    "gtpo without turn rewards": {"turn_rewards": False, **KEEP},
+    "gtpo without turn returns": {"turn_returns": False, **KEEP},
+    "gtpo without shaping": {"alpha": 0.0, **KEEP},
+    "gtpo, gamma 1": {"gamma": 1.0, **KEEP},
     "mt_grpo": {"algorithm": "mt_grpo"},
     "dr_grpo": {"algorithm": "dr_grpo"},
     "rloo": {"algorithm": "rloo"},

@@ -176,8 +176,8 @@ def test_metrics_of_a_batch():
 
 def test_a_success_below_the_mean_of_its_group_is_counted_as_negative():
     batch = [facts(invalid=(False,) * 4, code="a"), *[facts(code="a")] * 5]
-    metrics = credit_metrics(batch, assign_credit(batch, FixedSimilarity(), CreditSettings()))
-    assert metrics["advantage/frac_negative_on_success"] == pytest.approx(3 / 9)
+    credit = assign_credit(batch, FixedSimilarity(), CreditSettings(on_uniform_outcome="keep"))
+    assert credit_metrics(batch, credit)["advantage/frac_negative_on_success"] == pytest.approx(3 / 9)
 
 
 def trajectory(*turns, stop=StopReason.ANSWER):

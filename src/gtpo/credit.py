@@ -37,7 +37,8 @@ class CreditSettings:
         alpha: weight of the shaped reward of failed rollouts, in [0, 1]. The paper's: 0.5; 0 turns shaping off.
         format_penalty: reward of a turn with an invalid call, at most 0. The paper's: -0.1.
         scope: set over which returns are normalised: pooled, initial or turn.
-        on_uniform_outcome: keep or zero the advantages of groups that all passed or all failed.
+        on_uniform_outcome: keep (the formulas as they stand) or zero (our evidence, docs/results.md) the advantages of
+            groups that all passed or all failed.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
         turn_rewards: False, for ablations: the sum of a rollout's rewards stands at its last turn.
         turn_returns: False, for ablations: each turn gets the sum of the rollout's rewards, normalised over rollouts.
@@ -48,7 +49,7 @@ class CreditSettings:
     alpha: float = 0.5
     format_penalty: float = -0.1
     scope: str = "pooled"
-    on_uniform_outcome: str = "keep"
+    on_uniform_outcome: str = "zero"
     penalize_syntax_errors: bool = False
     turn_rewards: bool = True
     turn_returns: bool = True

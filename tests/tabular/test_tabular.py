@@ -168,8 +168,10 @@ def test_every_algorithm_learns_the_process(algorithm):
 def test_with_rare_success_gtpo_learns_the_format_first_and_zeroing_uniform_groups_mends_that():
     process = CallProcess(3, 8)
     logits = policy_with_success(process, 0.02)
-    keep = learn(process, logits, seeds=8, steps=20, seed=1)
-    zero = learn(process, logits, settings=CreditSettings(on_uniform_outcome="zero"), seeds=8, steps=20, seed=1)
+    keep, zero = (
+        learn(process, logits, settings=CreditSettings(on_uniform_outcome=rule), seeds=8, steps=20, seed=1)
+        for rule in ("keep", "zero")
+    )
     assert keep.invalid_N_T[:, 19].mean() < 0.5 * keep.invalid_N_T[:, 0].mean()
     assert keep.success_N_T[:, -1].mean() < 0.5 * zero.success_N_T[:, -1].mean()
 

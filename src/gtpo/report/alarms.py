@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from gtpo.advice import where_success_is_rare
+
 Metrics = Sequence[Mapping[str, float]]
 """One mapping a step."""
 
@@ -114,14 +116,8 @@ def _above(name: str, bound: float, title: str, meaning: str) -> Callable[..., I
 
 def _all_fail(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
     share = _last(metrics, "groups/frac_all_failed")
-    keeps = settings.get("on_uniform_outcome") == "keep" and settings.get("algorithm") == "gtpo"
     if share is not None and share > 0.5:
-        meaning = (
-            "With on_uniform_outcome keep the format penalty is their only signal, at full size: the policy learns to "
-            "call well and not to succeed. Use zero."
-            if keeps
-            else "They teach nothing; easier problems or larger groups would."
-        )
+        meaning = where_success_is_rare(settings) or "They teach nothing; easier problems or larger groups would."
         yield Alarm(
             "most groups fail altogether", f"{share:.0%} of the groups in the last steps. {meaning}", "pass_rate"
         )

@@ -41,16 +41,17 @@ def fate_of(trajectory: Trajectory, *, has_answer: bool, void: Fate, cut: Fate) 
 
 
 class FailureWatch:
-    """Says once that most groups fail altogether, and what that does under `on_uniform_outcome: keep`.
+    """Says once that most groups fail altogether.
 
-    In such a group the format penalty is the only signal, and the division by the deviation gives it full size: the
-    policy learns to call well and not to succeed (`docs/results/tabular.md`).
+    Args:
+        advice: what the settings do there (`gtpo.advice.where_success_is_rare`); None: nothing is said.
     """
 
     STEPS = 5
     SHARE = 0.5
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str | None) -> None:
+        self._advice = advice
         self._recent: deque[float] = deque(maxlen=self.STEPS)
         self._said = False
 
@@ -58,11 +59,10 @@ class FailureWatch:
         """Take note of a step; returns the sentence when it is time for it."""
         self._recent.append(frac_all_failed)
         mean = sum(self._recent) / len(self._recent)
-        if self._said or len(self._recent) < self.STEPS or mean <= self.SHARE:
+        if self._said or self._advice is None or len(self._recent) < self.STEPS or mean <= self.SHARE:
             return None
         self._said = True
         return (
-            f"in the last {self.STEPS} steps {mean:.0%} of the groups failed altogether. With on_uniform_outcome "
-            "'keep' the format penalty is their only signal, at full size, and success may be unlearnt: use "
-            "--on_uniform_outcome zero, easier problems, larger groups or a longer cold start"
+            f"in the last {self.STEPS} steps {mean:.0%} of the groups failed altogether. {self._advice} Easier "
+            "problems, larger groups or a longer cold start help too."
         )

@@ -46,7 +46,11 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
         metadata={"help": "Returns are normalised over all turns of the group, first turns, or turns of one index."},
     )
     on_uniform_outcome: Literal["keep", "zero"] = field(
-        default="keep", metadata={"help": "Keep or zero the advantages of groups that all passed or all failed."}
+        default="zero",
+        metadata={
+            "help": "Keep or zero the advantages of groups that all passed or all failed. keep: the formulas as they "
+            "stand; zero: by our own evidence, docs/results.md."
+        },
     )
     penalize_syntax_errors: bool = field(
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}

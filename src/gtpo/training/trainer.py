@@ -19,7 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from gtpo import functional as F
+from gtpo.advice import where_success_is_rare
 from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine
@@ -111,7 +112,8 @@ class GTPOTrainer(GRPOTrainer):
         self.recorder = recorder
         self.progress = progress or StepProgress(enabled=False)
         self.credit_settings = args.credit_settings()
-        self._failures = FailureWatch()
+        said = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(self.credit_settings)}
+        self._failures = FailureWatch(where_success_is_rare(said))
         self._pieces = TokenPieces(encoder.decode)
         self._round = _Round(())
         self._seconds: dict[str, float] = defaultdict(float)
@@ -247,7 +249,7 @@ class GTPOTrainer(GRPOTrainer):
         counts = gather_object([rollout_counts(trajectories)])
         self._add_metrics("train" if training else "eval", {**metrics, **rollout_metrics(counts)})
         if training and self.accelerator.is_main_process:
-            self._watch(metrics["groups/frac_all_failed"])
+            self._warn(metrics["groups/frac_all_failed"])
         if training and self._records_now():
             start = time.perf_counter()
             rows = gather_object(rollout_rows(trajectories, problems, verdicts, credit, first, self._pieces, facts))
@@ -279,10 +281,8 @@ class GTPOTrainer(GRPOTrainer):
             turn_ids_B_T[row, : len(turn_ids)] = torch.tensor(turn_ids)
         return F.spread_to_tokens(credit.advantages_B_K[first : first + len(trajectories)], turn_ids_B_T)
 
-    def _watch(self, frac_all_failed: float) -> None:
-        settings = self.credit_settings
-        at_risk = self.args.algorithm == "gtpo" and settings.on_uniform_outcome == "keep" and settings.turn_rewards
-        if at_risk and settings.format_penalty < 0 and (said := self._failures.note(frac_all_failed)):
+    def _warn(self, frac_all_failed: float) -> None:
+        if said := self._failures.note(frac_all_failed):
             self.progress.say(f"gtpo: step {self.state.global_step + 1}: {said}")
 
     def _records_now(self) -> bool:

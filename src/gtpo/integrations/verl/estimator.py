@@ -67,7 +67,7 @@ def gtpo_advantage(
     if known is None and settings.on_uniform_outcome == "zero":
         raise ConfigError(
             "algorithm.gtpo.on_uniform_outcome=zero needs to know which rollouts passed: use "
-            "trainer.v1.trainer_mode=gtpo_sync"
+            "trainer.v1.trainer_mode=gtpo_sync, or +algorithm.gtpo.on_uniform_outcome=keep"
         )
     with torch.no_grad():
         turn_ids_B_T = F.turn_ids_from_mask(response_mask) if known is None else known[0].to(response_mask.device)

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from gtpo.advice import where_success_is_rare
+from gtpo.credit import CreditSettings
+
+
+@pytest.mark.parametrize(
+    ("options", "turns", "expected"),
+    [
+        ({}, 7, []),
+        ({}, 8, ["gamma^7 = 0.48"]),
+        ({"gamma": 1.0}, 50, []),
+        ({"alpha": 0.0}, 50, []),
+        ({"gamma": 0.5}, 3, ["gamma^2 = 0.25"]),
+        ({"turn_returns": False}, 8, []),
+        ({"on_uniform_outcome": "keep"}, 7, ["on_uniform_outcome zero"]),
+        ({"on_uniform_outcome": "keep", "format_penalty": 0.0}, 7, []),
+        ({"on_uniform_outcome": "keep", "turn_rewards": False}, 7, []),
+        ({"on_uniform_outcome": "keep"}, 8, ["on_uniform_outcome zero", "use gamma 1"]),
+    ],
+)
+def test_what_is_said(options, turns, expected):
+    settings = {"algorithm": "gtpo", "max_turns": turns, **asdict(CreditSettings(**options))}
+    said = where_success_is_rare(settings)
+    assert (said is None) == (not expected)
+    assert all(part in said for part in expected)
+    assert where_success_is_rare({**settings, "algorithm": "grpo"}) is None
+
+
+def test_what_is_not_known_is_not_held_against_a_run():
+    assert where_success_is_rare({"algorithm": "gtpo", "gamma": "nan", "alpha": 0.5, "max_turns": None}) is None
