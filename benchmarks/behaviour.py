@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=Path)
     for study in parser.parse_args().studies:
         print(f"\n{study.name}\n")
-        print_table(list(variant_rows(study)))
+        print(table(list(variant_rows(study))))
 
 
 def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
@@ -103,12 +103,16 @@ def failed_similarity(rows: Sequence[dict[str, Any]]) -> float | None:
     return fmean(values) if values else None
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """In Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for row in rows:
         cells = (row.get(name, "") for name in names)
-        print("| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""Put the tables of studies into a page, from the reports that `gtpo compare` wrote.
+
+    python benchmarks/study_tables.py [docs/results.md] [--studies runs/studies]
+
+A table stands between `<!-- table: KIND NAME ... -->` and `<!-- end -->`; KIND is
+
+    family STUDY VARIANT ...     final pass rate, area, turns, invalid calls, and differences from the baseline
+    brief STUDY VARIANT ...      the same with fewer columns
+    rates STUDY ...              the search over the learning rate: `grpo`, `gtpo` and their `_lr_RATE`
+    behaviour STUDY ...          that of benchmarks/behaviour.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from behaviour import table as behaviour_table
+from behaviour import variant_rows
+
+_PART = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_RATE = "1e-4"
+"""That of the variants whose names give none."""
+
+
+class Tables:
+    """Tables of the studies in a folder.
+
+    Args:
+        studies: the folder.
+    """
+
+    def __init__(self, studies: Path) -> None:
+        self.studies = studies
+
+    def make(self, words: str) -> str:
+        """The table of a marker.
+
+        Raises:
+            SystemExit: the marker says something else than is known.
+        """
+        kind, *rest = shlex.split(words)
+        if kind in ("family", "brief"):
+            return self.study(rest[0], rest[1:], whole=kind == "family")
+        if kind == "rates":
+            return self.rates(rest)
+        if kind == "behaviour":
+            return "\n\n".join(
+                f"*{name}*\n\n{behaviour_table(list(variant_rows(self.studies / name)))}" for name in rest
+            )
+        raise SystemExit(f"a table of kind {kind!r}: known are family, brief, rates, behaviour")
+
+    def report(self, name: str) -> dict[str, Any]:
+        """What `gtpo compare` wrote about a study."""
+        return json.loads((self.studies / name / "report.json").read_text())
+
+    def study(self, name: str, variants: Sequence[str], whole: bool) -> str:
+        """A row a variant."""
+        report = self.report(name)
+        known = report["final"]
+        head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final, less GRPO's", "p"]
+        rows = [[*head, "area, less GRPO's", "p", "equal time, less GRPO's"] if whole else head]
+        for variant in variants:
+            cells = [cell["result"] for cell in report["cells"][variant].values()]
+            row = [
+                variant,
+                str(known[variant]["seeds"]),
+                _interval(known[variant]),
+                _interval(report["area"][variant]),
+                f"{fmean(cell['turns_per_rollout'] for cell in cells):.2f}",
+                f"{fmean(cell['invalid_calls_per_rollout'] for cell in cells):.3f}",
+            ]
+            difference = report["differences"].get(variant, {})
+            for part in ("final", "area") if whole else ("final",):
+                row += [_interval(difference.get(part), "+"), _p(difference.get(part))]
+            if whole:  # only these two ran side by side
+                row.append(_interval(difference.get("equal_time"), "+") if variant == "gtpo" else "")
+            rows.append(row)
+        return _markdown(rows)
+
+    def rates(self, names: Sequence[str]) -> str:
+        """The search over the learning rate."""
+        rows = [["family", "learning rate", "GRPO", "GTPO", "seeds"]]
+        for name in names:
+            final = self.report(name)["final"]
+            others = {variant.partition("_lr_")[2] for variant in final if variant.startswith(("grpo_lr_", "gtpo_lr_"))}
+            for rate in sorted({_RATE, *others}, key=float):
+                end = "" if rate == _RATE else f"_lr_{rate}"
+                sides = [final[f"{algorithm}{end}"] for algorithm in ("grpo", "gtpo")]
+                seeds = ", ".join(str(side["seeds"]) for side in sides)
+                rows.append([name, rate, *map(_interval, sides), seeds])
+        return _markdown(rows)
+
+
+def _interval(found: dict[str, Any] | None, sign: str = "") -> str:
+    if not found or found.get("mean") is None:
+        return ""
+    text = f"{found['mean']:{sign}.3f}"
+    return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+
+
+def _p(found: dict[str, Any] | None) -> str:
+    return f"{found['p_value']:.3f}" if found and found["p_value"] is not None else ""
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", nargs="?", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--studies", type=Path, default=Path("runs/studies"))
+    args = parser.parse_args()
+    page = args.page.read_text()
+    tables = Tables(args.studies)
+    made = _PART.sub(lambda found: f"{found[1]}{tables.make(found[2])}\n{found[3]}", page)
+    args.page.write_text(made)
+    print(f"{args.page}: {len(_PART.findall(page))} tables")
+
+
+if __name__ == "__main__":
+    main()
