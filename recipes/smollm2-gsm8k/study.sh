@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The study of study.yaml. From the repository's root, after run.sh: recipes/smollm2-gsm8k/study.sh DATA_FOLDER
+# The study of study.yaml. From the repository's root, after run.sh:
+# recipes/smollm2-gsm8k/study.sh DATA_FOLDER [options of gtpo compare]
 set -euo pipefail
+data=${1%/}
+shift
 mkdir -p runs/studies
-sed "s#DATA/#${1%/}/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
-"${GTPO:-.venv/bin/gtpo}" compare runs/studies/smollm2.yaml
+sed "s#DATA/#$data/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
+"${GTPO:-.venv/bin/gtpo}" compare runs/studies/smollm2.yaml "$@"

@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -249,14 +250,16 @@ class Test_the_estimator_alone:
     mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]])
     rewards = torch.tensor([[0, -0.1, 9, 1, 9], [0, 9, 0, 0, 0.2], [5, 5, 5, 5, 5.0], [0, 0, 1, 0, 0]])
     index = np.array(["a", "a", "a", "a"], dtype=object)
+    config: ClassVar = {"gtpo": {"on_uniform_outcome": "keep", "scope": "pooled"}}
 
     def test_it_computes_what_functional_computes_and_leaves_rows_without_tokens_out(self):
-        advantages, returns = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config={})
+        advantages, returns = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config=self.config)
         kept = [0, 1, 3]
         ids = F.turn_ids_from_mask(self.mask[kept])
         turn_rewards = torch.tensor([[-0.1, 1], [0, 0.2], [1, 0]])
         counts = torch.tensor([2, 2, 1])
-        expected = F.gtpo_advantages(turn_rewards, counts, ids, torch.zeros(3, dtype=torch.int64))
+        groups = torch.zeros(3, dtype=torch.int64)
+        expected = F.gtpo_advantages(turn_rewards, counts, ids, groups, scope="pooled", on_uniform_outcome="keep")
         torch.testing.assert_close(advantages[kept], expected)
         assert advantages[2].tolist() == returns[2].tolist() == [0] * 5
         assert returns[0].tolist() == pytest.approx([0.8, 0.8, 0, 1, 0])
@@ -267,18 +270,17 @@ class Test_the_estimator_alone:
         rejected[3, 1] = 0
         passed = torch.tensor([True, False, False, True])
         with turns_known(known, passed):
-            whole, _ = gtpo_advantage(self.rewards * self.mask, rejected, self.index)
-        plain, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index)
+            whole, _ = gtpo_advantage(self.rewards * self.mask, rejected, self.index, config=self.config)
+        plain, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config=self.config)
         torch.testing.assert_close(whole, plain * rejected)
-        broken, _ = gtpo_advantage(self.rewards * self.mask, rejected, self.index)
+        broken, _ = gtpo_advantage(self.rewards * self.mask, rejected, self.index, config=self.config)
         assert not torch.allclose(broken, plain * rejected), "the mask alone would have made two turns of it"
 
     def test_the_rule_for_uniform_groups_needs_to_know_who_passed(self):
-        config = {"gtpo": {"on_uniform_outcome": "zero"}}
-        with pytest.raises(ConfigError, match="trainer_mode=gtpo_sync"):
-            gtpo_advantage(self.rewards, self.mask, self.index, config=config)
+        with pytest.raises(ConfigError, match=r"trainer_mode=gtpo_sync, or \+algorithm.gtpo.on_uniform_outcome=keep"):
+            gtpo_advantage(self.rewards, self.mask, self.index)
         with turns_known(F.turn_ids_from_mask(self.mask), torch.zeros(4, dtype=torch.bool)):
-            advantages, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config=config)
+            advantages, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index)
         assert not advantages.any()
 
 
