@@ -29,19 +29,20 @@ from gtpo.tabular import (
     sampled_expectation,
 )
 
-KEEP = {"on_uniform_outcome": "keep"}
+PLAIN = {"scope": "pooled", "on_uniform_outcome": "keep"}
+"""The formulas as they stand."""
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
-    "gtpo pooled": KEEP,
-    "gtpo initial": {"scope": "initial", **KEEP},
-    "gtpo turn": {"scope": "turn", **KEEP},
-    "gtpo pooled, uniform zero": {"on_uniform_outcome": "zero"},
+    "gtpo pooled": PLAIN,
+    "gtpo initial": {"scope": "initial", "on_uniform_outcome": "keep"},
+    "gtpo turn": {"scope": "turn", "on_uniform_outcome": "keep"},
+    "gtpo pooled, uniform zero": {"scope": "pooled", "on_uniform_outcome": "zero"},
     "gtpo initial, uniform zero": {"scope": "initial", "on_uniform_outcome": "zero"},
     "gtpo turn, uniform zero": {"scope": "turn", "on_uniform_outcome": "zero"},
-    "gtpo without turn rewards": {"turn_rewards": False, **KEEP},
-    "gtpo without turn returns": {"turn_returns": False, **KEEP},
-    "gtpo without shaping": {"alpha": 0.0, **KEEP},
-    "gtpo, gamma 1": {"gamma": 1.0, **KEEP},
+    "gtpo without turn rewards": {**PLAIN, "turn_rewards": False},
+    "gtpo without turn returns": {**PLAIN, "turn_returns": False},
+    "gtpo without shaping": {**PLAIN, "alpha": 0.0},
+    "gtpo, gamma 1": {**PLAIN, "gamma": 1.0},
     "mt_grpo": {"algorithm": "mt_grpo"},
     "dr_grpo": {"algorithm": "dr_grpo"},
     "rloo": {"algorithm": "rloo"},

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from gtpo.advice import where_success_is_rare
+from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit import CreditSettings
 
 
@@ -33,3 +33,13 @@ def test_what_is_said(options, turns, expected):
 
 def test_what_is_not_known_is_not_held_against_a_run():
     assert where_success_is_rare({"algorithm": "gtpo", "gamma": "nan", "alpha": 0.5, "max_turns": None}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "warned"),
+    [({}, 2, True), ({}, 3, True), ({}, 4, False), ({"scope": "pooled"}, 2, False)],
+)
+def test_small_groups_under_the_scope_of_first_turns(options, size, warned):
+    settings = {"algorithm": "gtpo", **asdict(CreditSettings(**options))}
+    assert (where_groups_are_small(settings, size) is not None) == warned
+    assert where_groups_are_small({**settings, "algorithm": "grpo"}, size) is None

@@ -32,7 +32,7 @@ B = facts(passed=False, invalid=(False, False), code="b")
 
 
 def test_the_worked_example_of_the_paper():
-    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(), eps=0.0)
+    credit = assign_credit([A, B], FixedSimilarity(0.6), CreditSettings(scope="pooled"), eps=0.0)
     assert credit.rewards_B_K.tolist() == [pytest.approx([0, -0.1, 1]), pytest.approx([0, 0.3, 0])]
     assert credit.returns_B_K.tolist() == [pytest.approx([0.72, 0.8, 1.0]), pytest.approx([0.27, 0.3, 0])]
     assert credit.advantages_B_K[0].tolist() == pytest.approx([0.3179, 0.5673, 1.1907], abs=1e-4)

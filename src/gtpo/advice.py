@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+SMALL_GROUP = 4
+"""From here on `initial` has at least the signal of the other scopes (docs/results/tabular.md)."""
+
 
 def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
     """What these settings teach where most groups fail altogether, and what to set in their place.
@@ -32,6 +35,16 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
             "gamma 1."
         )
     return " ".join(said) or None
+
+
+def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str | None:
+    """What these settings do in groups of this size, and what to set in their place; None if nothing is known."""
+    if settings.get("algorithm") != "gtpo" or settings.get("scope") != "initial" or group_size >= SMALL_GROUP:
+        return None
+    return (
+        f"in groups of {group_size} the first turns' returns may hardly differ, and scope initial divides by how much "
+        "they do: use scope pooled, or larger groups."
+    )
 
 
 def _number(value: Any) -> float:

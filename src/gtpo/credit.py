@@ -36,7 +36,7 @@ class CreditSettings:
         gamma: discount of later turns' rewards, in [0, 1]. The paper's: 0.9.
         alpha: weight of the shaped reward of failed rollouts, in [0, 1]. The paper's: 0.5; 0 turns shaping off.
         format_penalty: reward of a turn with an invalid call, at most 0. The paper's: -0.1.
-        scope: set over which returns are normalised: pooled, initial or turn.
+        scope: set over which returns are normalised: pooled, initial (our evidence, docs/results.md) or turn.
         on_uniform_outcome: keep (the formulas as they stand) or zero (our evidence, docs/results.md) the advantages of
             groups that all passed or all failed.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
@@ -48,7 +48,7 @@ class CreditSettings:
     gamma: float = 0.9
     alpha: float = 0.5
     format_penalty: float = -0.1
-    scope: str = "pooled"
+    scope: str = "initial"
     on_uniform_outcome: str = "zero"
     penalize_syntax_errors: bool = False
     turn_rewards: bool = True

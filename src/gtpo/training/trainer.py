@@ -32,7 +32,7 @@ from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from gtpo import functional as F
-from gtpo.advice import where_success_is_rare
+from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine
@@ -112,8 +112,10 @@ class GTPOTrainer(GRPOTrainer):
         self.recorder = recorder
         self.progress = progress or StepProgress(enabled=False)
         self.credit_settings = args.credit_settings()
-        said = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(self.credit_settings)}
-        self._failures = FailureWatch(where_success_is_rare(said))
+        settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(self.credit_settings)}
+        self._failures = FailureWatch(where_success_is_rare(settings))
+        if said := where_groups_are_small(settings, args.num_generations or 1):
+            self.progress.say(f"gtpo: {said}")
         self._pieces = TokenPieces(encoder.decode)
         self._round = _Round(())
         self._seconds: dict[str, float] = defaultdict(float)
