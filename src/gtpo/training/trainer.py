@@ -46,6 +46,7 @@ from gtpo.training.collapse import FailureWatch, Fate, fate_of
 from gtpo.training.config import GTPOConfig
 from gtpo.training.host import whole_weights
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
+from gtpo.training.padding import trimmed
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.rows import rollout_rows
@@ -301,6 +302,10 @@ class GTPOTrainer(GRPOTrainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_seconds += time.perf_counter() - start
         return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The host's loss, on as many columns as the micro-batch needs."""
+        return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The host's log, with where the time of the steps since the last one went."""
