@@ -5,5 +5,6 @@ set -euo pipefail
 data=${1%/}
 shift
 mkdir -p runs/studies
+grep -Ev '(<<[^>]*>>.*){3}' "$data/gsm8k_train.jsonl" > runs/studies/gsm8k_short.jsonl
 sed "s#DATA/#$data/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
 "${GTPO:-.venv/bin/gtpo}" compare runs/studies/smollm2.yaml "$@"
