@@ -4,6 +4,7 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
+from quiet import QUIET
 
 from gtpo.rollout.backends import Generation
 from gtpo.sandbox import LocalSandbox
@@ -70,12 +71,7 @@ def config(tmp_path):
             "per_device_train_batch_size": 8,
             "max_steps": 2,
             "learning_rate": 1e-3,
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "disable_tqdm": True,
+            **QUIET,
             **changes,
         }
         return GTPOConfig(**options)
