@@ -19,6 +19,7 @@ from typing import Any
 
 from gtpo.rollout import ToolChoice, get_format
 from gtpo.similarity import LexicalSimilarity
+from gtpo.study.report import markdown_table
 from gtpo.types import InvalidCall
 
 
@@ -106,13 +107,9 @@ def failed_similarity(rows: Sequence[dict[str, Any]]) -> float | None:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for row in rows:
-        cells = (row.get(name, "") for name in names)
-        lines.append(
-            "| " + " | ".join(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |"
-        )
-    return "\n".join(lines)
+    cells = [[row.get(name, "") for name in names] for row in rows]
+    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells]
+    return "\n".join(markdown_table(names, shown))
 
 
 if __name__ == "__main__":

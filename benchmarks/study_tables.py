@@ -24,6 +24,9 @@ from typing import Any
 from behaviour import table as behaviour_table
 from behaviour import variant_rows
 
+from gtpo.study.figures import Spread
+from gtpo.study.report import markdown_table, shown
+
 _PART = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _RATE = "1e-4"
 """That of the variants whose names give none."""
@@ -65,7 +68,8 @@ class Tables:
         report = self.report(name)
         known = report["final"]
         head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final, less GRPO's", "p"]
-        rows = [[*head, "area, less GRPO's", "p", "equal time, less GRPO's"] if whole else head]
+        head += ["area, less GRPO's", "p", "equal time, less GRPO's"] if whole else []
+        rows = []
         for variant in variants:
             cells = [cell["result"] for cell in report["cells"][variant].values()]
             row = [
@@ -82,11 +86,11 @@ class Tables:
             if whole:  # only these two ran side by side
                 row.append(_interval(difference.get("equal_time"), "+") if variant == "gtpo" else "")
             rows.append(row)
-        return _markdown(rows)
+        return "\n".join(markdown_table(head, rows))
 
     def rates(self, names: Sequence[str]) -> str:
         """The search over the learning rate."""
-        rows = [["family", "learning rate", "GRPO", "GTPO", "seeds"]]
+        rows = []
         for name in names:
             final = self.report(name)["final"]
             others = {variant.partition("_lr_")[2] for variant in final if variant.startswith(("grpo_lr_", "gtpo_lr_"))}
@@ -95,23 +99,15 @@ class Tables:
                 sides = [final[f"{algorithm}{end}"] for algorithm in ("grpo", "gtpo")]
                 seeds = ", ".join(str(side["seeds"]) for side in sides)
                 rows.append([name, rate, *map(_interval, sides), seeds])
-        return _markdown(rows)
+        return "\n".join(markdown_table(["family", "learning rate", "GRPO", "GTPO", "seeds"], rows))
 
 
 def _interval(found: dict[str, Any] | None, sign: str = "") -> str:
-    if not found or found.get("mean") is None:
-        return ""
-    text = f"{found['mean']:{sign}.3f}"
-    return text if found["low"] is None else f"{text} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"
+    return shown(Spread(**found), sign) if found else ""
 
 
 def _p(found: dict[str, Any] | None) -> str:
     return f"{found['p_value']:.3f}" if found and found["p_value"] is not None else ""
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def main() -> None:

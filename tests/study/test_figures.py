@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from gtpo.errors import DataError
 from gtpo.study import Cell, Study, write_report
 from gtpo.study.figures import cell_figures, spread, student_p_value, study_figures
-from gtpo.study.report import _steps
+from gtpo.study.report import _steps, draw_curves
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,17 @@ def test_p_value_falls_with_t():
     values = [student_p_value(t, 4) for t in (0.0, 0.5, 1.0, 2.0, 5.0, 50.0)]
     assert values == sorted(values, reverse=True)
     assert not math.isnan(student_p_value(1e9, 2))
+
+
+def test_many_variants_leave_the_curves_their_room(study, tmp_path, monkeypatch):
+    from matplotlib import pyplot as plt
+
+    figures = study_figures(study, study.cells)
+    seeds = figures.cells["gtpo"]
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    draw_curves(replace(figures, cells={f"variant number {i}": seeds for i in range(30)}), tmp_path / "curves.png")
+    (figure,) = kept
+    assert all(axis.get_position().height * figure.get_figheight() > 2 for axis in figure.axes), "inches"
+    styles = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(styles) == 30

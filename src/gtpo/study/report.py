@@ -18,6 +18,9 @@ PANELS = (
     ("invalid_calls", "invalid calls a rollout"),
     ("turns", "turns a rollout"),
 )
+LEGEND_COLUMNS = 6
+LINES = ("-", "--", ":")
+"""Of ten variants each, in ten colours."""
 
 
 def write_report(study: Study) -> Path:
@@ -60,7 +63,7 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
         "are paired by seed. Area: mean training pass rate over all steps. Last: training pass rate over the last "
         f"{WINDOW} steps. Equal time: the same at the moment when the quicker of the two runs had ended.",
         "",
-        *_table(
+        *markdown_table(
             [
                 "variant",
                 "seeds",
@@ -78,14 +81,14 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
         "",
         f"## Differences from {study.baseline}",
         "",
-        *_table(
+        *markdown_table(
             ["variant", "seeds", "final", "p", "area", "p", "last", "p", "equal time", "p"],
             [_difference_row(name, parts) for name, parts in figures.differences.items()],
         ),
         "",
         "## Where the time of a step goes",
         "",
-        *_table(
+        *markdown_table(
             ["variant", "rollouts", "of these tools", "verification", "credit", "update"],
             [_time_row(name, list(seeds.values())) for name, seeds in figures.cells.items()],
         ),
@@ -96,7 +99,8 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
     return "\n".join(lines)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
@@ -146,7 +150,9 @@ def draw_curves(figures: StudyFigures, path: Path, panels: Sequence[tuple[str, s
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    rows = -(-len(figures.cells) // LEGEND_COLUMNS)
+    size = (4.2 * len(panels), 3.4 + 0.2 * rows)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
     for number, (name, seeds) in enumerate(figures.cells.items()):
         for axis, (metric, _) in zip(axes, panels, strict=True):
             _draw(axis, [cell.metrics[metric] for cell in seeds.values() if metric in cell.metrics], name, number)
@@ -154,7 +160,7 @@ def draw_curves(figures: StudyFigures, path: Path, panels: Sequence[tuple[str, s
         axis.set(xlabel="step", ylabel=label)
         axis.set_ylim(0, None)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize=7)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -167,7 +173,7 @@ def _draw(axis: Any, curves: Sequence[Sequence[float]], label: str, number: int)
     means = [fmean(values) for values in zip(*columns, strict=True)]
     spreads = [_deviation(values) for values in zip(*columns, strict=True)]
     steps = range(1, length + 1)
-    (line,) = axis.plot(steps, means, lw=1.5, label=label, color=f"C{number % 10}", ls="-" if number < 10 else "--")
+    (line,) = axis.plot(steps, means, lw=1.5, label=label, color=f"C{number % 10}", ls=LINES[number // 10 % len(LINES)])
     low = [mean - part for mean, part in zip(means, spreads, strict=True)]
     high = [mean + part for mean, part in zip(means, spreads, strict=True)]
     axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, lw=0)
