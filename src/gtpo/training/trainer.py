@@ -115,7 +115,8 @@ class GTPOTrainer(GRPOTrainer):
         self.credit_settings = args.credit_settings()
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(self.credit_settings)}
         self._failures = FailureWatch(where_success_is_rare(settings))
-        if said := where_groups_are_small(settings, args.num_generations or 1):
+        said = where_groups_are_small(settings, args.num_generations or 1)
+        if said and args.process_index == 0:
             self.progress.say(f"gtpo: {said}")
         self._pieces = TokenPieces(encoder.decode)
         self._round = _Round(())
