@@ -123,6 +123,8 @@ def test_two_processes_update_as_one_does(tmp_path, alone, launch, kind, algorit
     if launch.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs DeepSpeed (make test-cluster)")
     one, two = alone(algorithm), update(tmp_path, 2, algorithm, launch)
+    needed = [padded(rows).any(dim=1).view(2, -1).sum(dim=1).tolist() for rows in one["advantages"]]
+    assert any(first != second for first, second in needed), "processes that need different numbers of rows"
     assert two["kind"] == kind
     assert two["rewards"] == one["rewards"]
     for mine, theirs in zip(one["advantages"], two["advantages"], strict=True):

@@ -46,7 +46,7 @@ from gtpo.training.collapse import FailureWatch, Fate, fate_of
 from gtpo.training.config import GTPOConfig
 from gtpo.training.host import whole_weights
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
-from gtpo.training.padding import trimmed
+from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.rows import rollout_rows
@@ -141,6 +141,7 @@ class GTPOTrainer(GRPOTrainer):
             self._last_loaded_step = -1
         elif args.use_vllm and args.vllm_mode == "colocate":
             check_takes_weights(self.vllm_generation)
+        self._rows_count_alone = rows_count_alone(self.args, self.model)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -305,8 +306,14 @@ class GTPOTrainer(GRPOTrainer):
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The host's loss, on as many columns as the micro-batch needs."""
+        """The host's loss, on the rows and columns that the micro-batch needs."""
+        if self.model.training and self._rows_count_alone:
+            inputs = with_signal(inputs, self._largest)
         return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+
+    def _largest(self, number: int) -> int:
+        """The largest of the numbers that the processes give."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The host's log, with where the time of the steps since the last one went."""

@@ -1,0 +1,90 @@
+"""Micro-batches without the rows and columns that they do not need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SUMS = ("dapo", "cispo")
+"""The host's losses that add up over tokens and divide by a number that does not depend on the micro-batch."""
+
+
+def rows_count_alone(args: Any, model: Any) -> bool:
+    """Whether a row without an advantage has no part in the host's loss nor in its gradient.
+
+    Not so where the loss is a mean over rows, or has more in it than advantages: a reference model (`beta`), an entropy
+    bonus, a quantile of entropies, the balance of a mixture of experts.
+
+    Args:
+        args: a `GRPOConfig`.
+        model: its `config` says whether it is a mixture of experts.
+    """
+    more = [
+        args.beta,
+        getattr(args, "entropy_coef", 0.0),
+        getattr(args, "use_adaptive_entropy", False),
+        args.top_entropy_quantile < 1,
+        getattr(args, "use_liger_kernel", False),
+        getattr(model.config.get_text_config(), "output_router_logits", None) is not None,
+    ]
+    return args.loss_type in _SUMS and not any(more)
+
+
+def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> dict[str, Any]:
+    """A micro-batch's rows that have an advantage other than zero at a token of the loss.
+
+    Where most groups fail or pass altogether most rows have none, and computing with them is in vain.
+
+    Args:
+        inputs: what the host's loss takes, with `advantages` (B,) or (B, T).
+        agreed: of the number of rows that this process needs makes the one that all processes take, the largest: the
+            host gathers its metrics of rows, and every process has to go through the model.
+
+    Returns:
+        The same with fewer rows, at least one: those with a signal and, as far as the number asks for more, the
+        shortest of the others. Unchanged if a tensor in it is not one of rows.
+    """
+    mask_B_T = inputs["completion_mask"]
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
+    if any(len(value) != len(mask_B_T) for value in tensors.values()):
+        return dict(inputs)
+    advantages = inputs["advantages"].reshape(len(mask_B_T), -1)
+    trained_B_T = mask_B_T * inputs.get("tool_mask", 1)
+    has_signal_B = ((advantages != 0) & (trained_B_T != 0)).any(dim=1)
+    number = agreed(max(int(has_signal_B.sum()), 1))
+    lengths_B = mask_B_T.sum(dim=1)
+    by_need_B = torch.where(has_signal_B, -1, lengths_B).argsort(stable=True)
+    rows = by_need_B[:number].sort().values
+    return {**inputs, **{name: value[rows] for name, value in tensors.items()}}
+
+
+def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A micro-batch, cut to its own longest prompt and completion.
+
+    The host pads all rollouts of a generation batch to the longest of them and cuts rows out of that; a micro-batch
+    computes with every column all the same. What is cut has no token of any row, so the loss stays what it was, to
+    rounding.
+
+    Args:
+        inputs: what the host's loss takes: prompts (B, P) padded on the left, completions and what belongs to their
+            tokens (B, T) padded on the right, and anything else.
+
+    Returns:
+        The same with fewer columns; unchanged if it holds something along the whole sequence (B, P + T).
+    """
+    prompt_B_P, completion_B_T = inputs["prompt_mask"], inputs["completion_mask"]
+    whole = (*prompt_B_P.shape[:1], prompt_B_P.shape[1] + completion_B_T.shape[1])
+    if any(isinstance(value, Tensor) and value.shape[:2] == whole for value in inputs.values()):
+        return dict(inputs)
+    prompt_width = int(prompt_B_P.sum(dim=1).max())
+    width = max(int(completion_B_T.sum(dim=1).max()), 1)
+    found = dict(inputs)
+    for name, value in inputs.items():
+        if name in ("prompt_ids", "prompt_mask"):
+            found[name] = value[:, -prompt_width:]
+        elif isinstance(value, Tensor) and value.shape == completion_B_T.shape:
+            found[name] = value[:, :width]
+    return found
