@@ -77,21 +77,25 @@ def of_evaluation(folder: Path) -> dict[str, float]:
 
 
 def of_training(folder: Path) -> dict[str, float]:
-    """Of the recorded steps."""
+    """Of the first and the last third of the recorded steps."""
+    paths = sorted((folder / "rollouts").glob("step_*.jsonl"))
+    third = max(len(paths) // 3, 1)
     found = {}
-    for path in sorted((folder / "rollouts").glob("step_*.jsonl")):
-        value = failed_similarity([json.loads(line) for line in path.read_text().splitlines()])
-        if value is not None:
-            found[f"similarity of failures, step {int(path.stem.removeprefix('step_'))}"] = value
+    for part in (paths[:third], paths[-third:]):
+        values = [value for path in part for value in failed_similarities(path)]
+        numbers = [str(int(path.stem.removeprefix("step_"))) for path in part]
+        name = f"step {numbers[0]}" if len(part) == 1 else f"steps {numbers[0]} to {numbers[-1]}"
+        if values:
+            found[f"similarity of failures, {name}"] = fmean(values)
     return found
 
 
-def failed_similarity(rows: Sequence[dict[str, Any]]) -> float | None:
-    """Mean similarity of failed rollouts to the successes of their group, where there are both."""
+def failed_similarities(path: Path) -> Iterator[float]:
+    """Mean similarity of each failed rollout of a step to the successes of its group, where there are both."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
         groups[row["group"]].append(row)
-    values = []
     for members in groups.values():
         passes = [i for i, row in enumerate(members) if row["passed"]]
         fails = [i for i, row in enumerate(members) if not row["passed"]]
@@ -100,8 +104,7 @@ def failed_similarity(rows: Sequence[dict[str, Any]]) -> float | None:
                 "\n".join(c["code"] for turn in row["turns"] for c in turn["calls"] if "code" in c) for row in members
             ]
             matrix = LexicalSimilarity().matrix(codes)
-            values += [float(matrix[i, passes].mean()) for i in fails]
-    return fmean(values) if values else None
+            yield from (float(matrix[i, passes].mean()) for i in fails)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ A table stands between `<!-- table: KIND NAME ... -->` and `<!-- end -->`; KIND 
 
     family STUDY VARIANT ...     final pass rate, area, turns, invalid calls, and differences from the baseline
     brief STUDY VARIANT ...      the same with fewer columns
+    sources STUDY                pass rates by where the problems come from, and differences from the baseline
     rates STUDY ...              the search over the learning rate: `grpo`, `gtpo` and their `_lr_RATE`
     behaviour STUDY ...          that of benchmarks/behaviour.py
 """
@@ -25,7 +26,7 @@ from behaviour import table as behaviour_table
 from behaviour import variant_rows
 
 from gtpo.study.figures import Spread
-from gtpo.study.report import markdown_table, shown
+from gtpo.study.report import markdown_table, shown, shown_p, source_rows
 
 _PART = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _RATE = "1e-4"
@@ -51,13 +52,15 @@ class Tables:
         kind, *rest = shlex.split(words)
         if kind in ("family", "brief"):
             return self.study(rest[0], rest[1:], whole=kind == "family")
+        if kind == "sources":
+            return self.sources(rest[0])
         if kind == "rates":
             return self.rates(rest)
         if kind == "behaviour":
             return "\n\n".join(
                 f"*{name}*\n\n{behaviour_table(list(variant_rows(self.studies / name)))}" for name in rest
             )
-        raise SystemExit(f"a table of kind {kind!r}: known are family, brief, rates, behaviour")
+        raise SystemExit(f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour")
 
     def report(self, name: str) -> dict[str, Any]:
         """What `gtpo compare` wrote about a study."""
@@ -88,6 +91,17 @@ class Tables:
             rows.append(row)
         return "\n".join(markdown_table(head, rows))
 
+    def sources(self, name: str) -> str:
+        """A row a source and variant; the file's name stands for the source."""
+        report = self.report(name)
+        sources, differences = (
+            {source: {name: Spread(**value) for name, value in variants.items()} for source, variants in of.items()}
+            for of in (report["sources"], report["source_differences"])
+        )
+        rows = [[_file_name(row[0]), *row[1:]] for row in source_rows(sources, differences)]
+        head = ["problems", "variant", "seeds", "pass rate", "less GRPO's", "p"]
+        return "\n".join(markdown_table(head, rows))
+
     def rates(self, names: Sequence[str]) -> str:
         """The search over the learning rate."""
         rows = []
@@ -107,7 +121,12 @@ def _interval(found: dict[str, Any] | None, sign: str = "") -> str:
 
 
 def _p(found: dict[str, Any] | None) -> str:
-    return f"{found['p_value']:.3f}" if found and found["p_value"] is not None else ""
+    return shown_p(Spread(**found)) if found else ""
+
+
+def _file_name(source: str) -> str:
+    """Of a path with options, such as `data/svamp.jsonl?limit=200`."""
+    return source.rpartition("/")[2].partition(".")[0]
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def test_seeds_that_agree_exactly():
     assert spread([0.0, 0.0]).p_value == 1.0
 
 
-def cell(folder, variant, seed, curve, *, final, step_time=1.0):
+def cell(folder, variant, seed, curve, *, final, step_time=1.0, **sources):
     found = Cell(variant, seed, folder / "cells" / f"{variant}-{seed}", {}, {})
     found.result.parent.mkdir(parents=True)
     rows = [
@@ -53,7 +53,10 @@ def cell(folder, variant, seed, curve, *, final, step_time=1.0):
     ]
     closing = [{"step": len(curve), "train_loss": 0.0}]
     (found.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + closing))
-    found.result.write_text(json.dumps({"pass_rate": final, "turns_per_rollout": 3.0}))
+    by_source = {f"{name}.jsonl": {"scores": {"avg@2": {"value": value}}} for name, value in sources.items()}
+    found.result.write_text(
+        json.dumps({"pass_rate": final, "turns_per_rollout": 3.0, "protocol": {"samples": 2}, "sources": by_source})
+    )
     (found.folder / "cell.json").write_text(json.dumps({"done": True}))
     return found
 
@@ -119,6 +122,27 @@ def test_a_cell_that_is_not_done_is_left_out(study):
 def test_a_variant_without_a_seed_in_common_with_the_baseline_has_no_difference(tmp_path):
     cells = (cell(tmp_path, "grpo", 1, [0.1], final=0.1), cell(tmp_path, "gtpo", 2, [0.2], final=0.2))
     assert study_figures(Study(tmp_path, cells, "grpo", ()), cells).differences == {}
+
+
+def test_problems_of_several_sources_are_told_apart(tmp_path):
+    cells = []
+    for seed in (1, 2):
+        cells.append(cell(tmp_path, "grpo", seed, [0.1], final=0.2, easy=0.3, hard=0.1))
+        cells.append(cell(tmp_path, "gtpo", seed, [0.1], final=0.3, easy=0.3, hard=0.1 + 0.1 * seed))
+    study = Study(tmp_path, tuple(cells), "grpo", ())
+    found = study_figures(study, cells)
+    assert found.sources["hard.jsonl"]["gtpo"].mean == pytest.approx(0.25)
+    assert found.source_differences["hard.jsonl"]["gtpo"].mean == pytest.approx(0.15)
+    assert found.source_differences["easy.jsonl"]["gtpo"].mean == 0
+    text = write_report(study).read_text()
+    assert "| hard.jsonl | grpo | 2 | 0.100 [0.100, 0.100] |  |  |" in text
+    assert "| easy.jsonl | gtpo | 2 | 0.300 [0.300, 0.300] | +0.000 [+0.000, +0.000] | 1.000 |" in text
+    assert json.loads((study.output / "report.json").read_text())["sources"]["easy.jsonl"]["grpo"]["mean"] == 0.3
+
+
+def test_one_source_needs_no_table_of_its_own(tmp_path):
+    cells = (cell(tmp_path, "grpo", 1, [0.1], final=0.2, easy=0.2),)
+    assert "By source" not in write_report(Study(tmp_path, cells, "grpo", ())).read_text()
 
 
 def test_a_cell_without_metrics_is_named(study):

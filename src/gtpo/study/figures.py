@@ -87,6 +87,7 @@ class CellFigures:
         metrics: every figure of metrics.jsonl, by name, at each step.
         shares: of the step's time by phase, over all steps.
         result: turns, calls, invalid calls and sampled tokens a rollout in the evaluation.
+        sources: pass rate of the evaluation by where its problems come from.
     """
 
     steps: int
@@ -98,6 +99,7 @@ class CellFigures:
     metrics: dict[str, list[float]] = field(repr=False)
     shares: dict[str, float]
     result: dict[str, float]
+    sources: dict[str, float]
 
     def at(self, seconds: float) -> float:
         """The training pass rate of the `WINDOW` steps before this time."""
@@ -138,6 +140,10 @@ def cell_figures(cell: Cell, thresholds: Sequence[float]) -> CellFigures:
         metrics=metrics,
         shares={name: sum(metrics.get(f"time/{name}_s", [0.0])) / total for name in _SHARES} if total else {},
         result={name: float(result[name]) for name in _OF_RESULT if name in result},
+        sources={
+            name: float(figures["scores"][f"avg@{result['protocol']['samples']}"]["value"])
+            for name, figures in result.get("sources", {}).items()
+        },
     )
 
 
@@ -151,12 +157,16 @@ class StudyFigures:
         differences: from the baseline, over the seeds that both have, by variant: `final` (the evaluation, at equal
             rollouts), `area`, `last` (training pass rate of the last steps) and `equal_time` (the same at the time when
             the quicker of the two had ended).
+        sources: where evaluations had problems from several places: by place, pass rates over seeds by variant.
+        source_differences: the same as differences from the baseline, paired by seed.
     """
 
     cells: dict[str, dict[int, CellFigures]]
     final: dict[str, Spread]
     area: dict[str, Spread]
     differences: dict[str, dict[str, Spread]]
+    sources: dict[str, dict[str, Spread]]
+    source_differences: dict[str, dict[str, Spread]]
 
 
 def study_figures(study: Study, done: Sequence[Cell]) -> StudyFigures:
@@ -164,20 +174,42 @@ def study_figures(study: Study, done: Sequence[Cell]) -> StudyFigures:
     cells: dict[str, dict[int, CellFigures]] = {}
     for cell in done:
         cells.setdefault(cell.variant, {})[cell.seed] = cell_figures(cell, study.thresholds)
+    base = cells.get(study.baseline, {})
+    paired = {
+        name: [(seeds[seed], base[seed]) for seed in sorted(set(seeds) & set(base))]
+        for name, seeds in cells.items()
+        if name != study.baseline and set(seeds) & set(base)
+    }
+    sources = _common_sources([figures for seeds in cells.values() for figures in seeds.values()])
     return StudyFigures(
         cells=cells,
         final={name: spread([figures.final for figures in seeds.values()]) for name, seeds in cells.items()},
         area={name: spread([figures.area for figures in seeds.values()]) for name, seeds in cells.items()},
-        differences={
-            name: _differences(seeds, cells[study.baseline])
-            for name, seeds in cells.items()
-            if name != study.baseline and set(seeds) & set(cells.get(study.baseline, {}))
+        differences={name: _differences(pairs) for name, pairs in paired.items()},
+        sources={
+            source: {
+                name: spread([figures.sources[source] for figures in seeds.values()]) for name, seeds in cells.items()
+            }
+            for source in sources
+        },
+        source_differences={
+            source: {
+                name: spread([own.sources[source] - other.sources[source] for own, other in pairs])
+                for name, pairs in paired.items()
+            }
+            for source in sources
         },
     )
 
 
-def _differences(own: Mapping[int, CellFigures], base: Mapping[int, CellFigures]) -> dict[str, Spread]:
-    pairs = [(own[seed], base[seed]) for seed in sorted(set(own) & set(base))]
+def _common_sources(cells: Sequence[CellFigures]) -> list[str]:
+    """Where all cells have problems from, if that is more than one place."""
+    first = list(cells[0].sources) if cells else []
+    common = [name for name in first if all(name in cell.sources for cell in cells)]
+    return common if len(common) > 1 else []
+
+
+def _differences(pairs: Sequence[tuple[CellFigures, CellFigures]]) -> dict[str, Spread]:
     found: dict[str, list[float]] = {"final": [], "area": [], "last": [], "equal_time": []}
     for a, b in pairs:
         end = min(a.seconds[-1], b.seconds[-1])
@@ -193,11 +225,11 @@ def as_document(study: Study, figures: StudyFigures) -> dict[str, Any]:
     return {
         "baseline": study.baseline,
         "window": WINDOW,
-        "final": {name: vars(value) for name, value in figures.final.items()},
-        "area": {name: vars(value) for name, value in figures.area.items()},
-        "differences": {
-            name: {which: vars(value) for which, value in parts.items()} for name, parts in figures.differences.items()
-        },
+        "final": _plain(figures.final),
+        "area": _plain(figures.area),
+        "differences": {name: _plain(parts) for name, parts in figures.differences.items()},
+        "sources": {name: _plain(variants) for name, variants in figures.sources.items()},
+        "source_differences": {name: _plain(variants) for name, variants in figures.source_differences.items()},
         "cells": {
             name: {
                 str(seed): {key: value for key, value in vars(cell).items() if key != "metrics"}
@@ -206,3 +238,7 @@ def as_document(study: Study, figures: StudyFigures) -> dict[str, Any]:
             for name, seeds in figures.cells.items()
         },
     }
+
+
+def _plain(spreads: Mapping[str, Spread]) -> dict[str, dict[str, Any]]:
+    return {name: vars(value) for name, value in spreads.items()}

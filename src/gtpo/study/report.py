@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any
@@ -86,6 +86,7 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
             [_difference_row(name, parts) for name, parts in figures.differences.items()],
         ),
         "",
+        *_source_lines(figures),
         "## Where the time of a step goes",
         "",
         *markdown_table(
@@ -97,6 +98,30 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _source_lines(figures: StudyFigures) -> list[str]:
+    """The section about the places that problems of the evaluation come from; empty if it is one place."""
+    if not figures.sources:
+        return []
+    rows = source_rows(figures.sources, figures.source_differences)
+    head = ["problems", "variant", "seeds", "pass rate", "less the baseline's", "p"]
+    return ["## By source of the problems", "", *markdown_table(head, rows), ""]
+
+
+def source_rows(
+    sources: Mapping[str, Mapping[str, Spread]], differences: Mapping[str, Mapping[str, Spread]]
+) -> list[list[str]]:
+    """A row a source and variant: source, variant, seeds, pass rate, difference from the baseline, its p-value."""
+    return [
+        [source, name, str(value.seeds), shown(value), *_difference_cells(differences[source].get(name))]
+        for source, variants in sources.items()
+        for name, value in variants.items()
+    ]
+
+
+def _difference_cells(difference: Spread | None) -> list[str]:
+    return [shown(difference, "+"), shown_p(difference)] if difference else ["", ""]
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -126,9 +151,13 @@ def _steps(first: Sequence[int | None]) -> str:
 def _difference_row(name: str, parts: dict[str, Spread]) -> list[str]:
     row = [name, str(parts["final"].seeds)]
     for which in ("final", "area", "last", "equal_time"):
-        p_value = parts[which].p_value
-        row += [shown(parts[which], sign="+"), "" if p_value is None else f"{p_value:.3f}"]
+        row += _difference_cells(parts[which])
     return row
+
+
+def shown_p(value: Spread) -> str:
+    """A p-value; empty for one seed."""
+    return "" if value.p_value is None else f"{value.p_value:.3f}"
 
 
 def shown(value: Spread, sign: str = "") -> str:
