@@ -34,8 +34,24 @@ def run(script, folder, *options):
         timeout=280,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"process_{i}.json").read_text()) for i in range(2)]
+
+
+def test_processes_make_the_directory_of_a_run_ready_without_getting_in_each_others_way(tmp_path):
+    first, second = run("start_run.py", tmp_path)
+    assert (first.pop("process"), second.pop("process")) == (0, 1)
+    assert first == second
+    assert "holds a run already" in first["refused"]
+    assert first["resumed"] == str(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    assert first["kept"] == [
+        "checkpoints/checkpoint-2/trainer_state.json",
+        "metrics.jsonl",
+        "rollouts/step_000001.jsonl",
+        "rollouts/step_000002.jsonl",
+    ]
+    assert first["afresh"] is None
+    assert first["cleared"] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "peft"])
@@ -86,7 +102,7 @@ def update(folder, processes, algorithm, launch=None):
     if launch in (None, "ddp"):
         env["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr
     return torch.load(folder / f"of_{processes}.pt", weights_only=False)
 
 

@@ -79,9 +79,10 @@ def cold_start(
     encoder = ChatEncoder(tokenizer, tool_format)
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
-    recorder.write_config(
-        {**(provenance or {}), "traces": len(dataset), "traces_too_long": too_long, "config": args.to_dict()}
-    )
+    if args.process_index == 0:
+        recorder.write_config(
+            {**(provenance or {}), "traces": len(dataset), "traces_too_long": too_long, "config": args.to_dict()}
+        )
     progress = StepProgress(enabled=not args.disable_tqdm, label="cold start")
     trainer = SFTTrainer(
         model,

@@ -1,5 +1,6 @@
-"""Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl. Main process only.
+"""Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl.
 
+Every process of a run makes a `RunRecorder`, which tries the directory; the main process alone writes with it.
 `docs/run-directory.md` documents the files; `SCHEMA_VERSION` changes whenever a field changes its meaning. Files are
 written whole and then renamed, so a reader never sees half a step; a disk that fills up raises a RecordError that says
 how to go on, and what was written before stays readable.
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,7 @@ class RunRecorder:
         self.metrics_path = self.run_dir / "metrics.jsonl"
         try:
             (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
-            probe = self.run_dir / ".writable"
-            probe.write_text("")
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.run_dir).close()
             free_mb = shutil.disk_usage(self.run_dir).free / 2**20
         except OSError as error:
             raise self._error(self.run_dir, error) from error

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainingArguments
 
 from gtpo.errors import ConfigError
@@ -98,7 +99,23 @@ def train(
 
 
 def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
-    """Make the run's directory ready; returns the checkpoint to resume from, if that is asked for."""
+    """Make the run's directory ready; returns the checkpoint to resume from, if that is asked for.
+
+    Every process of the run calls this: the main one does it, and all of them learn what came out or what is wrong.
+    """
+    found: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            found = [_make_ready(recorder, args, resume=resume, overwrite=overwrite)]
+        except Exception as error:
+            found = [error]
+    (checkpoint,) = broadcast_object_list(found)
+    if isinstance(checkpoint, Exception):
+        raise checkpoint
+    return cast("str | None", checkpoint)
+
+
+def _make_ready(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
     if not resume:
         recorder.start_afresh(overwrite=overwrite)
         return None

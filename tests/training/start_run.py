@@ -1,0 +1,60 @@
+"""Several processes make the directory of one run ready; started by test_distributed with torchrun.
+
+    torchrun --nproc_per_node 2 start_run.py FOLDER
+
+Writes what each process saw to FOLDER/process_N.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from gtpo.errors import ConfigError
+from gtpo.training.config import GTPOConfig
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.run import begin
+
+TIMES = 300
+
+
+def main(folder: str) -> None:
+    args = GTPOConfig(run_dir=str(Path(folder, "run")), use_cpu=True, bf16=False, report_to="none")
+    is_main = args.process_index == 0
+    torch.distributed.barrier()
+    for _ in range(TIMES):
+        recorder = RunRecorder(args.run_dir)
+
+    def ready(**options: bool) -> str | None:
+        torch.distributed.barrier()
+        return begin(recorder, args, **options)
+
+    def left() -> list[str]:
+        torch.distributed.barrier()
+        return sorted(str(path.relative_to(args.run_dir)) for path in Path(args.run_dir).rglob("*") if path.is_file())
+
+    if is_main:
+        for step in range(1, 5):
+            recorder.append_metrics({"step": step})
+            recorder.write_rollouts(step, [])
+        for step in (2, 4):
+            Path(args.output_dir, f"checkpoint-{step}").mkdir(parents=True)
+        Path(args.output_dir, "checkpoint-2", "trainer_state.json").write_text("{}")
+    found: dict[str, object] = {"process": args.process_index}
+    try:
+        found["refused"] = ready(resume=False, overwrite=False)
+    except ConfigError as error:
+        found["refused"] = str(error)
+    found["resumed"] = ready(resume=True, overwrite=False)
+    found["kept"] = left()
+    found["afresh"] = ready(resume=False, overwrite=True)
+    found["cleared"] = left()
+    Path(folder, f"process_{args.process_index}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
