@@ -1,10 +1,12 @@
 """What became of rollouts in a study: is the reward hacked, do calls become decoration, do rollouts only get shorter?
 
-    python benchmarks/behaviour.py runs/studies/steps [runs/studies/hops ...]
+    python benchmarks/behaviour.py runs/studies/steps [runs/studies/hops ...] [--baseline grpo] [--start RESULT.json]
 
 For every variant, means over seeds: the evaluation after training (pass rate, turns, calls, rollouts without a call,
 valid calls whose result no later turn mentions, calls repeated within a rollout), and of the recorded training steps
 the similarity of failed rollouts' code to that of the successes of their group, also where nothing is shaped by it.
+With a baseline: differences of all these from it, paired by seed. With a result of `gtpo eval` for the model that all
+cells start from, on the same problems: what each variant has gained, paired by problem.
 """
 
 from __future__ import annotations
@@ -17,32 +19,111 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from gtpo.evaluation.result import load_result
+from gtpo.evaluation.statistics import paired_difference
 from gtpo.rollout import ToolChoice, get_format
 from gtpo.similarity import LexicalSimilarity
-from gtpo.study.report import markdown_table
+from gtpo.study.figures import spread
+from gtpo.study.report import markdown_table, shown, shown_p
 from gtpo.types import InvalidCall
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path)
-    for study in parser.parse_args().studies:
+    parser.add_argument("--baseline", help="a variant")
+    parser.add_argument("--start", type=Path, help="the result file of an evaluation before training")
+    args = parser.parse_args()
+    for study in args.studies:
         print(f"\n{study.name}\n")
         print(table(list(variant_rows(study))))
+        if args.baseline:
+            print(f"\nless {args.baseline}'s, paired by seed\n")
+            print(table(list(difference_rows(study, args.baseline))))
+        if args.start:
+            print(f"\nless {args.start}, mean over seeds, paired by problem\n")
+            print(table(list(gain_rows(study, args.start))))
+
+
+def done_cells(study: Path) -> dict[str, dict[int, Path]]:
+    """The folder of each cell that is done, by variant and seed."""
+    cells: dict[str, dict[int, Path]] = defaultdict(dict)
+    for state in sorted(study.glob("cells/*/cell.json")):
+        found = json.loads(state.read_text())
+        if found.get("done") and (state.parent / "eval" / "result.json").exists():
+            cells[found["variant"]][found["seed"]] = state.parent
+    return cells
+
+
+def cell_rows(study: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """The figures of each cell that is done, by variant and seed."""
+    return {
+        variant: {seed: {**of_evaluation(folder), **of_training(folder)} for seed, folder in seeds.items()}
+        for variant, seeds in done_cells(study).items()
+    }
 
 
 def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
     """A row for each variant with a cell that is done."""
-    cells: dict[str, list[Path]] = defaultdict(list)
-    for state in sorted(study.glob("cells/*/cell.json")):
-        found = json.loads(state.read_text())
-        if found.get("done") and (state.parent / "eval" / "result.json").exists():
-            cells[found["variant"]].append(state.parent)
-    for variant, folders in cells.items():
-        rows = [{**of_evaluation(folder), **of_training(folder)} for folder in folders]
+    for variant, seeds in cell_rows(study).items():
+        rows = list(seeds.values())
         names = dict.fromkeys(name for row in rows for name in row)
         means = {name: fmean(row[name] for row in rows if name in row) for name in names}
         yield {"variant": variant, "seeds": len(rows), **means}
+
+
+def difference_rows(study: Path, baseline: str) -> Iterator[dict[str, Any]]:
+    """A row for each other variant and figure, over the seeds that both have."""
+    cells = cell_rows(study)
+    if baseline not in cells:
+        raise SystemExit(f"{study}: no cell of {baseline!r} is done; there are {', '.join(cells)}")
+    for variant in [name for name in cells if name != baseline]:
+        pairs = [(cells[variant][seed], row) for seed, row in cells[baseline].items() if seed in cells[variant]]
+        for name in dict.fromkeys(name for own, _ in pairs for name in own):
+            values = [own[name] - other[name] for own, other in pairs if name in own and name in other]
+            if values:
+                found = spread(values)
+                yield {
+                    "variant": variant,
+                    "figure": name,
+                    "seeds": found.seeds,
+                    "difference": shown(found, "+"),
+                    "p": shown_p(found),
+                }
+
+
+def gain_rows(study: Path, start: Path) -> Iterator[dict[str, Any]]:
+    """A row for each variant and source of problems."""
+    before = passes_by_source(start)
+    for variant, seeds in done_cells(study).items():
+        after = [passes_by_source(folder / "eval" / "result.json") for folder in seeds.values()]
+        for source, passes in before.items():
+            if any(found.get(source, {}).keys() != passes.keys() for found in after):
+                raise SystemExit(f"{study}: {variant} was evaluated on other problems of {source} than {start}")
+            means = [fmean(found[source][problem] for found in after) for problem in passes]
+            found = paired_difference(list(passes.values()), means)
+            yield {
+                "variant": variant,
+                "problems": file_name(source),
+                "before": fmean(passes.values()),
+                "after": fmean(means),
+                "gain": f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]",
+            }
+
+
+def passes_by_source(path: Path) -> dict[str, dict[str, float]]:
+    """The share of passing samples of each problem, by where it comes from."""
+    passed: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for sample in load_result(path)["samples"]:
+        passed[sample["source"]][sample["problem_id"]].append(sample["passed"])
+    return {
+        source: {problem: fmean(values) for problem, values in problems.items()} for source, problems in passed.items()
+    }
+
+
+def file_name(source: str) -> str:
+    """Of a path with options, such as `data/svamp.jsonl?limit=200`."""
+    return source.rpartition("/")[2].partition(".")[0]
 
 
 def of_evaluation(folder: Path) -> dict[str, float]:
@@ -111,8 +192,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [[row.get(name, "") for name in names] for row in rows]
-    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells]
-    return "\n".join(markdown_table(names, shown))
+    texts = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in cells]
+    return "\n".join(markdown_table(names, texts))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from behaviour import file_name, variant_rows
 from behaviour import table as behaviour_table
-from behaviour import variant_rows
 
 from gtpo.study.figures import Spread
 from gtpo.study.report import markdown_table, shown, shown_p, source_rows
@@ -98,7 +98,7 @@ class Tables:
             {source: {name: Spread(**value) for name, value in variants.items()} for source, variants in of.items()}
             for of in (report["sources"], report["source_differences"])
         )
-        rows = [[_file_name(row[0]), *row[1:]] for row in source_rows(sources, differences)]
+        rows = [[file_name(row[0]), *row[1:]] for row in source_rows(sources, differences)]
         head = ["problems", "variant", "seeds", "pass rate", "less GRPO's", "p"]
         return "\n".join(markdown_table(head, rows))
 
@@ -122,11 +122,6 @@ def _interval(found: dict[str, Any] | None, sign: str = "") -> str:
 
 def _p(found: dict[str, Any] | None) -> str:
     return shown_p(Spread(**found)) if found else ""
-
-
-def _file_name(source: str) -> str:
-    """Of a path with options, such as `data/svamp.jsonl?limit=200`."""
-    return source.rpartition("/")[2].partition(".")[0]
 
 
 def main() -> None:

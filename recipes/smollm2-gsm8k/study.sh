@@ -7,4 +7,10 @@ shift
 mkdir -p runs/studies
 grep -Ev '(<<[^>]*>>.*){3}' "$data/gsm8k_train.jsonl" > runs/studies/gsm8k_short.jsonl
 sed "s#DATA/#$data/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
-"${GTPO:-.venv/bin/gtpo}" compare runs/studies/smollm2.yaml "$@"
+gtpo=${GTPO:-.venv/bin/gtpo}
+"$gtpo" compare runs/studies/smollm2.yaml "$@"
+# where all cells start from, on the problems of their evaluation
+study=runs/studies/smollm2
+evaluations=("$study"/cells/*/eval.yaml)
+[ -e $study/start.json ] || "$gtpo" eval --config "${evaluations[0]}" \
+  --model runs/smollm2-gsm8k/cold-start/model --output $study/start.json
