@@ -20,6 +20,8 @@ from gtpo.training.curves import read_metrics
 
 WINDOW = 5
 """Steps over which the training pass rate is averaged, where one number stands for a moment of the training."""
+_ROUNDING = 1e-12
+"""A deviation that is none: differences of equal rates differ by less than this."""
 _SHARES = ("rollout", "tools", "verify", "credit", "update")
 _OF_RESULT = ("turns_per_rollout", "calls_per_rollout", "invalid_calls_per_rollout", "sampled_tokens_per_rollout")
 
@@ -30,8 +32,9 @@ class Spread:
 
     Attributes:
         mean, deviation: over seeds; the deviation is 0 for one seed.
-        low, high: 95 % interval of the mean (Student's); None for one seed.
-        p_value: two-sided, that the mean is 0; None for one seed.
+        low, high: 95 % interval of the mean (Student's); None for one seed, and where all seeds agree: a few equal
+            values of something counted don't say how far apart others would be.
+        p_value: two-sided, that the mean is 0; None like them.
         seeds: how many.
     """
 
@@ -52,13 +55,12 @@ def spread(values: Sequence[float]) -> Spread:
     if not values:
         raise ValueError("no value")
     mean, count = fmean(values), len(values)
-    if count == 1:
-        return Spread(mean, 0.0, None, None, None, 1)
-    deviation = stdev(values)
+    deviation = stdev(values) if count > 1 else 0.0
+    if deviation <= _ROUNDING:
+        return Spread(mean, 0.0, None, None, None, count)
     error = deviation / math.sqrt(count)
     half = student_quantile(count - 1) * error
-    p_value = student_p_value(mean / error, count - 1) if error > 0 else float(mean == 0)
-    return Spread(mean, deviation, mean - half, mean + half, p_value, count)
+    return Spread(mean, deviation, mean - half, mean + half, student_p_value(mean / error, count - 1), count)
 
 
 def student_p_value(t: float, degrees: int) -> float:

@@ -156,7 +156,7 @@ def _difference_row(name: str, parts: dict[str, Spread]) -> list[str]:
 
 
 def shown_p(value: Spread) -> str:
-    """A p-value; empty for one seed."""
+    """A p-value; empty where there is none."""
     return "" if value.p_value is None else f"{value.p_value:.3f}"
 
 
