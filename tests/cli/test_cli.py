@@ -10,7 +10,6 @@ import pytest
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
-from gtpo.commands.arguments import say
 from gtpo.tiny.model import make_model
 
 GOOD = '{"question": "1+1?", "answer": "2"}\n'
@@ -227,10 +226,3 @@ def test_problems_whose_answers_can_not_be_read_are_left_out_and_named(capsys, t
             verifiable([bad], verifier)
     finally:
         verifier.close()
-
-
-def test_one_process_of_several_speaks(capsys, monkeypatch):
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
-        say(f"from {rank}")
-    assert capsys.readouterr().err == "from 0\n"

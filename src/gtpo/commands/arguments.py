@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import inspect
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,6 +192,5 @@ def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]
 
 
 def say(message: str) -> None:
-    """One line to the person at the terminal; of processes that a launcher started together the first says it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)
+    """One line to the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)
