@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gtpo.tasks.verifiers import Verdict
 from gtpo.tiny.model import make_model
 from gtpo.training import trainer as trainer_module
+from gtpo.training.curves import read_metrics
+from gtpo.training.data import problem_dataset
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.run import train
 
@@ -66,7 +69,7 @@ def rows(advantages, **more):
 
 
 def kept(inputs, agreed=lambda number: number):
-    found = with_signal(inputs, agreed)
+    found, _ = with_signal(inputs, agreed)
     assert found["num_items_in_batch"] == 8
     assert len(found["advantages"]) == len(found["completion_mask"]) == len(found["completion_ids"])
     return found["completion_ids"][:, 0].tolist()
@@ -88,6 +91,18 @@ def test_the_shortest_row_is_left_where_none_has_a_signal():
     assert kept(rows([0.0] * 4, completion_mask=lengths)) == [2]
 
 
+def test_a_row_with_a_token_of_the_loss_is_left_before_one_without():
+    lengths = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 1]])
+    tool_mask = torch.tensor([[0, 0], [0, 0], [0, 1], [1, 1]])
+    assert kept(rows([0.0] * 4, completion_mask=lengths, tool_mask=tool_mask)) == [2]
+
+
+def test_it_says_whether_any_process_has_a_signal():
+    assert with_signal(rows([0.0] * 4), lambda number: number)[1] is False
+    assert with_signal(rows([0.0] * 4), lambda number: number + 1)[1] is True
+    assert with_signal(rows([0.0, 0.0, 0.0, 1.0]), lambda number: number)[1] is True
+
+
 def test_as_many_rows_as_the_process_that_needs_most():
     lengths = torch.tensor([[1, 1], [1, 1], [1, 0], [1, 1]])
     given = rows([1.0, 0.0, 0.0, 0.0], completion_mask=lengths)
@@ -96,7 +111,10 @@ def test_as_many_rows_as_the_process_that_needs_most():
 
 
 def test_a_tensor_of_something_else_than_rows_leaves_it_alone():
-    assert kept(rows([0.0, 1.0, 0.0, 0.0], pixel_values=torch.zeros(7, 3))) == [0, 1, 2, 3]
+    asked = []
+    given = rows([0.0, 1.0, 0.0, 0.0], pixel_values=torch.zeros(7, 3))
+    assert kept(given, lambda number: asked.append(number) or number) == [0, 1, 2, 3]
+    assert asked == [4], "the other processes wait for an answer"
 
 
 def test_rows_count_where_the_loss_has_more_in_it(tiny_tokenizer, config, tmp_path):
@@ -110,6 +128,10 @@ def test_rows_count_where_the_loss_has_more_in_it(tiny_tokenizer, config, tmp_pa
     others = {"loss_type": ["grpo", "bnpo", "dr_grpo"], "beta": [0.1], "top_entropy_quantile": [0.2]}
     for name, values in others.items():
         assert not any(alone(**{name: value}) for value in values), name
+    for name, value in {"entropy_coef": 0.1, "use_adaptive_entropy": True, "use_liger_kernel": True}.items():
+        args = config(run_dir=str(tmp_path))
+        setattr(args, name, value)  # not every version of the host has them
+        assert not rows_count_alone(args, model), name
     model.config.output_router_logits = False  # as the configuration of a mixture of experts has it
     assert not alone()
 
@@ -152,3 +174,55 @@ def test_the_update_is_what_it_was(
     assert any((weights[0][name] - start[name]).abs().max() > 1e-3 for name in start), "something was learnt"
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+class Fails:
+    """Passes nothing, so that no row has an advantage."""
+
+    def verify_many(self, texts, problems):
+        return [Verdict(False, 0.0, "no") for _ in texts]
+
+    def has_answer(self, text):
+        return True
+
+
+def test_a_step_without_a_signal_logs_nothing_of_the_rows_that_were_left(
+    tiny_tokenizer, problems, sandbox, config, tmp_path, random_turns
+):
+    model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+    args = config(run_dir=str(tmp_path), max_steps=1, num_generations=2)
+    train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Fails())
+    (line,) = read_metrics(tmp_path)
+    assert (line["pass_rate"], line["loss"], line["grad_norm"]) == (0.0, 0.0, 0.0)
+    assert not [name for name in line if "entropy" in name or "clip_ratio" in name]
+
+
+def test_an_evaluation_within_the_training_keeps_its_rows(
+    tiny_tokenizer, problems, sandbox, config, tmp_path, monkeypatch, random_turns
+):
+    sizes = {"signal": [], "loss": []}
+
+    def signal(inputs, agreed):
+        sizes["signal"].append(len(inputs["completion_ids"]))
+        return with_signal(inputs, agreed)
+
+    def columns(inputs):
+        sizes["loss"].append(len(inputs["completion_ids"]))
+        return trimmed(inputs)
+
+    monkeypatch.setattr(trainer_module, "with_signal", signal)
+    monkeypatch.setattr(trainer_module, "trimmed", columns)
+    model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+    args = config(
+        run_dir=str(tmp_path),
+        max_steps=1,
+        num_generations=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=4,
+    )
+    held_out = problem_dataset(problems[:4], args.make_prompts(args.specs()))
+    train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Fails(), eval_dataset=held_out)
+    trained, evaluated = sizes["loss"][: len(sizes["signal"])], sizes["loss"][len(sizes["signal"]) :]
+    assert set(trained) == {1}
+    assert set(evaluated) == {4}

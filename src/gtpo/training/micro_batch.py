@@ -33,7 +33,7 @@ def rows_count_alone(args: Any, model: Any) -> bool:
     return args.loss_type in _SUMS and not any(more)
 
 
-def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> dict[str, Any]:
+def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tuple[dict[str, Any], bool]:
     """A micro-batch's rows that have an advantage other than zero at a token of the loss.
 
     Where most groups fail or pass altogether most rows have none, and computing with them is in vain.
@@ -41,24 +41,26 @@ def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> dict
     Args:
         inputs: what the host's loss takes, with `advantages` (B,) or (B, T).
         agreed: of the number of rows that this process needs makes the one that all processes take, the largest: the
-            host gathers its metrics of rows, and every process has to go through the model.
+            host gathers its metrics of rows, and every process has to go through the model. Called once, always.
 
     Returns:
         The same with fewer rows, at least one: those with a signal and, as far as the number asks for more, the
-        shortest of the others. Unchanged if a tensor in it is not one of rows.
+        shortest of the others, those with a token of the loss first. Unchanged if a tensor in it is not one of rows.
+        And whether any process has a row with a signal.
     """
     mask_B_T = inputs["completion_mask"]
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
-    if any(len(value) != len(mask_B_T) for value in tensors.values()):
-        return dict(inputs)
+    separable = all(len(value) == len(mask_B_T) for value in tensors.values())
     advantages = inputs["advantages"].reshape(len(mask_B_T), -1)
     trained_B_T = mask_B_T * inputs.get("tool_mask", 1)
     has_signal_B = ((advantages != 0) & (trained_B_T != 0)).any(dim=1)
-    number = agreed(max(int(has_signal_B.sum()), 1))
-    lengths_B = mask_B_T.sum(dim=1)
+    number = agreed(int(has_signal_B.sum()) if separable else len(mask_B_T))
+    if not separable:
+        return dict(inputs), True
+    lengths_B = mask_B_T.sum(dim=1) + mask_B_T.shape[1] * (trained_B_T == 0).all(dim=1)
     by_need_B = torch.where(has_signal_B, -1, lengths_B).argsort(stable=True)
-    rows = by_need_B[:number].sort().values
-    return {**inputs, **{name: value[rows] for name, value in tensors.items()}}
+    rows = by_need_B[: max(number, 1)].sort().values
+    return {**inputs, **{name: value[rows] for name, value in tensors.items()}}, number > 0
 
 
 def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
 
-The host does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Three of its
+The host does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Four of its
 methods are extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
 
 - `_generate_and_score_completions`: afterwards `output["advantages"]`, which the host's loss takes as (B,) or (B, T),
   is replaced, unless the algorithm is GRPO: then the host's own advantages stay, computed from one reward a rollout;
+- `compute_loss`: it gets the rows and columns that it needs (`gtpo.training.micro_batch`);
 - `training_step` and `log`: where the time of a step went.
 
 A rollout whose sandbox failed (`StopReason.INFRA`) is dropped: no reward, no advantage, no token in the loss. The same
@@ -17,7 +18,7 @@ import inspect
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -307,9 +308,22 @@ class GTPOTrainer(GRPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The host's loss, on the rows and columns that the micro-batch needs."""
-        if self.model.training and self._rows_count_alone:
-            inputs = with_signal(inputs, self._largest)
-        return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+        if not (self.model.training and self._rows_count_alone):
+            return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+        inputs, teaches = with_signal(inputs, self._largest)
+        logged = {name: len(values) for name, values in self._metrics["train"].items()}
+        loss = super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+        if not teaches:  # what the host found in the one row that is left says nothing
+            self._forget_metrics(since=logged)
+        return loss
+
+    def _forget_metrics(self, since: Mapping[str, int]) -> None:
+        """Leave out of the log what the host has added since there were so many values by name."""
+        metrics = self._metrics["train"]
+        for name in list(metrics):
+            del metrics[name][since.get(name, 0) :]
+            if not metrics[name]:
+                del metrics[name]
 
     def _largest(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
