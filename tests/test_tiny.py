@@ -19,6 +19,7 @@ from gtpo.tiny.model import PHRASES, make_model, make_tokenizer
 from gtpo.tiny.pipeline import MAX_LENGTH
 from gtpo.tiny.steps import OPERATORS, Calculator
 from gtpo.tiny.traces import Behaviour, mixed_traces
+from gtpo.training.config import GTPOConfig
 from gtpo.types import InvalidCall, ToolCall
 
 
@@ -198,3 +199,9 @@ def test_the_pipeline_runs_and_leaves_its_summary(tmp_path, algorithm):
     assert main([*argv, "--resume", "true"]) == 0
     resumed = json.loads((run_dir / "summary.json").read_text())
     assert (resumed["steps"], resumed["before"]) == (3, before)
+
+
+def test_several_processes_are_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(GTPOConfig, "world_size", 2)
+    assert main(["tiny", "--run_dir", str(tmp_path)]) == 2
+    assert "runs in one process" in capsys.readouterr().err

@@ -10,7 +10,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a file beside its place and move it there, so that no reader sees half of it; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)

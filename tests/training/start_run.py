@@ -21,6 +21,13 @@ from gtpo.training.run import begin
 TIMES = 300
 
 
+def record(recorder: RunRecorder) -> None:
+    """Four steps."""
+    for step in range(1, 5):
+        recorder.append_metrics({"step": step})
+        recorder.write_rollouts(step, [])
+
+
 def main(folder: str) -> None:
     args = GTPOConfig(run_dir=str(Path(folder, "run")), use_cpu=True, bf16=False, report_to="none")
     is_main = args.process_index == 0
@@ -37,12 +44,11 @@ def main(folder: str) -> None:
         return sorted(str(path.relative_to(args.run_dir)) for path in Path(args.run_dir).rglob("*") if path.is_file())
 
     if is_main:
-        for step in range(1, 5):
-            recorder.append_metrics({"step": step})
-            recorder.write_rollouts(step, [])
+        record(recorder)
         for step in (2, 4):
             Path(args.output_dir, f"checkpoint-{step}").mkdir(parents=True)
         Path(args.output_dir, "checkpoint-2", "trainer_state.json").write_text("{}")
+        Path(args.output_dir, "checkpoint-4", "model.safetensors").write_text("cut short by a kill")
     found: dict[str, object] = {"process": args.process_index}
     try:
         found["refused"] = ready(resume=False, overwrite=False)
@@ -50,8 +56,11 @@ def main(folder: str) -> None:
         found["refused"] = str(error)
     found["resumed"] = ready(resume=True, overwrite=False)
     found["kept"] = left()
-    found["afresh"] = ready(resume=False, overwrite=True)
-    found["cleared"] = left()
+    for _ in range(TIMES // 10):
+        if is_main:
+            record(recorder)
+        found["afresh"] = ready(resume=False, overwrite=True)
+        found["cleared"] = left()
     Path(folder, f"process_{args.process_index}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

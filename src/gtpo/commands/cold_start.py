@@ -48,5 +48,6 @@ def main(argv: Sequence[str]) -> int:
         provenance={"traces": asdict(trace_args), "model": asdict(model_args)},
         peft_config=get_peft_config(model_args),
     )
-    say(f"{result.steps} steps on {len(traces)} traces; model in {result.model_dir}")
+    if args.process_index == 0:
+        say(f"{result.steps} steps on {len(traces)} traces; model in {result.model_dir}")
     return 0

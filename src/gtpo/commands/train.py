@@ -62,7 +62,9 @@ def main(argv: Sequence[str]) -> int:
     ChatEncoder(tokenizer, args.make_format(args.specs()), template_kwargs=cast(Any, args.chat_template_kwargs))
     RunRecorder(args.run_dir)
     sandbox = args.make_sandbox() if "python" in args.tool_names() else None
-    say(f"{len(problems)} problems" + (f", sandbox: {sandbox.level().sentence}" if sandbox else ""))
+    is_main = args.process_index == 0
+    if is_main:
+        say(f"{len(problems)} problems" + (f", sandbox: {sandbox.level().sentence}" if sandbox else ""))
     model = load_model(model_args)
     result = train(
         model,
@@ -76,5 +78,6 @@ def main(argv: Sequence[str]) -> int:
         verifier=verifier,
         peft_config=get_peft_config(model_args),
     )
-    say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
+    if is_main:
+        say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
     return 0

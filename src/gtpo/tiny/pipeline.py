@@ -13,6 +13,7 @@ from typing import Any, Optional
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
+from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
 from gtpo.rollout import ChatEncoder, RolloutEngine
 from gtpo.rollout.backends import TransformersBackend
@@ -67,8 +68,10 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
         The summary; empty with `tiny.prepare_only`.
 
     Raises:
-        ConfigError: an unknown family.
+        ConfigError: an unknown family, or several processes.
     """
+    if args.world_size > 1:
+        raise ConfigError("gtpo tiny runs in one process; start it without a launcher (gtpo train takes several)")
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
     family = get_family(tiny.family, tiny.problem_steps)

@@ -35,12 +35,17 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
 
     A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged in float32 into a copy of its base for `model`:
     in bfloat16 most of a small change would be rounded away. The copy is loaded anew, on the CPU; a base that was
-    never on disk can't be, and then the adapter is all that is saved.
+    never on disk can't be, and then the adapter is all that is saved. All processes wait until it is there.
 
     Returns:
         The folder of the model, or of the adapter if there is no model.
     """
-    model_dir, adapter_dir = Path(run_dir) / "model", Path(run_dir) / "adapter"
+    saved = _save_policy(trainer, Path(run_dir) / "model", Path(run_dir) / "adapter")
+    trainer.accelerator.wait_for_everyone()
+    return saved
+
+
+def _save_policy(trainer: Any, model_dir: Path, adapter_dir: Path) -> Path:
     policy = trainer.accelerator.unwrap_model(trainer.model)
     if not is_peft_model(policy):
         trainer.save_model(str(model_dir))
