@@ -162,7 +162,7 @@ def of_training(folder: Path) -> dict[str, float]:
     paths = sorted((folder / "rollouts").glob("step_*.jsonl"))
     third = max(len(paths) // 3, 1)
     found = {}
-    for part in (paths[:third], paths[-third:]):
+    for part in (paths[:third], paths[-third:]) if paths else ():
         values = [value for path in part for value in failed_similarities(path)]
         numbers = [str(int(path.stem.removeprefix("step_"))) for path in part]
         name = f"step {numbers[0]}" if len(part) == 1 else f"steps {numbers[0]} to {numbers[-1]}"

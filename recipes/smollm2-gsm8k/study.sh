@@ -12,5 +12,5 @@ gtpo=${GTPO:-.venv/bin/gtpo}
 # where all cells start from, on the problems of their evaluation
 study=runs/studies/smollm2
 evaluations=("$study"/cells/*/eval.yaml)
-[ -e $study/start.json ] || "$gtpo" eval --config "${evaluations[0]}" \
+[ -e $study/start.json ] || [ ! -e "${evaluations[0]}" ] || "$gtpo" eval --config "${evaluations[0]}" \
   --model runs/smollm2-gsm8k/cold-start/model --output $study/start.json

@@ -140,6 +140,14 @@ def test_problems_of_several_sources_are_told_apart(tmp_path):
     assert json.loads((study.output / "report.json").read_text())["sources"]["easy.jsonl"]["grpo"]["mean"] == 0.3
 
 
+def test_a_source_says_how_many_of_the_seeds_are_paired(tmp_path):
+    cells = [cell(tmp_path, "grpo", 1, [0.1], final=0.2, easy=0.3, hard=0.1)]
+    cells += [cell(tmp_path, "gtpo", seed, [0.1], final=0.3, easy=0.3, hard=0.2) for seed in (1, 2)]
+    text = write_report(Study(tmp_path, tuple(cells), "grpo", ())).read_text()
+    assert "| hard.jsonl | grpo | 1 | 0.100 |  |  |" in text
+    assert "| hard.jsonl | gtpo | 2 (1 paired) | 0.200 | +0.100 |  |" in text
+
+
 def test_one_source_needs_no_table_of_its_own(tmp_path):
     cells = (cell(tmp_path, "grpo", 1, [0.1], final=0.2, easy=0.2),)
     assert "By source" not in write_report(Study(tmp_path, cells, "grpo", ())).read_text()

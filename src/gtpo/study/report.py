@@ -112,12 +112,16 @@ def _source_lines(figures: StudyFigures) -> list[str]:
 def source_rows(
     sources: Mapping[str, Mapping[str, Spread]], differences: Mapping[str, Mapping[str, Spread]]
 ) -> list[list[str]]:
-    """A row a source and variant: source, variant, seeds, pass rate, difference from the baseline, its p-value."""
-    return [
-        [source, name, str(value.seeds), shown(value), *_difference_cells(differences[source].get(name))]
-        for source, variants in sources.items()
-        for name, value in variants.items()
-    ]
+    """A row a source and variant: both, seeds (how many are paired if not all), pass rate, difference, its p-value."""
+    rows = []
+    for source, variants in sources.items():
+        for name, value in variants.items():
+            difference = differences[source].get(name)
+            seeds = str(value.seeds)
+            if difference and difference.seeds != value.seeds:
+                seeds += f" ({difference.seeds} paired)"
+            rows.append([source, name, seeds, shown(value), *_difference_cells(difference)])
+    return rows
 
 
 def _difference_cells(difference: Spread | None) -> list[str]:
