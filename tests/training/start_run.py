@@ -41,7 +41,9 @@ def main(folder: str) -> None:
 
     def left() -> list[str]:
         torch.distributed.barrier()
-        return sorted(str(path.relative_to(args.run_dir)) for path in Path(args.run_dir).rglob("*") if path.is_file())
+        found = sorted(str(path.relative_to(args.run_dir)) for path in Path(args.run_dir).rglob("*") if path.is_file())
+        torch.distributed.barrier()  # nobody goes on before all have looked
+        return found
 
     if is_main:
         record(recorder)
