@@ -15,6 +15,7 @@ from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import Prompts, get_format
 from gtpo.rollout.backends import Generation
 from gtpo.sandbox import ExecResult, Status
+from gtpo.tasks.verifiers import Verdict
 from gtpo.training.curves import read_metrics
 from gtpo.training.data import problem_dataset
 from gtpo.training.run import train
@@ -194,22 +195,36 @@ def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
         assert all((turn["observation"] is None) == (turn["observation_tokens"] == 0) for turn in row["turns"])
 
 
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config):
+class Ended:
+    """Passes what ends with an answer, so that an untrained model's rollouts differ."""
+
+    def verify_many(self, texts, problems):
+        return [Verdict(text is not None, float(text is not None), "ended") for text in texts]
+
+    def has_answer(self, text):
+        return True
+
+
+@pytest.mark.parametrize("stopped", [2, 3, 5])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config, stopped):
     from gtpo.tiny.model import make_model
 
-    def fresh():
-        return make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+    def run(name, steps, **more):
+        model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+        options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        options |= {"max_turn_tokens": 60, "per_device_train_batch_size": 16}  # about half of the rollouts end
+        args = config(run_dir=str(tmp_path / name), max_steps=steps, **options)
+        return train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Ended(), **more)
 
-    options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
-    whole = train(fresh(), tiny_tokenizer, problems, config(run_dir=str(tmp_path / "whole"), max_steps=4, **options))
-    halved = str(tmp_path / "halved")
-    train(fresh(), tiny_tokenizer, problems, config(run_dir=halved, max_steps=3, **options))
-    resumed = train(fresh(), tiny_tokenizer, problems, config(run_dir=halved, max_steps=4, **options), resume=True)
-    assert resumed.steps == 4
+    whole = run("whole", 6)  # three steps an epoch
+    run("halved", stopped)
+    resumed = run("halved", 6, resume=True)
+    assert resumed.steps == 6
     kept = ("step", "loss", "pass_rate", "turns", "entropy", "grad_norm")
     first, second = ([{k: line[k] for k in kept} for line in read_metrics(run.run_dir)] for run in (whole, resumed))
+    assert all(line["grad_norm"] > 0 for line in first), "something is learnt in every step"
     assert second == [pytest.approx(line) for line in first]
-    assert len(list((resumed.run_dir / "rollouts").iterdir())) == 4
+    assert len(list((resumed.run_dir / "rollouts").iterdir())) == 6
 
 
 def test_resuming_without_a_checkpoint_is_refused(small_model, tiny_tokenizer, problems, config):

@@ -1,11 +1,12 @@
 """`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
 
-The host does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Four of its
+The host does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Five of its
 methods are extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
 
 - `_generate_and_score_completions`: afterwards `output["advantages"]`, which the host's loss takes as (B,) or (B, T),
   is replaced, unless the algorithm is GRPO: then the host's own advantages stay, computed from one reward a rollout;
 - `compute_loss`: it gets the rows and columns that it needs (`gtpo.training.micro_batch`);
+- `_get_train_sampler`: the order of an epoch does not depend on whether the run was resumed (`gtpo.training.order`);
 - `training_step` and `log`: where the time of a step went.
 
 A rollout whose sandbox failed (`StopReason.INFRA`) is dropped: no reward, no advantage, no token in the loss. The same
@@ -31,6 +32,7 @@ from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
@@ -48,6 +50,7 @@ from gtpo.training.config import GTPOConfig
 from gtpo.training.host import whole_weights
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
+from gtpo.training.order import EpochOrder
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.rows import rollout_rows
@@ -324,6 +327,11 @@ class GTPOTrainer(GRPOTrainer):
             del metrics[name][since.get(name, 0) :]
             if not metrics[name]:
                 del metrics[name]
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
+        """The host's, in an order that a resumed run takes up."""
+        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
 
     def _largest(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
