@@ -12,27 +12,17 @@ import sys
 from pathlib import Path
 
 import torch
+from judge import Passes, ended
 from peft import LoraConfig
 from quiet import QUIET
 
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict
 from gtpo.tiny.model import make_model, make_tokenizer
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.trainer import GTPOTrainer
-
-
-class Anything:
-    """Passes whatever ends with an answer, so that an untrained model's rollouts differ."""
-
-    def verify_many(self, texts, problems):
-        return [Verdict(text is not None, float(text is not None), "ended") for text in texts]
-
-    def has_answer(self, text):
-        return True
 
 
 def main(run_dir: str, kind: str) -> None:
@@ -78,7 +68,7 @@ def main(run_dir: str, kind: str) -> None:
         problem_dataset(problems, args.make_prompts(args.specs())),
         tokenizer,
         sandbox=LocalSandbox(slots=1),
-        verifier=Anything(),
+        verifier=Passes(ended),
         recorder=RunRecorder(run_dir),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if kind == "peft" else None,
     )

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.utils import gather_object
+from judge import Passes
 from quiet import QUIET
 
 from gtpo.rollout.loop import RolloutBatch
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict
 from gtpo.tiny.model import make_model, make_tokenizer
 from gtpo.training import config
 from gtpo.training.config import GTPOConfig
@@ -57,16 +57,6 @@ class Given:
         text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         prompt_ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return Trajectory(prompt_ids, tuple(turns), StopReason.INFRA if infra else StopReason.ANSWER)
-
-
-class SaysYes:
-    """Passes the answer `yes`."""
-
-    def verify_many(self, texts, problems):
-        return [Verdict(text == "yes", float(text == "yes"), "said so") for text in texts]
-
-    def has_answer(self, text):
-        return True
 
 
 def spread_on_cpu() -> None:
@@ -117,7 +107,9 @@ def main(folder: str, processes: str, algorithm: str) -> None:
 
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
     dataset = problem_dataset(problems, args.make_prompts(args.specs()))
-    trainer = Watched(model, args, dataset, tokenizer, sandbox=LocalSandbox(slots=1), verifier=SaysYes())
+    trainer = Watched(
+        model, args, dataset, tokenizer, sandbox=LocalSandbox(slots=1), verifier=Passes(lambda text: text == "yes")
+    )
     trainer.engine = Given(tokenizer)
     trainer.engine.first = trainer.accelerator.process_index * (BATCH // int(processes))
     trainer.engine.encoder = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from judge import Passes
 
-from gtpo.tasks.verifiers import Verdict
 from gtpo.tiny.model import make_model
 from gtpo.training import trainer as trainer_module
 from gtpo.training.curves import read_metrics
@@ -176,22 +176,12 @@ def test_the_update_is_what_it_was(
         torch.testing.assert_close(value, weights[1][name], atol=1e-5, rtol=1e-4)
 
 
-class Fails:
-    """Passes nothing, so that no row has an advantage."""
-
-    def verify_many(self, texts, problems):
-        return [Verdict(False, 0.0, "no") for _ in texts]
-
-    def has_answer(self, text):
-        return True
-
-
 def test_a_step_without_a_signal_logs_nothing_of_the_rows_that_were_left(
     tiny_tokenizer, problems, sandbox, config, tmp_path, random_turns
 ):
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
     args = config(run_dir=str(tmp_path), max_steps=1, num_generations=2)
-    train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Fails())
+    train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Passes(lambda text: False))
     (line,) = read_metrics(tmp_path)
     assert (line["pass_rate"], line["loss"], line["grad_norm"]) == (0.0, 0.0, 0.0)
     assert not [name for name in line if "entropy" in name or "clip_ratio" in name]
@@ -222,7 +212,15 @@ def test_an_evaluation_within_the_training_keeps_its_rows(
         per_device_eval_batch_size=4,
     )
     held_out = problem_dataset(problems[:4], args.make_prompts(args.specs()))
-    train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Fails(), eval_dataset=held_out)
+    train(
+        model,
+        tiny_tokenizer,
+        problems,
+        args,
+        sandbox=sandbox,
+        verifier=Passes(lambda text: False),
+        eval_dataset=held_out,
+    )
     trained, evaluated = sizes["loss"][: len(sizes["signal"])], sizes["loss"][len(sizes["signal"]) :]
     assert set(trained) == {1}
     assert set(evaluated) == {4}

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from judge import Passes, ended
 
 from gtpo import functional as F
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import Prompts, get_format
 from gtpo.rollout.backends import Generation
 from gtpo.sandbox import ExecResult, Status
-from gtpo.tasks.verifiers import Verdict
 from gtpo.training.curves import read_metrics
 from gtpo.training.data import problem_dataset
 from gtpo.training.run import train
@@ -195,16 +195,6 @@ def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
         assert all((turn["observation"] is None) == (turn["observation_tokens"] == 0) for turn in row["turns"])
 
 
-class Ended:
-    """Passes what ends with an answer, so that an untrained model's rollouts differ."""
-
-    def verify_many(self, texts, problems):
-        return [Verdict(text is not None, float(text is not None), "ended") for text in texts]
-
-    def has_answer(self, text):
-        return True
-
-
 @pytest.mark.parametrize("stopped", [2, 3, 5])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config, stopped):
     from gtpo.tiny.model import make_model
@@ -214,7 +204,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer,
         options = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
         options |= {"max_turn_tokens": 60, "per_device_train_batch_size": 16}  # about half of the rollouts end
         args = config(run_dir=str(tmp_path / name), max_steps=steps, **options)
-        return train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Ended(), **more)
+        return train(model, tiny_tokenizer, problems, args, sandbox=sandbox, verifier=Passes(ended), **more)
 
     whole = run("whole", 6)  # three steps an epoch
     run("halved", stopped)
