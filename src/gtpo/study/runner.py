@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from gtpo._files import write_text
 from gtpo.errors import ConfigError
 from gtpo.study.plan import Cell
 
@@ -105,9 +106,7 @@ def _state(cell: Cell) -> dict[str, Any]:
 
 def _save_state(cell: Cell, **changes: Any) -> None:
     state = {"variant": cell.variant, "seed": cell.seed, **_state(cell), **changes}
-    path = cell.folder / _STATE
-    path.with_suffix(".part").write_text(json.dumps(state, indent=1) + "\n")
-    path.with_suffix(".part").replace(path)
+    write_text(cell.folder / _STATE, json.dumps(state, indent=1) + "\n")
 
 
 def _run(cell: Cell, threads: int, folder: str) -> None:
