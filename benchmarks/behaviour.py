@@ -27,6 +27,9 @@ from gtpo.study.figures import spread
 from gtpo.study.report import markdown_table, shown, shown_p
 from gtpo.types import InvalidCall
 
+Cells = dict[str, dict[int, dict[str, float]]]
+"""Figures of cells by variant and seed."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -35,11 +38,12 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="the result file of an evaluation before training")
     args = parser.parse_args()
     for study in args.studies:
+        cells = cell_rows(study)
         print(f"\n{study.name}\n")
-        print(table(list(variant_rows(study))))
+        print(table(list(variant_rows(cells))))
         if args.baseline:
             print(f"\nless {args.baseline}'s, paired by seed\n")
-            print(table(list(difference_rows(study, args.baseline))))
+            print(table(list(difference_rows(cells, args.baseline))))
         if args.start:
             print(f"\nless {args.start}, mean over seeds, paired by problem\n")
             print(table(list(gain_rows(study, args.start))))
@@ -55,7 +59,7 @@ def done_cells(study: Path) -> dict[str, dict[int, Path]]:
     return cells
 
 
-def cell_rows(study: Path) -> dict[str, dict[int, dict[str, float]]]:
+def cell_rows(study: Path) -> Cells:
     """The figures of each cell that is done, by variant and seed."""
     return {
         variant: {seed: {**of_evaluation(folder), **of_training(folder)} for seed, folder in seeds.items()}
@@ -63,20 +67,19 @@ def cell_rows(study: Path) -> dict[str, dict[int, dict[str, float]]]:
     }
 
 
-def variant_rows(study: Path) -> Iterator[dict[str, Any]]:
+def variant_rows(cells: Cells) -> Iterator[dict[str, Any]]:
     """A row for each variant with a cell that is done."""
-    for variant, seeds in cell_rows(study).items():
+    for variant, seeds in cells.items():
         rows = list(seeds.values())
         names = dict.fromkeys(name for row in rows for name in row)
         means = {name: fmean(row[name] for row in rows if name in row) for name in names}
         yield {"variant": variant, "seeds": len(rows), **means}
 
 
-def difference_rows(study: Path, baseline: str) -> Iterator[dict[str, Any]]:
+def difference_rows(cells: Cells, baseline: str) -> Iterator[dict[str, Any]]:
     """A row for each other variant and figure, over the seeds that both have."""
-    cells = cell_rows(study)
     if baseline not in cells:
-        raise SystemExit(f"{study}: no cell of {baseline!r} is done; there are {', '.join(cells)}")
+        raise SystemExit(f"no cell of {baseline!r} is done; there are {', '.join(cells)}")
     for variant in [name for name in cells if name != baseline]:
         pairs = [(cells[variant][seed], row) for seed, row in cells[baseline].items() if seed in cells[variant]]
         for name in dict.fromkeys(name for own, _ in pairs for name in own):

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from behaviour import file_name, variant_rows
+from behaviour import cell_rows, file_name, variant_rows
 from behaviour import table as behaviour_table
 
 from gtpo.study.figures import Spread
@@ -58,7 +58,7 @@ class Tables:
             return self.rates(rest)
         if kind == "behaviour":
             return "\n\n".join(
-                f"*{name}*\n\n{behaviour_table(list(variant_rows(self.studies / name)))}" for name in rest
+                f"*{name}*\n\n{behaviour_table(list(variant_rows(cell_rows(self.studies / name))))}" for name in rest
             )
         raise SystemExit(f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour")
 
