@@ -27,10 +27,9 @@ import torch
 
 from gtpo import functional as F
 
-VERL_MISSING = """verl is missing: GTPO alone is timed. To compare, in an environment of its own:
-    pip install torch --index-url https://download.pytorch.org/whl/cpu
-    pip install "verl[verl-core]==0.9.1" trl
-(torch first: otherwise pip fetches several GB of CUDA packages)"""
+VERL_MISSING = """verl is missing: GTPO alone is timed. To compare, in the environment that holds it:
+    make .venv-cluster/.installed
+    .venv-cluster/bin/python benchmarks/advantages.py"""
 
 
 @dataclass(frozen=True)
