@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements/pins.txt requirements/needs-compiler.txt pyproj
 	touch $@
 
 train: setup
-	$(BIN)/gtpo tiny $(ARGS)
+	$(BIN)/gtpo demo $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import ChatEncoder, Prompts, get_format
 from gtpo.tasks.problems import Problem
 from gtpo.testing import with_chat_template
-from gtpo.tiny.model import make_model, make_tokenizer
 
 CALL = get_format("tool_call").render_call("6 * 7")
 OBSERVATION = "42"

@@ -38,7 +38,7 @@ class Ours:
 
     def __init__(self, workload: Workload, *, turns: int = TURNS, tokens: int = ROOM) -> None:
         self.workload, self.model = workload, workload.model
-        self.limits = RolloutLimits(max_turns=turns, max_turn_tokens=tokens, max_total_tokens=tokens)
+        self.limits = RolloutLimits(max_turns=turns, max_turn_tokens=tokens, max_completion_length=tokens)
 
     def __call__(self, prompts: Sequence[Any], tool: PythonTool) -> Outcome:
         """Rolls out each prompt once."""

@@ -57,6 +57,7 @@ class Batch:
     num_turns_B: torch.Tensor
     turn_ids_B_T: torch.Tensor
     group_ids_B: torch.Tensor
+    passed_B: torch.Tensor
     token_rewards_B_T: torch.Tensor
     response_mask_B_T: torch.Tensor
     index_B: np.ndarray
@@ -83,6 +84,7 @@ def make_batch(size: Size, seed: int = 0) -> Batch:
         num_turns_B=num_turns,
         turn_ids_B_T=turn_ids,
         group_ids_B=group_ids,
+        passed_B=passed,
         token_rewards_B_T=outcome,
         response_mask_B_T=is_model.long(),
         index_B=np.array([f"prompt-{group}" for group in group_ids.tolist()], dtype=object),
@@ -92,7 +94,9 @@ def make_batch(size: Size, seed: int = 0) -> Batch:
 def calls(batch: Batch) -> dict[str, Callable[[], object]]:
     """What is timed, by name; verl's only where it is installed."""
     timed: dict[str, Callable[[], object]] = {
-        "gtpo": lambda: F.gtpo_advantages(batch.rewards_B_K, batch.num_turns_B, batch.turn_ids_B_T, batch.group_ids_B)
+        "gtpo": lambda: F.gtpo_advantages(
+            batch.rewards_B_K, batch.num_turns_B, batch.turn_ids_B_T, batch.group_ids_B, passed_B=batch.passed_B
+        )
     }
     try:
         from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage

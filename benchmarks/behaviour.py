@@ -21,10 +21,10 @@ from typing import Any
 
 from gtpo.evaluation.result import load_result
 from gtpo.evaluation.statistics import paired_difference
+from gtpo.lab.study.figures import spread
+from gtpo.lab.study.report import markdown_table, shown, shown_p
 from gtpo.rollout import ToolChoice, get_format
 from gtpo.similarity import LexicalSimilarity
-from gtpo.study.figures import spread
-from gtpo.study.report import markdown_table, shown, shown_p
 from gtpo.types import InvalidCall
 
 Cells = dict[str, dict[int, dict[str, float]]]

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings, RolloutFacts, assign_credit
+from gtpo.credit import CreditInputs, CreditSettings, compute_credit
 from gtpo.similarity import LexicalSimilarity
 from gtpo.similarity.lexical import ngram_weights
 
@@ -47,10 +47,10 @@ def main() -> None:
     report("7B, 64 prompts x 8", facts, ids, max(args.rounds // 4, 3), None)
 
 
-def facts_of(row: dict) -> RolloutFacts:
+def facts_of(row: dict) -> CreditInputs:
     """A recorded rollout as credit sees it."""
     calls = [turn["calls"] for turn in row["turns"]]
-    return RolloutFacts(
+    return CreditInputs(
         group_id=row["group"],
         passed=row["passed"],
         invalid_turns=tuple(any("code" not in call for call in turn) for turn in calls),
@@ -71,7 +71,7 @@ def turn_ids(tokens: Sequence[Sequence[tuple[int, int]]]) -> torch.Tensor:
     return ids_B_T
 
 
-def large_batch() -> tuple[list[RolloutFacts], torch.Tensor]:
+def large_batch() -> tuple[list[CreditInputs], torch.Tensor]:
     """64 groups of 8: in each, variations of one real program of the standard library."""
     rng = random.Random(0)
     sources = [inspect.getsource(value) for value in (json, argparse, random, statistics, inspect)]
@@ -83,22 +83,22 @@ def large_batch() -> tuple[list[RolloutFacts], torch.Tensor]:
         for _ in range(8):
             kept = [line if rng.random() < 0.8 else rng.choice(lines) for line in program]
             code = "\n".join(kept)[:1500]
-            facts.append(RolloutFacts(group, rng.random() < 0.4, (False,) * 8, True, code))
+            facts.append(CreditInputs(group, rng.random() < 0.4, (False,) * 8, True, code))
     return facts, turn_ids([[(700, 324)] * 8] * len(facts))
 
 
-def report(name: str, facts: list[RolloutFacts], ids_B_T: torch.Tensor, rounds: int, step_s: float | None) -> None:
+def report(name: str, facts: list[CreditInputs], ids_B_T: torch.Tensor, rounds: int, step_s: float | None) -> None:
     """Time both and print a row."""
     similarity, settings = LexicalSimilarity(), CreditSettings()
-    credit = assign_credit(facts, similarity, settings)
+    credit = compute_credit(facts, similarity, settings)
 
     def gtpo() -> float:
         ngram_weights.cache_clear()  # a step brings new programs
-        return assign_credit(facts, similarity, settings).shaping_s
+        return compute_credit(facts, similarity, settings).shaping_s
 
     times: dict[str, list[float]] = {"grpo": [], "gtpo": [], "shaping": [], "spread": []}
     for _ in range(rounds):
-        times["grpo"].append(timed(lambda: assign_credit(facts, similarity, settings, algorithm="grpo")))
+        times["grpo"].append(timed(lambda: compute_credit(facts, similarity, settings, algorithm="grpo")))
         start = time.perf_counter()
         times["shaping"].append(gtpo())
         times["gtpo"].append(time.perf_counter() - start)

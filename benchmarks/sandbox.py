@@ -4,10 +4,10 @@
                                  [--output sandbox.json]
 
 The peer is `python -I -c PROGRAM` as a subprocess whose stdout is captured: no limits, no confinement. Two threads
-call it, or a sandbox with two slots, or two sessions; they take turns in each round, and who begins alternates. The
+call it, or a sandbox with two workers, or two sessions; they take turns in each round, and who begins alternates. The
 output of every call is checked. Servers are started and files are read once before anything is timed.
 
-The last measurement has no peer: it compares a batch of calls in a sandbox with default slots with the same batch
+The last measurement has no peer: it compares a batch of calls in a sandbox with the default workers with the same batch
 plus loops that never end, one in twenty, under a limit on the wall. With a limit on processor time alone each loop
 would cost that time whatever the sandbox does.
 """
@@ -95,7 +95,7 @@ def throughput(seconds: float, rounds: int) -> list[Row]:
     """Calls a second of the peer, of programs in the sandbox, and of programs in sessions."""
     loads: dict[str, list[Load]] = {}
     with contextlib.ExitStack() as stack:
-        sandbox, other = (LocalSandbox(slots=WORKERS) for _ in range(2))
+        sandbox, other = (LocalSandbox(max_workers=WORKERS) for _ in range(2))
         stack.callback(sandbox.close)
         stack.callback(other.close)
         sessions = [other.session() for _ in range(WORKERS)]
@@ -121,14 +121,14 @@ def throughput(seconds: float, rounds: int) -> list[Row]:
 
 
 def start_servers(sandbox: LocalSandbox) -> None:
-    """Has every slot start both of its servers: as many programs at once as there are slots."""
+    """Has every worker start both of its servers: as many programs at once as there are workers."""
     for modules in ("time", "sympy, time"):
         for result in asyncio.run(sandbox.run_many([f"import {modules}\ntime.sleep(0.3)"] * len(sandbox._seats))):
             checked(result, Program("warm-up", "", ""))
 
 
 def spread(sessions: list) -> None:
-    """Begins all sessions at once, so that each gets a slot of its own."""
+    """Begins all sessions at once, so that each gets a worker of its own."""
     with ThreadPoolExecutor(len(sessions)) as threads:
         list(threads.map(lambda session: session.run_sync("import time\ntime.sleep(0.3)"), sessions))
 
@@ -177,7 +177,7 @@ def loops(name: str, programs: list[Program], limits: Limits, calls: int, rounds
         for number in range(rounds):
             for variant in list(variants)[:: 1 if number % 2 == 0 else -1]:
                 seconds[variant].append(batch(sandbox, variants[variant], limits))
-        slots = len(sandbox._seats)
+        max_workers = len(sandbox._seats)
     finally:
         sandbox.close()
     values = [whole / part for whole, part in zip(seconds["with"], seconds["without"], strict=True)]
@@ -185,7 +185,7 @@ def loops(name: str, programs: list[Program], limits: Limits, calls: int, rounds
     detail = {
         "cpu_limit_s": limits.cpu_s,
         "wall_limit_s": limits.wall_s,
-        "slots": slots,
+        "max_workers": max_workers,
         "honest_calls": len(honest),
         "loops": calls - len(honest),
         "seconds_with_loops": seconds["with"],

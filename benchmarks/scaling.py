@@ -66,10 +66,10 @@ def serve(port_queue, token_ids: list[list[int]], delay_s: float) -> None:
 
 def rollouts_per_second(servers: int, delay_s: float) -> float:
     """One batch on so many servers, through `BackendPool`."""
+    from gtpo.lab.tiny.model import make_tokenizer
     from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
     from gtpo.rollout.backends import BackendPool, OpenAIBackend
     from gtpo.sandbox import ExecResult, Status
-    from gtpo.tiny.model import make_tokenizer
 
     class Calculator:
         async def run(self, code, *, limits=None, seed=None, key=None):

@@ -1,4 +1,4 @@
-"""Put the tables of studies into a page, from the reports that `gtpo compare` wrote.
+"""Put the tables of studies into a page, from the reports that `gtpo study` wrote.
 
     python benchmarks/study_tables.py [docs/results.md] [--studies runs/studies]
 
@@ -25,8 +25,8 @@ from typing import Any
 from behaviour import cell_rows, file_name, variant_rows
 from behaviour import table as behaviour_table
 
-from gtpo.study.figures import Spread
-from gtpo.study.report import markdown_table, shown, shown_p, source_rows
+from gtpo.lab.study.figures import Spread
+from gtpo.lab.study.report import markdown_table, shown, shown_p, source_rows
 
 _PART = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _RATE = "1e-4"
@@ -63,7 +63,7 @@ class Tables:
         raise SystemExit(f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour")
 
     def report(self, name: str) -> dict[str, Any]:
-        """What `gtpo compare` wrote about a study."""
+        """What `gtpo study` wrote about a study."""
         return json.loads((self.studies / name / "report.json").read_text())
 
     def study(self, name: str, variants: Sequence[str], whole: bool) -> str:

@@ -18,8 +18,8 @@ import torch
 
 from gtpo import functional as F
 from gtpo.credit import CreditSettings
-from gtpo.study.figures import spread
-from gtpo.tabular import (
+from gtpo.lab.study.figures import spread
+from gtpo.lab.tabular import (
     CallProcess,
     Curves,
     enumerate_expectation,
@@ -29,16 +29,16 @@ from gtpo.tabular import (
     sampled_expectation,
 )
 
-PLAIN = {"scope": "pooled", "on_uniform_outcome": "keep"}
+PLAIN = dict(F.PAPER)
 """The formulas as they stand."""
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
     "gtpo pooled": PLAIN,
-    "gtpo initial": {"scope": "initial", "on_uniform_outcome": "keep"},
-    "gtpo turn": {"scope": "turn", "on_uniform_outcome": "keep"},
-    "gtpo pooled, uniform zero": {"scope": "pooled", "on_uniform_outcome": "zero"},
-    "gtpo initial, uniform zero": {"scope": "initial", "on_uniform_outcome": "zero"},
-    "gtpo turn, uniform zero": {"scope": "turn", "on_uniform_outcome": "zero"},
+    "gtpo initial": {"normalize_over": "first_turns", "zero_uniform_groups": False, "advantage_clip": 0.0},
+    "gtpo turn": {"normalize_over": "same_turn", "zero_uniform_groups": False, "advantage_clip": 0.0},
+    "gtpo pooled, uniform zero": {"normalize_over": "all_turns", "zero_uniform_groups": True, "advantage_clip": 0.0},
+    "gtpo initial, uniform zero": {"normalize_over": "first_turns", "zero_uniform_groups": True, "advantage_clip": 0.0},
+    "gtpo turn, uniform zero": {"normalize_over": "same_turn", "zero_uniform_groups": True, "advantage_clip": 0.0},
     "gtpo without turn rewards": {**PLAIN, "turn_rewards": False},
     "gtpo without turn returns": {**PLAIN, "turn_returns": False},
     "gtpo without shaping": {**PLAIN, "alpha": 0.0},
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def flips() -> Iterator[dict[str, float]]:
-    """Where the first turn of a success gets a negative advantage under scope `pooled`, by enumeration of groups."""
+    """Where the first turn of a success gets a negative advantage under `all_turns`, by enumeration of groups."""
     size, gamma = 200, 0.9
     for turns in (2, 4, 8, 16):
         for passes in range(1, size):
@@ -95,7 +95,7 @@ def flips() -> Iterator[dict[str, float]]:
             rewards_B_K[:passes, -1] = 1.0
             ids_B_K = torch.arange(turns).expand(size, -1)
             whole = torch.full((size,), turns), ids_B_K, torch.zeros(size, dtype=torch.long)
-            if F.gtpo_advantages(rewards_B_K, *whole, gamma=gamma)[0, 0] < 0:
+            if F.gtpo_advantages(rewards_B_K, *whole, gamma=gamma, **F.PAPER)[0, 0] < 0:
                 break
         formula = gamma ** (turns - 1) / (sum(gamma**k for k in range(turns)) / turns)
         yield {"turns": turns, "first share with a negative first turn": passes / size, "formula": formula}

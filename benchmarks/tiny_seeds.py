@@ -53,7 +53,7 @@ def main() -> None:
             lines.append(row(algorithm, "deviation", [stdev(get(s) for s in summaries) for _, get in COLUMNS]))
     print("\n".join(lines))
     args.output.mkdir(parents=True, exist_ok=True)
-    learning_curve(runs, args.output / "tiny.png", title="gtpo tiny: computations in steps, sampled rollouts")
+    learning_curve(runs, args.output / "tiny.png", title="gtpo demo: computations in steps, sampled rollouts")
 
 
 def row(algorithm: str, seed: str, values: list[float]) -> str:

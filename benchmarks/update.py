@@ -18,9 +18,9 @@ from unittest.mock import patch
 
 from gtpo.commands.arguments import load_model, load_tokenizer
 from gtpo.commands.train import arguments
+from gtpo.run_directory import read_metrics
 from gtpo.tasks.sources import problems_from
 from gtpo.training import trainer
-from gtpo.training.curves import read_metrics
 from gtpo.training.micro_batch import rows_count_alone, trimmed
 from gtpo.training.run import train
 

@@ -58,7 +58,7 @@ def side(args: argparse.Namespace) -> None:
     else:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=args.dtype)
         backend = TransformersBackend(model, batch_size=args.rollouts)
-    limits = RolloutLimits(max_turns=4, max_turn_tokens=112, max_total_tokens=320)
+    limits = RolloutLimits(max_turns=4, max_turn_tokens=112, max_completion_length=320)
     engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), PythonTool(LocalSandbox()), limits)
     engine.run(asked[:GROUP], backend, sampling=Sampling(), seed=1)
     start = time.perf_counter()

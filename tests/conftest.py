@@ -22,7 +22,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    from gtpo.tiny.model import make_tokenizer
+    from gtpo.lab.tiny.model import make_tokenizer
 
     return make_tokenizer()
 

@@ -17,10 +17,10 @@ from gtpo.credit import CreditSettings
         ({"alpha": 0.0}, 50, []),
         ({"gamma": 0.5}, 3, ["gamma^2 = 0.25"]),
         ({"turn_returns": False}, 8, []),
-        ({"on_uniform_outcome": "keep"}, 7, ["on_uniform_outcome zero"]),
-        ({"on_uniform_outcome": "keep", "format_penalty": 0.0}, 7, []),
-        ({"on_uniform_outcome": "keep", "turn_rewards": False}, 7, []),
-        ({"on_uniform_outcome": "keep"}, 8, ["on_uniform_outcome zero", "use gamma 1"]),
+        ({"zero_uniform_groups": False}, 7, ["zero_uniform_groups true"]),
+        ({"zero_uniform_groups": False, "format_penalty": 0.0}, 7, []),
+        ({"zero_uniform_groups": False, "turn_rewards": False}, 7, []),
+        ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "use gamma 1"]),
     ],
 )
 def test_what_is_said(options, turns, expected):
@@ -37,7 +37,7 @@ def test_what_is_not_known_is_not_held_against_a_run():
 
 @pytest.mark.parametrize(
     ("options", "size", "warned"),
-    [({}, 2, True), ({}, 3, True), ({}, 4, False), ({"scope": "pooled"}, 2, False)],
+    [({}, 2, True), ({}, 3, True), ({}, 4, False), ({"normalize_over": "all_turns"}, 2, False)],
 )
 def test_small_groups_under_the_scope_of_first_turns(options, size, warned):
     settings = {"algorithm": "gtpo", **asdict(CreditSettings(**options))}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gtpo.cli import main
-from gtpo.tiny.model import make_model
+from gtpo.lab.tiny.model import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

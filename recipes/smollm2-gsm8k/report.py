@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from gtpo.training.curves import learning_curve, read_metrics
+from gtpo.run_directory import read_metrics
+from gtpo.training.curves import learning_curve
 
 STAGES = {"base": "SmolLM2-135M-Instruct", "cold-start": "after the cold start", "gtpo": "after GTPO"}
 SHARES = ("rollout", "tools", "verify", "credit", "update")

@@ -14,7 +14,7 @@ evaluate() { # name, model
   for problems in svamp gsm8k_test; do
     [ -e "$out/eval/$1-$problems.json" ] || "$gtpo" eval --model "$2" --dtype bfloat16 \
       --problems "$data/$problems.jsonl" --max_problems 200 --output "$out/eval/$1-$problems.json" \
-      --tool_format fenced --system_prompt "$prompt" --max_turns 5 --max_turn_tokens 112 --max_total_tokens 320
+      --tool_format fenced --system_prompt "$prompt" --max_turns 5 --max_turn_tokens 112 --max_completion_length 320
   done
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study of study.yaml. From the repository's root, after run.sh:
-# recipes/smollm2-gsm8k/study.sh DATA_FOLDER [options of gtpo compare]
+# recipes/smollm2-gsm8k/study.sh DATA_FOLDER [options of gtpo study]
 set -euo pipefail
 data=${1%/}
 shift

@@ -4,7 +4,7 @@
 set -euo pipefail
 [ $# -gt 0 ] || set -- steps programs hops hops-rare hops-some hops-rare-long
 
-prepare() { # name, options of gtpo tiny
+prepare() { # name, options of gtpo demo
   local out=runs/studies/start/$1
   shift
   [ -e "$out/cold-start/model" ] || "${GTPO:-.venv/bin/gtpo}" tiny --run_dir "$out" --prepare_only true \

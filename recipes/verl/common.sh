@@ -3,9 +3,9 @@ DATA=$(realpath -m "${DATA:-runs/verl/data}")
 mkdir -p "$DATA"
 # TRAIN and TEST: any source of `gtpo eval --problems`, such as a file.
 DAPO='hub:open-r1/DAPO-Math-17k-Processed?config=en&split=train&question=prompt&answer=solution'
-[ -e "$DATA/train.parquet" ] || gtpo verl-problems --problems "${TRAIN:-$DAPO}" --output "$DATA/train.parquet" \
+[ -e "$DATA/train.parquet" ] || gtpo export-verl --problems "${TRAIN:-$DAPO}" --output "$DATA/train.parquet" \
   --data_source dapo-math
-[ -e "$DATA/test.parquet" ] || gtpo verl-problems --problems "${TEST:-aime24}" --output "$DATA/test.parquet" \
+[ -e "$DATA/test.parquet" ] || gtpo export-verl --problems "${TEST:-aime24}" --output "$DATA/test.parquet" \
   --data_source aime24
 
 COMMON=(
@@ -17,7 +17,7 @@ COMMON=(
   # the algorithm; names as in gtpo.credit.CreditSettings
   +algorithm.gtpo.gamma=0.9
   +algorithm.gtpo.alpha=0.5
-  +algorithm.gtpo.on_uniform_outcome=zero
+  +algorithm.gtpo.zero_uniform_groups=true
   # data
   data.train_files="$DATA/train.parquet"
   data.val_files="$DATA/test.parquet"

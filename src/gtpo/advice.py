@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 SMALL_GROUP = 4
-"""From here on `initial` has at least the signal of the other scopes (docs/results/tabular.md)."""
+"""From here on `first_turns` has at least the signal of the other choices (docs/results/tabular.md)."""
 
 
 def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
@@ -22,10 +22,14 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
     if settings.get("algorithm") != "gtpo":
         return None
     said = []
-    if settings.get("on_uniform_outcome") == "keep" and settings.get("turn_rewards") and settings.get("format_penalty"):
+    if (
+        not settings.get("zero_uniform_groups", True)
+        and settings.get("turn_rewards")
+        and settings.get("format_penalty")
+    ):
         said.append(
-            "With on_uniform_outcome keep the format penalty is the only signal of such groups, at full size, and "
-            "success may be unlearnt: use on_uniform_outcome zero."
+            "With zero_uniform_groups false the format penalty is the only signal of such groups, at full size, and "
+            "success may be unlearnt: use zero_uniform_groups true."
         )
     gamma, alpha, turns = (_number(settings.get(name)) for name in ("gamma", "alpha", "max_turns"))
     if settings.get("turn_returns") and alpha > (first := gamma ** (turns - 1)):
@@ -39,11 +43,12 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
 
 def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str | None:
     """What these settings do in groups of this size, and what to set in their place; None if nothing is known."""
-    if settings.get("algorithm") != "gtpo" or settings.get("scope") != "initial" or group_size >= SMALL_GROUP:
+    by_first_turns = settings.get("algorithm") == "gtpo" and settings.get("normalize_over") == "first_turns"
+    if not by_first_turns or group_size >= SMALL_GROUP:
         return None
     return (
-        f"in groups of {group_size} the first turns' returns may hardly differ, and scope initial divides by how much "
-        "they do: use scope pooled, or larger groups."
+        f"in groups of {group_size} the returns of first turns may hardly differ, and normalize_over first_turns "
+        "divides by their deviation: use normalize_over all_turns, or larger groups."
     )
 
 

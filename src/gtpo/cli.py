@@ -11,17 +11,18 @@ from gtpo import __version__
 from gtpo.errors import GtpoError
 
 COMMANDS = {
-    "tiny": ("gtpo.commands.tiny", "cold start and GTPO of a tiny model on the spot; needs nothing but this package"),
+    "demo": ("gtpo.commands.demo", "cold start and GTPO of a tiny model on the spot; needs nothing but this package"),
     "train": ("gtpo.commands.train", "train a model with GTPO or GRPO on a file of problems"),
-    "cold-start": ("gtpo.commands.cold_start", "fine-tune a model on multi-turn traces first"),
-    "traces": ("gtpo.commands.traces", "make such traces from worked solutions"),
-    "collect": ("gtpo.commands.collect", "make such traces from a model's own rollouts that passed"),
-    "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks; compare two results"),
-    "compare": ("gtpo.commands.compare", "a study: variants x seeds, trained and evaluated, with a report"),
+    "sft": ("gtpo.commands.sft", "fine-tune a model on multi-turn traces first"),
+    "make-traces": ("gtpo.commands.make_traces", "make such traces from worked solutions"),
+    "collect-traces": ("gtpo.commands.collect_traces", "make such traces from a model's own rollouts that passed"),
+    "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks"),
+    "compare": ("gtpo.commands.compare", "two results of gtpo eval: paired difference, interval, p-value"),
+    "study": ("gtpo.commands.study", "a study: variants x seeds, trained and evaluated, with a report"),
     "plan": ("gtpo.commands.plan", "memory and time of a training run, before it is run"),
     "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
     "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to others over HTTP"),
-    "verl-problems": ("gtpo.commands.verl_problems", "problems as a dataset for verl"),
+    "export-verl": ("gtpo.commands.export_verl", "problems as a dataset for verl"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
 

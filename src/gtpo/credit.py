@@ -1,22 +1,23 @@
 """From finished rollouts to turn rewards, returns and advantages: where `gtpo.functional` meets trajectories.
 
-No training framework here. A rollout is reduced to `RolloutFacts`, a small picklable record, so that a group
+No training framework here. A rollout is reduced to `CreditInputs`, a small picklable record, so that a group
 spread over several processes can be gathered and every process computes the same credit.
 """
 
 from __future__ import annotations
 
 import ast
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gtpo import functional as F
 from gtpo.errors import ConfigError
-from gtpo.functional.advantages import SCOPES, UNIFORM_OUTCOMES
 from gtpo.similarity import CodeSimilarity
 from gtpo.types import StopReason, Trajectory
 
@@ -30,17 +31,19 @@ SHAPED = {"gtpo", "turn_loo"}
 
 @dataclass(frozen=True)
 class CreditSettings:
-    """The numbers of the algorithm; see SPEC sections 1 to 3.
+    """The numbers of the algorithm; `docs/algorithm.md` has the formulas. The defaults are those of `gtpo.functional`.
 
     Attributes:
         gamma: discount of later turns' rewards, in [0, 1]. The paper's: 0.9.
         alpha: weight of the shaped reward of failed rollouts, in [0, 1]. The paper's: 0.5; 0 turns shaping off.
         format_penalty: reward of a turn with an invalid call, at most 0. The paper's: -0.1.
-        scope: set over which returns are normalised: pooled, initial (our evidence, docs/results.md) or turn.
-        on_uniform_outcome: keep (the formulas as they stand) or zero (our evidence, docs/results.md) the advantages of
-            groups that all passed or all failed.
+        normalize_over: set over which returns are normalised: all_turns, first_turns (our evidence, docs/results.md)
+            or same_turn.
+        zero_uniform_groups: whether groups that all passed or all failed get no advantage (our evidence,
+            docs/results.md).
+        advantage_clip: largest magnitude of an advantage, at least 0; 0: no bound. Ours.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
-        turn_rewards: False, for ablations: the sum of a rollout's rewards stands at its last turn.
+        turn_rewards: False, for ablations: the sum of a rollout's rewards is assigned to its last turn.
         turn_returns: False, for ablations: each turn gets the sum of the rollout's rewards, normalised over rollouts.
             With both off, alpha 0 and no format penalty the advantages are those of GRPO on the bare outcome.
     """
@@ -48,11 +51,17 @@ class CreditSettings:
     gamma: float = 0.9
     alpha: float = 0.5
     format_penalty: float = -0.1
-    scope: str = "initial"
-    on_uniform_outcome: str = "zero"
+    normalize_over: str = "first_turns"
+    zero_uniform_groups: bool = True
+    advantage_clip: float = 10.0
     penalize_syntax_errors: bool = False
     turn_rewards: bool = True
     turn_returns: bool = True
+
+    @classmethod
+    def paper(cls, **changes: Any) -> CreditSettings:
+        """The formulas as they stand (`gtpo.functional.PAPER`), with changes by name."""
+        return cls(**{**F.PAPER, **changes})
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -61,16 +70,19 @@ class CreditSettings:
             raise ConfigError(f"alpha must be in [0, 1], got {self.alpha}")
         if self.format_penalty > 0:
             raise ConfigError(f"format_penalty must be at most 0, got {self.format_penalty}")
-        if self.scope not in SCOPES:
-            raise ConfigError(f"scope must be one of {', '.join(SCOPES)}, got {self.scope!r}")
-        if self.on_uniform_outcome not in UNIFORM_OUTCOMES:
+        if self.normalize_over not in F.NORMALIZE_OVER:
             raise ConfigError(
-                f"on_uniform_outcome must be one of {', '.join(UNIFORM_OUTCOMES)}, got {self.on_uniform_outcome!r}"
+                f"normalize_over must be one of {', '.join(F.NORMALIZE_OVER)}, got {self.normalize_over!r}"
             )
+        for name in ("zero_uniform_groups", "penalize_syntax_errors", "turn_rewards", "turn_returns"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not (math.isfinite(self.advantage_clip) and self.advantage_clip >= 0):
+            raise ConfigError(f"advantage_clip must be at least 0 (0: no bound), got {self.advantage_clip}")
 
 
 @dataclass(frozen=True)
-class RolloutFacts:
+class CreditInputs:
     """What credit needs to know of a rollout.
 
     Attributes:
@@ -90,16 +102,16 @@ class RolloutFacts:
     masked: bool = False
 
 
-def rollout_facts(
+def credit_inputs(
     trajectory: Trajectory,
     *,
     passed: bool,
     group_id: int,
     penalize_syntax_errors: bool = False,
     dropped: bool = False,
-) -> RolloutFacts:
+) -> CreditInputs:
     """Reduce a trajectory to what credit needs. One whose sandbox failed, or that is `dropped`, is masked."""
-    return RolloutFacts(
+    return CreditInputs(
         group_id=group_id,
         passed=passed,
         invalid_turns=tuple(
@@ -109,7 +121,7 @@ def rollout_facts(
         ),
         has_call=trajectory.num_calls > 0,
         code=trajectory.code,
-        masked=dropped or trajectory.stop_reason is StopReason.INFRA,
+        masked=dropped or trajectory.stop_reason is StopReason.TOOL_FAILURE,
     )
 
 
@@ -152,8 +164,8 @@ class Credit:
     similarities: Mapping[int, Mapping[int, float]] = field(default_factory=dict)
 
 
-def assign_credit(
-    facts: Sequence[RolloutFacts],
+def compute_credit(
+    facts: Sequence[CreditInputs],
     similarity: CodeSimilarity,
     settings: CreditSettings,
     *,
@@ -230,7 +242,7 @@ def turn_credit(
         has_call_B: bool, False iff the rollout makes no call at all.
         group_B: integer, equal within a group.
         shaped_B: float, shaped accuracy of failed rollouts, 0 elsewhere and for algorithms that are not in `SHAPED`.
-        settings, algorithm, eps: see `assign_credit`.
+        settings, algorithm, eps: see `compute_credit`.
 
     Raises:
         ValueError: shapes don't fit, or values lie outside what `gtpo.functional` takes.
@@ -268,17 +280,15 @@ def turn_credit(
     elif algorithm == "turn_loo":
         advantages_B_K = F.leave_one_out_advantages(returns_B_K, num_turns_B, group_B)
     else:
-        whole = not settings.turn_returns  # then a rollout's sum stands at each of its turns already
-        advantages_B_K = F.gtpo_advantages(
-            returns_B_K if whole else rewards_B_K,
+        advantages_B_K = F.group_advantages(
+            returns_B_K,
             num_turns_B,
-            torch.arange(alive_B_K.shape[1]).expand_as(alive_B_K).masked_fill(~alive_B_K, -1),  # a turn as one token
             group_B,
-            gamma=0.0 if whole else settings.gamma,
-            scope="initial" if whole else settings.scope,
-            eps=eps,
             passed_B=passed_B,
-            on_uniform_outcome=settings.on_uniform_outcome,
+            normalize_over=settings.normalize_over if settings.turn_returns else "first_turns",  # one sum per rollout
+            zero_uniform_groups=settings.zero_uniform_groups,
+            advantage_clip=settings.advantage_clip,
+            eps=eps,
         )
     return Credit(
         accuracy_B=accuracy_B,
@@ -294,7 +304,7 @@ def turn_credit(
 
 
 def _shaped(
-    facts: Sequence[RolloutFacts], similarity: CodeSimilarity, alpha: float
+    facts: Sequence[CreditInputs], similarity: CodeSimilarity, alpha: float
 ) -> tuple[Tensor, dict[int, dict[int, float]]]:
     """Shaped accuracy, group by group, and what it was made from; groups that need none are not compared."""
     shaped_B = torch.zeros(len(facts))
@@ -315,7 +325,7 @@ def _shaped(
     return shaped_B, alike
 
 
-def credit_metrics(facts: Sequence[RolloutFacts], credit: Credit) -> dict[str, float]:
+def credit_metrics(facts: Sequence[CreditInputs], credit: Credit) -> dict[str, float]:
     """The step's figures about credit; `docs/metrics.md` explains each."""
     groups: dict[int, list[bool]] = {}
     for fact in facts:

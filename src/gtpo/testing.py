@@ -11,16 +11,16 @@ from typing import Any
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from gtpo.credit import CreditSettings, assign_credit, credit_metrics, rollout_facts
+from gtpo.credit import CreditSettings, compute_credit, credit_inputs, credit_metrics
 from gtpo.rollout.backends.base import Generation, Request
-from gtpo.rollout.pieces import TokenPieces
 from gtpo.rollout.settings import Sampling
+from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.similarity import LexicalSimilarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
 from gtpo.training.metrics import rollout_counts, rollout_metrics
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.rows import rollout_rows
+from gtpo.training.serialize import rollout_rows
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 
@@ -51,7 +51,7 @@ class ScriptedBackend:
         yield self
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`. Turns longer than the limit are cut there."""
+        """See `GenerationSession.generate`. Turns longer than the limit are cut there."""
         context = list(request.context)
         self.contexts.append(context)
         text = next(turns for prompt, turns in self.scripts.items() if tuple(context[: len(prompt)]) == prompt)[
@@ -64,7 +64,7 @@ class ScriptedBackend:
         return Generation(tuple(ids), tuple(-float(i) for i in ids))
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""
         self.finished.append(rollout)
 
 
@@ -122,10 +122,10 @@ def made_up_run(
             for passed in (rng.random() < 0.5 for _ in rollouts)
         ]
         facts = [
-            rollout_facts(rollout, passed=verdict.passed, group_id=i // group_size)
+            credit_inputs(rollout, passed=verdict.passed, group_id=i // group_size)
             for i, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
         ]
-        credit = assign_credit(facts, LexicalSimilarity(), settings)
+        credit = compute_credit(facts, LexicalSimilarity(), settings)
         recorder.write_rollouts(step, rollout_rows(rollouts, problems, verdicts, credit, 0, pieces, facts))
         counts = rollout_metrics([rollout_counts(rollouts)])
         recorder.append_metrics({"step": step, **credit_metrics(facts, credit), **counts, "entropy": 0.5})

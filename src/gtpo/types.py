@@ -31,7 +31,7 @@ class StopReason(str, Enum):
     """The last allowed turn made a tool call; it was not carried out."""
     REPETITION = "repetition"
     """A turn said the same few tokens over and over and was ended there."""
-    INFRA = "infra"
+    TOOL_FAILURE = "tool_failure"
     """The sandbox itself failed. The rollout is masked: it is neither scored nor trained on."""
 
 
@@ -91,7 +91,7 @@ class Turn:
         token_ids: the sampled ids, the end-of-turn token included if it was sampled.
         calls: valid and invalid calls in the order in which they stand in the turn.
         logprobs: log-probability of each sampled token under the sampling policy, if the backend gives them.
-        exact: whether the ids are those that were sampled; not so if a server gave text, which was tokenised here.
+        token_exact: whether the ids are those that were sampled; False if a server gave text, tokenised here.
     """
 
     text: str
@@ -99,7 +99,7 @@ class Turn:
     calls: tuple[ToolCall | InvalidCall, ...] = ()
     observation: Observation | None = None
     logprobs: tuple[float, ...] | None = None
-    exact: bool = True
+    token_exact: bool = True
 
     @property
     def valid_calls(self) -> tuple[ToolCall, ...]:
@@ -126,9 +126,9 @@ class Trajectory:
         return [i for turn in self.turns for i in (*turn.token_ids, *_observed(turn))]
 
     @property
-    def exact(self) -> bool:
+    def token_exact(self) -> bool:
         """Whether every id of every turn is one that was sampled; only then may it be trained on."""
-        return all(turn.exact for turn in self.turns)
+        return all(turn.token_exact for turn in self.turns)
 
     @property
     def turn_ids(self) -> list[int]:

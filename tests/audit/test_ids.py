@@ -75,7 +75,7 @@ def test_ids_that_differ_otherwise_from_those_sampled_are_found(encoder, traject
 
 
 def test_turns_that_a_server_gave_as_text_are_an_error(encoder, trajectories):
-    inexact = replace(trajectories[1], turns=(replace(trajectories[1].turns[0], exact=False),))
+    inexact = replace(trajectories[1], turns=(replace(trajectories[1].turns[0], token_exact=False),))
     batch = AuditBatch.from_trajectories([trajectories[0], inexact])
     assert findings(batch, encoder) == [(Kind.RETOKENISED, E, 1, 0, len(inexact.completion_ids))]
 

@@ -19,10 +19,10 @@ from audit_support import (
 
 from gtpo.audit import AuditBatch, Kind, audit
 from gtpo.errors import DataError
+from gtpo.lab.tiny.model import make_model
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling
 from gtpo.rollout.backends import TransformersBackend
 from gtpo.rollout.formats import FencedFormat, ToolCallFormat
-from gtpo.tiny.model import make_model
 from gtpo.types import ToolCall
 
 

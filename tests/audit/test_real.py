@@ -20,9 +20,9 @@ from audit_support import (
 from quiet import QUIET
 
 from gtpo.audit import AuditBatch, Kind, audit
+from gtpo.lab.tiny.model import make_model
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import Generation, TransformersBackend
-from gtpo.tiny.model import make_model
 
 
 class RandomTurns:
@@ -78,7 +78,7 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
     assert output["tool_mask"].eq(0).any(), "no observation in the batch: the test would show nothing"
 
     batch = AuditBatch.from_trl(output)
-    sampled = [[turn.token_ids for turn in t.turns] for t in trainer._round.trajectories]
+    sampled = [[turn.token_ids for turn in t.turns] for t in trainer._batch.trajectories]
     options = {"tokenizer": tiny_tokenizer, "encoder": trainer.engine.encoder, "sampled_ids": sampled}
     report = audit(batch, model=trainer.model, temperature=0.7, **options)
     assert told(report) == []

@@ -10,7 +10,7 @@ import pytest
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
-from gtpo.tiny.model import make_model
+from gtpo.lab.tiny.model import make_model
 
 GOOD = '{"question": "1+1?", "answer": "2"}\n'
 
@@ -173,7 +173,7 @@ def test_cold_start_runs_and_leaves_a_model(tmp_path, model_dir):
     traces.write_text((json.dumps({"messages": conversation}) + "\n") * 4)
     argv = ["--traces", str(traces), "--model", str(model_dir), "--run_dir", str(tmp_path / "cold")]
     options = ["--tool_format", "fenced", "--max_steps", "1", "--bf16", "false", "--report_to", "none"]
-    assert main(["cold-start", *argv, *options, "--disable_tqdm", "true"]) == 0
+    assert main(["sft", *argv, *options, "--disable_tqdm", "true"]) == 0
     assert (tmp_path / "cold" / "model" / "model.safetensors").exists()
 
 
@@ -187,7 +187,7 @@ def test_an_adapter_is_saved_and_merged(tmp_path, model_dir):
     argv = ["--traces", str(traces), "--model", str(model_dir), "--run_dir", str(tmp_path / "cold")]
     options = ["--tool_format", "fenced", "--max_steps", "2", "--bf16", "false", "--report_to", "none"]
     lora = ["--use_peft", "true", "--lora_target_modules", "all-linear", "--learning_rate", "0.01"]
-    assert main(["cold-start", *argv, *options, *lora, "--disable_tqdm", "true", "--logging_steps", "1"]) == 0
+    assert main(["sft", *argv, *options, *lora, "--disable_tqdm", "true", "--logging_steps", "1"]) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "cold" / "model")
     adapted = AutoModelForCausalLM.from_pretrained(tmp_path / "cold" / "adapter")
     base = AutoModelForCausalLM.from_pretrained(model_dir)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gtpo.tiny.model import make_model
+from gtpo.lab.tiny.model import make_model
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,7 @@ def test_gold_answers_score_one_and_wrong_ones_zero_in_every_domain(server, byte
     assert set(prompts) == {"math", "choice", "qa", "tests", "literal"}
     assert "<answer>" in prompts["tests"]
     assert "letter" in prompts["choice"]
-    assert not right["samples"][0]["exact"], "a chat server gives no token ids"
+    assert not right["samples"][0]["token_exact"], "a chat server gives no token ids"
 
 
 def test_the_trace_with_its_tool_calls_scores_one(server, byte_model_dir, problem_file, tmp_path):

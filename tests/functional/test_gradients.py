@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from formulas import group_advantages, gtpo_advantages
 
 from gtpo import functional as F
 
@@ -56,7 +57,7 @@ def logit_gradient(model, ids, advantages):
 
 
 def test_observation_tokens_have_no_gradient_and_model_tokens_have_one(model, ids):
-    advantages = F.gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
+    advantages = gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
     touched = logit_gradient(model, ids, advantages).abs().amax(dim=2)
     assert torch.equal(touched > 0, TURN_IDS >= 0)
     assert bool((touched[TURN_IDS < 0] == 0).all())
@@ -65,13 +66,13 @@ def test_observation_tokens_have_no_gradient_and_model_tokens_have_one(model, id
 def test_observations_counted_as_turns_would_be_trained_on(model, ids):
     unmasked = TURN_IDS.clone()
     unmasked[0, 2:4] = 0
-    advantages = F.gtpo_advantages(REWARDS, NUM_TURNS, unmasked, GROUP)
+    advantages = gtpo_advantages(REWARDS, NUM_TURNS, unmasked, GROUP)
     assert logit_gradient(model, ids, advantages)[0, 2:4].abs().amin() > 0
 
 
 @pytest.mark.parametrize(("rollout", "turn"), [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)])
 def test_a_turns_advantage_moves_the_gradient_of_its_own_tokens_only(model, ids, rollout, turn):
-    turns = F.group_advantages(F.discounted_returns(REWARDS, NUM_TURNS), NUM_TURNS, GROUP)
+    turns = group_advantages(F.discounted_returns(REWARDS, NUM_TURNS), NUM_TURNS, GROUP)
     changed = turns.clone()
     changed[rollout, turn] += 1
     gradient, moved = (logit_gradient(model, ids, F.spread_to_tokens(a, TURN_IDS)) for a in (turns, changed))
@@ -82,7 +83,7 @@ def test_a_turns_advantage_moves_the_gradient_of_its_own_tokens_only(model, ids,
 
 def test_observed_tokens_still_condition_the_turns_after_them(model, ids):
     """They are masked from the objective, not from the model."""
-    advantages = F.gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
+    advantages = gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
     other = ids.clone()
     other[0, 3] = (other[0, 3] + 1) % VOCABULARY
     gradient, conditioned = (logit_gradient(model, tokens, advantages) for tokens in (ids, other))
@@ -90,7 +91,7 @@ def test_observed_tokens_still_condition_the_turns_after_them(model, ids):
 
 
 def test_a_step_raises_the_probability_of_a_rewarded_turn(model, ids):
-    advantages = F.gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
+    advantages = gtpo_advantages(REWARDS, NUM_TURNS, TURN_IDS, GROUP)
 
     def log_probability():
         logps = model(ids)[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None])[:, :, 0]

@@ -11,10 +11,11 @@ import tokenizers
 import torch
 import transformers
 import trl
+from formulas import gtpo_advantages
 
 from gtpo import functional as F
 
-SCOPES = ("pooled", "initial", "turn")
+NORMALIZE_OVER = ("all_turns", "first_turns", "same_turn")
 GAMMAS = (0.0, 0.5, 0.9, 1.0)
 GROUP_SIZE = 4
 GROUPS = torch.arange(8) // GROUP_SIZE
@@ -132,18 +133,20 @@ def test_undiscounted_outcomes_under_initial_are_trls_grpo(trl_grpo, outcomes):
     passed = OUTCOMES[outcomes]
     expected, turn_ids = trl_grpo.advantages(SEVERAL_TURNS, [float(p) for p in passed])
     rewards, num_turns = outcome_rewards(passed, turn_ids, max_turns=4)
-    tokens = F.gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, gamma=1.0, scope="initial")
+    tokens = gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, gamma=1.0, normalize_over="first_turns")
     assert_same(tokens, expected, turn_ids)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("normalize_over", NORMALIZE_OVER)
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("rewards", ANY_REWARDS)
-def test_one_turn_rollouts_are_trls_grpo_for_every_gamma_and_scope(trl_grpo, rewards, gamma, scope):
+def test_one_turn_rollouts_are_trls_grpo_for_every_gamma_and_scope(trl_grpo, rewards, gamma, normalize_over):
     expected, turn_ids = trl_grpo.advantages(ONE_TURN, ANY_REWARDS[rewards])
     rewards_B_K = torch.zeros(8, 3)
     rewards_B_K[:, 0] = torch.tensor(ANY_REWARDS[rewards])
-    tokens = F.gtpo_advantages(rewards_B_K, torch.ones(8, dtype=torch.long), turn_ids, GROUPS, gamma=gamma, scope=scope)
+    tokens = gtpo_advantages(
+        rewards_B_K, torch.ones(8, dtype=torch.long), turn_ids, GROUPS, gamma=gamma, normalize_over=normalize_over
+    )
     assert_same(tokens, expected, turn_ids)
 
 
@@ -157,10 +160,10 @@ def test_grpo_advantages_are_trls(trl_grpo, rewards):
 @pytest.mark.parametrize(
     "options",
     [
-        {"gamma": 0.9, "scope": "initial"},
-        {"gamma": 1.0, "scope": "pooled"},
-        {"gamma": 1.0, "scope": "turn"},
-        {"gamma": 1.0, "scope": "initial", "eps": 1e-2},
+        {"gamma": 0.9, "normalize_over": "first_turns"},
+        {"gamma": 1.0, "normalize_over": "all_turns"},
+        {"gamma": 1.0, "normalize_over": "same_turn"},
+        {"gamma": 1.0, "normalize_over": "first_turns", "eps": 1e-2},
     ],
     ids=str,
 )
@@ -168,7 +171,7 @@ def test_any_other_setting_differs_from_trls_grpo(trl_grpo, options):
     passed = OUTCOMES["mixed groups"]
     expected, turn_ids = trl_grpo.advantages(SEVERAL_TURNS, [float(p) for p in passed])
     rewards, num_turns = outcome_rewards(passed, turn_ids, max_turns=4)
-    tokens = F.gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, **options)
+    tokens = gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, **options)
     assert not torch.allclose(tokens, expected[:, None] * (turn_ids >= 0), rtol=1e-3, atol=1e-3)
 
 
@@ -177,5 +180,5 @@ def test_a_format_penalty_differs_from_trls_grpo(trl_grpo):
     expected, turn_ids = trl_grpo.advantages(SEVERAL_TURNS, [float(p) for p in passed])
     rewards, num_turns = outcome_rewards(passed, turn_ids, max_turns=4)
     rewards[1, 0] -= 0.1
-    tokens = F.gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, gamma=1.0, scope="initial")
+    tokens = gtpo_advantages(rewards, num_turns, turn_ids, GROUPS, gamma=1.0, normalize_over="first_turns")
     assert not torch.allclose(tokens, expected[:, None] * (turn_ids >= 0), rtol=1e-3, atol=1e-3)

@@ -25,22 +25,22 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from gtpo import functional as F
 from gtpo.commands import doctor
-from gtpo.credit import CreditSettings, RolloutFacts, assign_credit
+from gtpo.credit import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.agent_loop import VerlBackend
 from gtpo.integrations.verl.estimator import gtpo_advantage, turns_known
 from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
 from gtpo.integrations.verl.trainer import TurnCredit
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout.backends.base import Request
 from gtpo.similarity import LexicalSimilarity
-from gtpo.tiny.model import make_model, make_tokenizer
 
 CODES = ("print(2*3)", "print(2*4)", "", "")
 GROUP = [
-    RolloutFacts(0, True, (False, False), True, CODES[0]),
-    RolloutFacts(0, False, (False, True, False), True, CODES[1]),
-    RolloutFacts(0, True, (True, False), True, CODES[2]),
-    RolloutFacts(0, False, (False,), False, CODES[3]),
+    CreditInputs(0, True, (False, False), True, CODES[0]),
+    CreditInputs(0, False, (False, True, False), True, CODES[1]),
+    CreditInputs(0, True, (True, False), True, CODES[2]),
+    CreditInputs(0, False, (False,), False, CODES[3]),
 ]
 """What the scripts of `verl_world` come to."""
 
@@ -116,15 +116,17 @@ def rows(batch, *fields):
     [
         ((), CreditSettings()),
         (
-            ("+algorithm.gtpo.gamma=0.5", "+algorithm.gtpo.alpha=0.25", "+algorithm.gtpo.scope=initial"),
-            CreditSettings(gamma=0.5, alpha=0.25, scope="initial"),
+            ("+algorithm.gtpo.gamma=0.5", "+algorithm.gtpo.alpha=0.25", "+algorithm.gtpo.normalize_over=first_turns"),
+            CreditSettings(gamma=0.5, alpha=0.25, normalize_over="first_turns"),
         ),
-        (("+algorithm.gtpo.on_uniform_outcome=zero",), CreditSettings(on_uniform_outcome="zero")),
+        (("+algorithm.gtpo.zero_uniform_groups=true",), CreditSettings(zero_uniform_groups=True)),
     ],
 )
 def test_a_batch_of_verl_gets_the_credit_of_gtpo(world, more, settings):
     config = world.config(*more)
-    uids = [f"{settings.gamma}{settings.scope}{settings.on_uniform_outcome}{i}".replace("_", "") for i in range(2)]
+    uids = [
+        f"{settings.gamma}{settings.normalize_over}{settings.zero_uniform_groups}{i}".replace("_", "") for i in range(2)
+    ]
     trainer, batch = verl_world.roll_out(config, world.tokenizer, uids)
     assert len(batch.keys) == 8
     before = rows(batch, "rm_scores", "response_mask", "responses", "extra_fields", "rollout_log_probs", "num_turns")
@@ -146,7 +148,7 @@ def test_a_batch_of_verl_gets_the_credit_of_gtpo(world, more, settings):
     metrics = {}
     trainer._compute_advantage(padded, metrics)
 
-    credit = assign_credit(GROUP, LexicalSimilarity(), settings)
+    credit = compute_credit(GROUP, LexicalSimilarity(), settings)
     found = rows(padded, "advantages", "rm_scores", "response_mask", "returns", "extra_fields")
     for key, (advantages, rewards, mask, returns, extra) in found.items():
         if key.startswith("pad"):
@@ -194,7 +196,7 @@ def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_counted(world):
         assert torch.equal(mask, loss_mask)
         assert bool(mask.any()) == (i != lost)
         assert not advantages[~mask.bool()].any()
-    credit = assign_credit(GROUP[:3], LexicalSimilarity(), CreditSettings())
+    credit = compute_credit(GROUP[:3], LexicalSimilarity(), CreditSettings())
     firsts = sorted(round(float(advantages[0]), 5) for i, (advantages, *_) in enumerate(found.values()) if i != lost)
     assert firsts == sorted(round(float(value), 5) for value in credit.advantages_B_K[:, 0])
     assert metrics["gtpo/frac_masked"] == 0.25
@@ -250,7 +252,7 @@ class Test_the_estimator_alone:
     mask = torch.tensor([[1, 1, 0, 1, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 0, 0]])
     rewards = torch.tensor([[0, -0.1, 9, 1, 9], [0, 9, 0, 0, 0.2], [5, 5, 5, 5, 5.0], [0, 0, 1, 0, 0]])
     index = np.array(["a", "a", "a", "a"], dtype=object)
-    config: ClassVar = {"gtpo": {"on_uniform_outcome": "keep", "scope": "pooled"}}
+    config: ClassVar = {"gtpo": {"zero_uniform_groups": False, "normalize_over": "all_turns"}}
 
     def test_it_computes_what_functional_computes_and_leaves_rows_without_tokens_out(self):
         advantages, returns = gtpo_advantage(self.rewards * self.mask, self.mask, self.index, config=self.config)
@@ -259,7 +261,9 @@ class Test_the_estimator_alone:
         turn_rewards = torch.tensor([[-0.1, 1], [0, 0.2], [1, 0]])
         counts = torch.tensor([2, 2, 1])
         groups = torch.zeros(3, dtype=torch.int64)
-        expected = F.gtpo_advantages(turn_rewards, counts, ids, groups, scope="pooled", on_uniform_outcome="keep")
+        expected = F.gtpo_advantages(
+            turn_rewards, counts, ids, groups, normalize_over="all_turns", zero_uniform_groups=False
+        )
         torch.testing.assert_close(advantages[kept], expected)
         assert advantages[2].tolist() == returns[2].tolist() == [0] * 5
         assert returns[0].tolist() == pytest.approx([0.8, 0.8, 0, 1, 0])
@@ -277,7 +281,7 @@ class Test_the_estimator_alone:
         assert not torch.allclose(broken, plain * rejected), "the mask alone would have made two turns of it"
 
     def test_the_rule_for_uniform_groups_needs_to_know_who_passed(self):
-        with pytest.raises(ConfigError, match=r"trainer_mode=gtpo_sync, or \+algorithm.gtpo.on_uniform_outcome=keep"):
+        with pytest.raises(ConfigError, match=r"trainer_mode=gtpo_sync, or \+algorithm.gtpo.zero_uniform_groups=false"):
             gtpo_advantage(self.rewards, self.mask, self.index)
         with turns_known(F.turn_ids_from_mask(self.mask), torch.zeros(4, dtype=torch.bool)):
             advantages, _ = gtpo_advantage(self.rewards * self.mask, self.mask, self.index)
@@ -309,5 +313,5 @@ def test_options_with_a_slip_are_refused():
     with pytest.raises(ConfigError, match="for ablations under gtpo train only"):
         AlgorithmOptions.of({"gtpo": {"turn_returns": False}})
     limits = LoopOptions.of({"max_turns": 3}).limits(100, 400, max_model_len=300)
-    assert (limits.max_context, limits.max_total_tokens) == (300, 400)
+    assert (limits.max_context, limits.max_completion_length) == (300, 400)
     assert AlgorithmOptions.of({"gamma": 1.0}).credit == CreditSettings(), "verl's own gamma is a token's"

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("verl", reason="needs the extra: pip install 'gtpo[verl]' (make test-cluster)")
 
 from gtpo.integrations.verl.rows import write_parquet
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.tasks.problems import Problem
-from gtpo.tiny.model import make_model, make_tokenizer
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_verl_takes_every_option(recipe, gpus, tmp_path):
         config = compose("ppo_trainer", overrides=options)
     assert config.trainer.nnodes * config.trainer.n_gpus_per_node == gpus
     validate_config(config, use_reference_policy=False, use_critic=False)
-    assert AlgorithmOptions.of(config.algorithm).credit == CreditSettings(on_uniform_outcome="zero")
+    assert AlgorithmOptions.of(config.algorithm).credit == CreditSettings(zero_uniform_groups=True)
     (agent,) = OmegaConf.load(config.actor_rollout_ref.rollout.agent.agent_loop_config_path)
     assert agent.name == config.actor_rollout_ref.rollout.agent.default_agent_loop == "gtpo"
     options = LoopOptions.of(agent.options)

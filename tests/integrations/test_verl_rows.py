@@ -49,7 +49,7 @@ def test_the_command_writes_what_can_be_verified(tmp_path, capsys):
     source = tmp_path / "p.jsonl"
     rows = [{"question": "1+1?", "answer": "2"}, {"question": "write f", "answer": "no tests", "domain": "code"}]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["verl-problems", "--problems", str(source), "--output", str(tmp_path / "p.parquet")]) == 0
+    assert main(["export-verl", "--problems", str(source), "--output", str(tmp_path / "p.parquet")]) == 0
     assert [problem_of(row).answer for row in read(tmp_path / "p.parquet")] == ["2"]
     said = capsys.readouterr().err
     assert "left out: problem p/1" in said
@@ -58,5 +58,5 @@ def test_the_command_writes_what_can_be_verified(tmp_path, capsys):
 
 @pytest.mark.parametrize(("argv", "said"), [([], "no problems"), (["--problems", "none.jsonl"], "none.jsonl")])
 def test_what_can_not_be_read_is_named(argv, said, capsys):
-    assert main(["verl-problems", *argv]) == 2
+    assert main(["export-verl", *argv]) == 2
     assert said in capsys.readouterr().err

@@ -55,16 +55,14 @@ def expected_credit(group, settings, rng):
         passed, num_turns, invalid, has_code, format_penalty=settings["format_penalty"], shaped_B=shaped
     )
     returns = F.discounted_returns(rewards, num_turns, gamma=settings["gamma"])
-    ids = torch.arange(longest).expand(len(kept), -1).masked_fill(torch.arange(longest) >= num_turns[:, None], -1)
-    advantages = F.gtpo_advantages(
-        rewards,
+    advantages = F.group_advantages(
+        returns,
         num_turns,
-        ids,
         torch.zeros(len(kept), dtype=torch.long),
-        gamma=settings["gamma"],
-        scope=settings["scope"],
         passed_B=passed,
-        on_uniform_outcome=settings["on_uniform_outcome"],
+        normalize_over=settings["normalize_over"],
+        zero_uniform_groups=settings["zero_uniform_groups"],
+        advantage_clip=settings["advantage_clip"],
     )
     return shaped, rewards, returns, advantages
 
@@ -79,8 +77,9 @@ def cases():
             "gamma": rng.choice([0.0, 0.5, 0.9, 1.0]),
             "alpha": rng.choice([0.0, 0.25, 0.5, 1.0]),
             "format_penalty": rng.choice([0.0, -0.1, -0.7]),
-            "scope": rng.choice(["pooled", "initial", "turn"]),
-            "on_uniform_outcome": rng.choice(["keep", "zero"]),
+            "normalize_over": rng.choice(["all_turns", "first_turns", "same_turn"]),
+            "zero_uniform_groups": rng.random() < 0.5,
+            "advantage_clip": rng.choice([0.0, 1.0, 10.0]),
         }
         expected.append(expected_credit(group, chosen, rng))
         groups.append(group)

@@ -13,7 +13,7 @@ from gtpo.report import load, write_page
 from gtpo.report.alarms import alarms
 from gtpo.report.data import run_document
 from gtpo.report.glossary import glossary
-from gtpo.report.run import RunFiles
+from gtpo.run_directory import RunFiles
 from gtpo.testing import made_up_run
 
 
@@ -141,7 +141,7 @@ def jump(low, high):
     ],
 )
 def test_each_alarm_is_raised_by_what_it_is_for_and_by_nothing_else(name, columns):
-    found = alarms(series(**columns), {"algorithm": "gtpo", "alpha": 0.5, "on_uniform_outcome": "keep"}, 0.0)
+    found = alarms(series(**columns), {"algorithm": "gtpo", "alpha": 0.5, "zero_uniform_groups": False}, 0.0)
     assert [alarm.name for alarm in found] == ([name] if name else [])
 
 

@@ -17,7 +17,7 @@ def tiny_run(tmp_path_factory):
     run = tmp_path_factory.mktemp("tiny") / "run"
     small = "--cold_start_traces 64 --cold_start_steps 2 --train_problems 32 --eval_problems 8 --max_steps 2"
     batch = "--num_generations 4 --per_device_train_batch_size 8 --save_steps 2 --disable_tqdm true"
-    assert main(["tiny", "--run_dir", str(run), *small.split(), *batch.split()]) == 0
+    assert main(["demo", "--run_dir", str(run), *small.split(), *batch.split()]) == 0
     return run
 
 
@@ -38,7 +38,7 @@ def test_each_view_filter_control_and_link_works_on_it(opened, real_run, tmp_pat
         assert page.locator('[data-chart="time"] polyline').count() >= 4
         page.keyboard.press("2")
         page.wait_for_selector("#group .advantage")
-        page.get_by_label("scope").select_option("turn")
+        page.get_by_label("normalize_over").select_option("same_turn")
         page.wait_for_selector("#flips:not(:empty)")
         link = page.url
         page.locator("#group th button").first.click()
@@ -52,4 +52,4 @@ def test_each_view_filter_control_and_link_works_on_it(opened, real_run, tmp_pat
         assert page.locator("#results td.passed").count() == 0
     with opened(link) as page:
         page.wait_for_selector("#group .advantage")
-        assert page.get_by_label("scope").input_value() == "turn"
+        assert page.get_by_label("normalize_over").input_value() == "same_turn"

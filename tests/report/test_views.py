@@ -70,7 +70,7 @@ def test_the_group_view_shows_what_was_recorded(opened, report, run):
 def test_what_if_computes_again_marks_changed_signs_and_goes_back(opened, report):
     with opened(report, "#view=group&step=1&group=0") as page:
         before = page.locator("#group .advantage").all_inner_texts()
-        page.get_by_label("scope").select_option("turn")
+        page.get_by_label("normalize_over").select_option("same_turn")
         page.wait_for_selector("#flips:not(:empty)")
         after = page.locator("#group .advantage").all_inner_texts()
         assert before != after
@@ -78,7 +78,7 @@ def test_what_if_computes_again_marks_changed_signs_and_goes_back(opened, report
             (float(a) > 0) != (float(b) > 0) and "0.00" not in a + b for a, b in zip(before, after, strict=True)
         )
         assert page.locator("#group .flips").count() >= signs
-        assert "s=turn" in page.url
+        assert "s=same_turn" in page.url
         page.locator("#reset").click()
         page.wait_for_selector("#reset[disabled]")
         assert page.locator("#group .advantage").all_inner_texts() == before
@@ -259,10 +259,10 @@ def test_focus_and_scrolling_stay_where_they_were(opened, report):
     with opened(report, "#view=group&step=1&group=0", bypass_csp=True) as page:
         page.set_viewport_size({"width": 500, "height": 600})
         page.evaluate("document.querySelector('.scroll').scrollLeft = 120")
-        page.get_by_label("scope").focus()
-        page.get_by_label("scope").select_option("turn")
+        page.get_by_label("normalize_over").focus()
+        page.get_by_label("normalize_over").select_option("same_turn")
         page.wait_for_selector("#flips:not(:empty)")
-        assert page.evaluate("document.activeElement.id") == "select-scope"
+        assert page.evaluate("document.activeElement.id") == "select-normalize_over"
         assert page.evaluate("document.querySelector('.scroll').scrollLeft") > 60
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gtpo.errors import DataError, TemplateError
 from gtpo.rollout import ChatEncoder, Prompts, get_format
-from gtpo.rollout.specs import python_spec
+from gtpo.rollout.tool_spec import python_spec
 from gtpo.testing import with_chat_template
 
 USER = [{"role": "user", "content": "1+1?"}]

@@ -77,7 +77,7 @@ def hosts(tmp_path):
     for host in SANDBOX_HOSTS:
         port = free_port()
         command = [sys.executable, "-m", "gtpo.cli", "sandbox", "serve", "--host", host, "--port", str(port)]
-        sandboxes.append(subprocess.Popen([*command, "--slots", "1"], env=environment, stdout=log, stderr=log))
+        sandboxes.append(subprocess.Popen([*command, "--max_workers", "1"], env=environment, stdout=log, stderr=log))
         urls.append(f"http://{host}:{port}")
     yield vllm, sandboxes, urls
     vllm.kill()
@@ -159,7 +159,7 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
     problems = [Problem(id=str(i), question=f"{i}+1?", answer=str(i + 1)) for i in range(8)]
     from gtpo.rollout.backends import OpenAIBackend
 
-    OpenAIBackend(vllm.url, tokenizer, patience_s=300)  # waits until it is up
+    OpenAIBackend(vllm.url, tokenizer, server_timeout_s=300)  # waits until it is up
     trainer = Watched(
         AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32"),
         args,
@@ -170,7 +170,7 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
         peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
     )
     trainer.engine.encoder.format = AlwaysCalls(trainer.engine.encoder.format)
-    trainer.vllm_generation.patience_s = 300
+    trainer.vllm_generation.server_timeout_s = 300
     trainer.train()
 
     assert [count for *_, count, _ in seen] == [ROLLOUTS] * STEPS

@@ -56,12 +56,12 @@ class FakeSession:
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with_slots = LocalSandbox(slots=2)
-    yield with_slots
-    with_slots.close()
+    bounded_workers = LocalSandbox(max_workers=2)
+    yield bounded_workers
+    bounded_workers.close()
 
 
-def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, at_once=None, **limits):
+def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, max_concurrency=None, **limits):
     encoder = ChatEncoder(tokenizer, get_format("fenced"))
     prompts = [[{"role": "user", "content": question}] for question in scripts]
     backend = ScriptedBackend(
@@ -70,7 +70,7 @@ def roll(tokenizer, scripts, *, sandbox=None, max_context=2**20, at_once=None, *
         max_context=max_context,
     )
     engine = RolloutEngine(encoder, sandbox or FakeSandbox(), RolloutLimits(**limits))
-    return engine.run(prompts, backend, at_once=at_once).trajectories, backend, encoder
+    return engine.run(prompts, backend, max_concurrency=max_concurrency).trajectories, backend, encoder
 
 
 def test_a_rollout_calls_reads_and_answers(tiny_tokenizer, sandbox):
@@ -179,7 +179,7 @@ def test_no_more_rollouts_are_under_way_than_may_be(tiny_tokenizer):
 
     scripts = {f"q{i}": [python("1"), python("2"), f"A{i}"] for i in range(12)}
     bounded, free = Sandbox(delay_s=0.01), Sandbox(delay_s=0.01)
-    rollouts, _, _ = roll(tiny_tokenizer, scripts, sandbox=bounded, at_once=3)
+    rollouts, _, _ = roll(tiny_tokenizer, scripts, sandbox=bounded, max_concurrency=3)
     assert [rollout.answer_text for rollout in rollouts] == [f"A{i}" for i in range(12)]
     assert bounded.most == 3
     roll(tiny_tokenizer, scripts, sandbox=free)
@@ -249,10 +249,10 @@ def test_an_answer_in_the_last_allowed_turn_is_an_answer(tiny_tokenizer):
     ("limits", "reason"),
     [
         ({"max_turn_tokens": 4}, StopReason.TURN_TOKENS),
-        ({"max_total_tokens": 4}, StopReason.TOTAL_TOKENS),
+        ({"max_completion_length": 4}, StopReason.TOTAL_TOKENS),
         ({"max_context": 12}, StopReason.CONTEXT),
-        ({"max_turn_tokens": 4, "max_total_tokens": 4}, StopReason.TOTAL_TOKENS),
-        ({"max_turn_tokens": 4, "max_total_tokens": 4, "max_context": 8}, StopReason.CONTEXT),
+        ({"max_turn_tokens": 4, "max_completion_length": 4}, StopReason.TOTAL_TOKENS),
+        ({"max_turn_tokens": 4, "max_completion_length": 4, "max_context": 8}, StopReason.CONTEXT),
     ],
 )
 def test_a_turn_that_does_not_end_names_the_tightest_limit(tiny_tokenizer, limits, reason):
@@ -269,15 +269,15 @@ def test_a_call_cut_by_a_limit_is_invalid_and_ends_the_rollout(tiny_tokenizer):
 
 
 def test_an_observation_that_leaves_no_room_is_dropped(tiny_tokenizer):
-    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, max_total_tokens=10)
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, max_completion_length=10)
     assert rollout.stop_reason is StopReason.TOTAL_TOKENS
     assert rollout.turns[-1].observation is None
     assert rollout.mask == [1] * len(rollout.completion_ids)
 
 
 def test_a_failing_sandbox_ends_the_rollout_and_is_never_shown(tiny_tokenizer):
-    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, sandbox=FakeSandbox(Status.INFRA))
-    assert rollout.stop_reason is StopReason.INFRA
+    (rollout,), _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"]}, sandbox=FakeSandbox(Status.TOOL_FAILURE))
+    assert rollout.stop_reason is StopReason.TOOL_FAILURE
     assert rollout.turns[-1].observation is None
 
 

@@ -55,19 +55,19 @@ def two_turns(tokenizer):
     return script
 
 
-def roll_out(server, tokenizer, rollouts=1, *, sampling=None, engine_options=None, rescue=None, **options):
+def roll_out(server, tokenizer, rollouts=1, *, sampling=None, engine_options=None, partial_path=None, **options):
     encoder = ChatEncoder(tokenizer, get_format("fenced"))
     backend = OpenAIBackend(server.url, tokenizer, **options)
     engine = RolloutEngine(encoder, Calculator(), RolloutLimits(**(engine_options or {})))
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(rollouts)]
-    return engine.run(prompts, backend, sampling=sampling, seed=3, rescue=rescue).trajectories
+    return engine.run(prompts, backend, sampling=sampling, seed=3, partial_path=partial_path).trajectories
 
 
 def test_contexts_go_as_ids_and_the_sampled_ids_come_back(serve, tiny_tokenizer):
     server = serve(two_turns(tiny_tokenizer))
     sampling = Sampling(temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, repetition_penalty=1.1)
     (rollout,) = roll_out(server, tiny_tokenizer, sampling=sampling)
-    assert (rollout.stop_reason, rollout.answer_text, rollout.exact) == (StopReason.ANSWER, "\\boxed{42}", True)
+    assert (rollout.stop_reason, rollout.answer_text, rollout.token_exact) == (StopReason.ANSWER, "\\boxed{42}", True)
     assert rollout.logprobs == [-0.5 if m else 0.0 for m in rollout.mask]
     first, second = (body for _, body, _ in server.bodies)
     assert first["prompt"] == list(rollout.prompt_ids)
@@ -109,7 +109,7 @@ def test_the_same_seed_asks_for_the_same_and_another_for_another(serve, tiny_tok
 def test_text_only_servers_give_rollouts_that_say_they_are_not_exact(serve, tiny_tokenizer):
     server = serve(lambda body: said(tiny_tokenizer, "\\boxed{1}", ids=False))
     (rollout,) = roll_out(server, tiny_tokenizer, dialect="openai")
-    assert (rollout.answer_text, rollout.exact, rollout.logprobs) == ("\\boxed{1}", False, None)
+    assert (rollout.answer_text, rollout.token_exact, rollout.logprobs) == ("\\boxed{1}", False, None)
     assert set(server.bodies[0][1]) == {"model", "temperature", "top_p", "max_tokens", "seed", "prompt"}
 
 
@@ -120,7 +120,7 @@ def test_chat_servers_get_the_conversation_as_messages(serve, tiny_tokenizer):
 
     server = serve(script)
     (rollout,) = roll_out(server, tiny_tokenizer, api="chat", dialect="openai", api_key="secret")
-    assert (rollout.answer_text, rollout.exact) == ("\\boxed{42}", False)
+    assert (rollout.answer_text, rollout.token_exact) == ("\\boxed{42}", False)
     (path, first, headers), (_, second, _) = server.bodies
     assert path.endswith("/chat/completions")
     assert headers["Authorization"] == "Bearer secret"
@@ -134,7 +134,7 @@ def test_an_end_token_that_the_server_keeps_is_put_back_and_the_ids_are_not_exac
     server = serve(lambda body: said(tiny_tokenizer, "\\boxed{1}", strip_end=True))
     (rollout,) = roll_out(server, tiny_tokenizer)
     assert rollout.turns[0].token_ids[-1] == tiny_tokenizer.eos_token_id
-    assert (rollout.stop_reason, rollout.exact) == (StopReason.ANSWER, False)
+    assert (rollout.stop_reason, rollout.token_exact) == (StopReason.ANSWER, False)
 
 
 def test_a_turn_at_its_limit_has_no_end(serve, tiny_tokenizer):
@@ -213,7 +213,7 @@ def test_a_server_that_stays_away_is_an_error_and_the_finished_rollouts_are_kept
     threading.Thread(target=lambda: (server.stop_soon.wait(10), server.stop()), daemon=True).start()
     start = time.monotonic()
     with pytest.raises(BackendError, match=r"no answer for 1 s .* 7 of 8 rollouts had finished and are in "):
-        roll_out(server, tiny_tokenizer, 8, patience_s=1.0, rescue=tmp_path / "a" / "kept.jsonl")
+        roll_out(server, tiny_tokenizer, 8, server_timeout_s=1.0, partial_path=tmp_path / "a" / "kept.jsonl")
     assert time.monotonic() - start < 8
     assert len((tmp_path / "a" / "kept.jsonl").read_text().splitlines()) == 7
 
@@ -255,7 +255,7 @@ def test_what_the_server_says_of_its_model_is_the_context_and_the_name(serve, ti
 
 def test_no_server_at_the_start_is_an_error_that_names_the_url(tiny_tokenizer):
     with pytest.raises(BackendError, match=r"http://127.0.0.1:9/v1: no server answers \(ConnectError"):
-        OpenAIBackend("http://127.0.0.1:9/v1", tiny_tokenizer, patience_s=0.5)
+        OpenAIBackend("http://127.0.0.1:9/v1", tiny_tokenizer, server_timeout_s=0.5)
     with pytest.raises(ConfigError, match="give a URL"):
         OpenAIBackend("localhost:8000", tiny_tokenizer)
 

@@ -88,7 +88,7 @@ def check_against(model, tokenizer, rollouts, *, tolerance):
     assert report.ok, report.render()
     differences = []
     for rollout in rollouts:
-        assert rollout.exact
+        assert rollout.token_exact
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
         with torch.no_grad():
             logprobs_T_V = model(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1)
@@ -188,15 +188,15 @@ def server(tmp_path_factory):
 
 
 def test_server_ids_and_logprobs_are_those_of_the_model(server, tokenizer, model):
-    backend = OpenAIBackend(server.url, tokenizer, patience_s=300)
+    backend = OpenAIBackend(server.url, tokenizer, server_timeout_s=300)
     assert (backend.model, backend.max_context) == ("base", 1024)
     check_against(model, tokenizer, roll_out(backend, tokenizer), tolerance=0.01)
 
 
 def test_chat_endpoint_gives_rollouts_that_are_not_for_training(server, tokenizer):
-    backend = OpenAIBackend(server.url, tokenizer, api="chat", patience_s=300)
+    backend = OpenAIBackend(server.url, tokenizer, api="chat", server_timeout_s=300)
     rollouts = roll_out(backend, tokenizer, turns=2)
-    assert not any(rollout.exact for rollout in rollouts)
+    assert not any(rollout.token_exact for rollout in rollouts)
     assert all(rollout.turns[0].text for rollout in rollouts)
 
 
@@ -207,7 +207,7 @@ def test_an_adapter_is_synced_through_a_folder_and_the_server_samples_from_it(se
 
     from gtpo.training.vllm import AdapterSync
 
-    OpenAIBackend(server.url, tokenizer, patience_s=300)  # waits until it is up
+    OpenAIBackend(server.url, tokenizer, server_timeout_s=300)  # waits until it is up
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
     tuned = get_peft_model(base, LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
     sync = AdapterSync(tuned, Accelerator(cpu=True), server.url, tmp_path / "adapters")
@@ -235,7 +235,7 @@ def test_a_server_that_can_not_load_adapters_says_how_it_must_be_started(server,
 
 
 def test_a_server_that_is_killed_and_comes_back_loses_nothing(server, tokenizer):
-    backend = OpenAIBackend(server.url, tokenizer, patience_s=300)
+    backend = OpenAIBackend(server.url, tokenizer, server_timeout_s=300)
 
     def trouble():
         time.sleep(1.0)
@@ -253,10 +253,10 @@ def trained(tokenizer, folder, options, **more):
     """Two steps of training; what was logged."""
     from transformers import AutoModelForCausalLM
 
+    from gtpo.run_directory import read_metrics
     from gtpo.sandbox import LocalSandbox
     from gtpo.tasks.problems import Problem
     from gtpo.training.config import GTPOConfig
-    from gtpo.training.curves import read_metrics
     from gtpo.training.run import train
 
     args = GTPOConfig(
@@ -275,7 +275,7 @@ def trained(tokenizer, folder, options, **more):
     problems = [Problem(id=str(i), question=f"{i}+1?", answer=str(i + 1)) for i in range(8)]
     tokenizer.padding_side = "left"
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
-    sandbox = LocalSandbox(slots=2)
+    sandbox = LocalSandbox(max_workers=2)
     train(model, tokenizer, problems, args, sandbox=sandbox, **more)
     sandbox.close()
     return read_metrics(folder)
@@ -284,7 +284,7 @@ def trained(tokenizer, folder, options, **more):
 def test_training_steps_with_an_adapter_on_the_server(server, tokenizer, tmp_path):
     from peft import LoraConfig
 
-    OpenAIBackend(server.url, tokenizer, patience_s=300)
+    OpenAIBackend(server.url, tokenizer, server_timeout_s=300)
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     options = {"vllm_mode": "server", "vllm_sync": "adapter", "vllm_server_base_url": server.url, "learning_rate": 1e-3}
     steps = trained(tokenizer, tmp_path / "run", options, peft_config=lora)
@@ -320,6 +320,6 @@ def test_greedy_rollouts_of_server_and_process_agree(server, tokenizer, model, s
     from gtpo.rollout.backends import TransformersBackend
 
     ours = roll_out(TransformersBackend(model), tokenizer, sampling=sampling, turns=1)
-    theirs = roll_out(OpenAIBackend(server.url, tokenizer, patience_s=300), tokenizer, sampling=sampling, turns=1)
+    theirs = roll_out(OpenAIBackend(server.url, tokenizer, server_timeout_s=300), tokenizer, sampling=sampling, turns=1)
     same = sum(a.completion_ids == b.completion_ids for a, b in zip(ours, theirs, strict=True))
     assert same >= 0.75 * len(ours)

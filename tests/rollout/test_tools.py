@@ -21,7 +21,7 @@ from gtpo.rollout import (
     get_format,
 )
 from gtpo.rollout.search import Passage
-from gtpo.rollout.specs import PYTHON
+from gtpo.rollout.tool_spec import PYTHON
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.testing import ScriptedBackend
@@ -206,7 +206,7 @@ def test_options_choose_tools(tmp_path):
     passages.write_text('{"text": "alpha"}\n')
     args = ToolArguments(tools="python, search,test_tools:own_tool", passages=str(passages), search_results=4)
     assert [spec.name for spec in args.specs()] == ["python", "search", "clock"]
-    sandbox = LocalSandbox(slots=1)
+    sandbox = LocalSandbox(max_workers=1)
     tools = args.make_tools(sandbox)
     assert [type(tool) for tool in tools] == [PythonTool, SearchTool, OwnTool]
     assert [tool.spec for tool in tools] == args.specs(), "what the prompt says is what there is"

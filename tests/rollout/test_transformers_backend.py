@@ -304,7 +304,7 @@ class SlowSandbox:
 
 
 def test_whole_rollouts_do_not_depend_on_the_order_in_which_tools_finish(tiny_tokenizer):
-    from gtpo.tiny.model import make_model
+    from gtpo.lab.tiny.model import make_model
 
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
     encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))

@@ -1,4 +1,4 @@
-"""Shared sandboxes; the confined one has a single slot, so each test meets what the last one left."""
+"""Shared sandboxes; the confined one has a single worker, so each test meets what the last one left."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gtpo.sandbox._child import seccomp
 def confined():
     if sys.platform != "linux":
         pytest.skip("the confined sandbox needs Linux")
-    with_filter = LocalSandbox(slots=1)
+    with_filter = LocalSandbox(max_workers=1)
     yield with_filter
     with_filter.close()
 
@@ -28,8 +28,8 @@ def box(confined):
     assert (after.status, after.render()) == ("ok", "2")
     if confined.level().name == "namespaces":  # elsewhere nothing can be written, nor this be read
         assert confined.run_sync("import os\nos.listdir()").stdout == "[]\n"
-    for slot in (confined._seats[0].light, confined._seats[0].scientific):
-        assert slot.pid is None or children_of(slot.pid) == []
+    for worker in (confined._seats[0].light, confined._seats[0].scientific):
+        assert worker.pid is None or children_of(worker.pid) == []
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def unconfined():
     """The same sandbox with its filter off: the negative control of every denial."""
     patch = pytest.MonkeyPatch()
     patch.setattr(seccomp, "supported", lambda: False)
-    without_filter = LocalSandbox(slots=1, require="weak")
+    without_filter = LocalSandbox(max_workers=1, require="weak")
     patch.undo()
     yield without_filter
     without_filter.close()

@@ -65,7 +65,7 @@ class Plain:
                     preexec_fn=os.setpgrp,
                 )
             except ValueError as error:
-                return ExecResult(Status.INFRA, note=f"{type(error).__name__}: {error}")
+                return ExecResult(Status.TOOL_FAILURE, note=f"{type(error).__name__}: {error}")
             try:
                 code_at_end: int | None = process.wait(limits.wall_s)
             except subprocess.TimeoutExpired:
@@ -93,7 +93,7 @@ def try_one(behaviour: Behaviour, box: Box, facts: Facts) -> list[str]:
     """Runs the programs of one behaviour; sentences of what was wrong about their outcomes."""
     limits = Limits(**{**LIMITS, **behaviour.limits})
     outcomes: list[Outcome] = [box.run_sync(facts.fill(code), limits=limits) for code in behaviour.programs]
-    failed = [outcome for outcome in outcomes if outcome.status == "infra"]
+    failed = [outcome for outcome in outcomes if outcome.status == "tool_failure"]
     if failed:
         return [f"the sandbox failed: {failed[0].note}"]
     sentences = [behaviour.holds(outcomes, facts)]
@@ -141,7 +141,7 @@ def trial(situation: str, require: str, names: list[str]) -> dict[str, Any]:
         if situation == "plain":
             found = try_all(names, Plain(world.tmp), world, confined=False)
         else:
-            box = LocalSandbox(slots=1, require=require)
+            box = LocalSandbox(max_workers=1, require=require)
             try:
                 level = box.level()
                 # A sandbox may start what it needs for numpy only when it is needed first.

@@ -1,8 +1,8 @@
 """A soak of the sandbox: thousands of calls, four in ten of them hostile, and a look at what is left.
 
-    python tests/sandbox/soak.py [--calls 10000] [--seed 0] [--slots 4] [--output soak.json]
+    python tests/sandbox/soak.py [--calls 10000] [--seed 0] [--max_workers 4] [--output soak.json]
 
-Workers, three for each slot, each with a key of its own, take the calls through the asyncio API: single programs and
+Workers, three for each worker, each with a key of its own, take the calls through the asyncio API: single programs and
 the programs of sessions. An honest one must end as ok with exactly the output that is known beforehand, a hostile one
 in a way that is listed for it. Descriptors and resident memory are looked at after the first tenth of the calls, when
 every server is up, and again at the end; processes, descriptors, threads and directories once more after `close`.
@@ -33,7 +33,7 @@ from typing import Any
 from sandbox_support import children_of, open_files
 
 from gtpo.sandbox import ExecResult, Limits, LocalSandbox
-from gtpo.sandbox._slot import Slot
+from gtpo.sandbox._worker import Worker
 
 HOSTILE_SHARE = 0.4
 TRAINER_GROWTH_MIB, SERVER_GROWTH_MIB = 32.0, 8.0
@@ -264,21 +264,23 @@ def plan(calls: int, seed: int) -> list[Job]:
     return jobs
 
 
-def soak(calls: int, seed: int = 0, slots: int = 4, make: Callable[[int], LocalSandbox] = LocalSandbox) -> SoakReport:
+def soak(
+    calls: int, seed: int = 0, max_workers: int = 4, make: Callable[[int], LocalSandbox] = LocalSandbox
+) -> SoakReport:
     """Runs `calls` calls in a new sandbox and closes it; whatever goes wrong is in the report.
 
     Args:
         calls: how many.
         seed: of the programs and their order.
-        slots: of the sandbox.
-        make: gives the sandbox, called with `slots`.
+        max_workers: of the sandbox.
+        make: gives the sandbox, called with `max_workers`.
     """
     report, began = SoakReport(), time.monotonic()
     before = _holdings()
-    sandbox = make(slots)
+    sandbox = make(max_workers)
     report.level = sandbox.level().name
     try:
-        asyncio.run(_run_all(sandbox, plan(calls, seed), slots, report))
+        asyncio.run(_run_all(sandbox, plan(calls, seed), max_workers, report))
         report.problems += _unexpected_processes(sandbox, before["processes"])
     finally:
         sandbox.close()
@@ -290,12 +292,12 @@ def soak(calls: int, seed: int = 0, slots: int = 4, make: Callable[[int], LocalS
     return report
 
 
-async def _run_all(sandbox: LocalSandbox, jobs: list[Job], slots: int, report: SoakReport) -> None:
+async def _run_all(sandbox: LocalSandbox, jobs: list[Job], max_workers: int, report: SoakReport) -> None:
     """The warm-up and the rest, each followed by a look at every server and a sample."""
     await _visit_servers(sandbox, report)
     for part in (jobs[: len(jobs) // 10], jobs[len(jobs) // 10 :]):
         waiting = iter(part)
-        await asyncio.gather(*(_work(sandbox, waiting, f"worker {i}", report) for i in range(3 * slots)))
+        await asyncio.gather(*(_work(sandbox, waiting, f"worker {i}", report) for i in range(3 * max_workers)))
         await _visit_servers(sandbox, report)
         report.samples.append(_sample(sandbox))
     report.problems += _growth(*report.samples)
@@ -380,7 +382,7 @@ def _told(result: ExecResult) -> str:
 
 def _sample(sandbox: LocalSandbox) -> Sample:
     gc.collect()
-    servers = [pid for slot in _slots(sandbox) if (pid := slot.pid) is not None]
+    servers = [pid for worker in _workers(sandbox) if (pid := worker.pid) is not None]
     of_servers = 0
     with contextlib.suppress(PermissionError):
         of_servers = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers)
@@ -413,8 +415,8 @@ def _growth(first: Sample, last: Sample) -> list[str]:
     return found
 
 
-def _slots(sandbox: LocalSandbox) -> list[Slot]:
-    return [slot for seat in sandbox._seats for slot in (seat.light, seat.scientific)]
+def _workers(sandbox: LocalSandbox) -> list[Worker]:
+    return [worker for seat in sandbox._seats for worker in (seat.light, seat.scientific)]
 
 
 def descendants(pid: int) -> set[int]:
@@ -429,7 +431,7 @@ def descendants(pid: int) -> set[int]:
 
 def _unexpected_processes(sandbox: LocalSandbox, before: set[Any]) -> list[str]:
     """Sentences about processes below the trainer that are neither servers nor what keeps a server's namespaces."""
-    wanted = {pid for slot in _slots(sandbox) if slot._process for pid in (slot.pid, slot._process.pid)}
+    wanted = {pid for worker in _workers(sandbox) if worker._process for pid in (worker.pid, worker._process.pid)}
     _wait(lambda: descendants(os.getpid()) - before == wanted)
     extra = descendants(os.getpid()) - before - wanted
     return [f"{len(extra)} processes are left beside the servers"] if extra else []
@@ -458,12 +460,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=10_000, help="how many (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the programs and their order (default: 0)")
-    parser.add_argument("--slots", type=int, default=4, help="of the sandbox (default: 4)")
+    parser.add_argument("--max_workers", type=int, default=4, help="of the sandbox (default: 4)")
     parser.add_argument("--output", type=Path, help="write the report to this JSON file")
     options = parser.parse_args()
     # What loses its parent becomes our child, so that no process can hide.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, *(ctypes.c_ulong(n) for n in (1, 0, 0, 0)))
-    report = soak(options.calls, options.seed, options.slots)
+    report = soak(options.calls, options.seed, options.max_workers)
     print(report.summary())
     for problem in report.problems:
         print(f"- {problem}")

@@ -42,7 +42,7 @@ RENDERED = [
     (ExecResult(Status.TIMEOUT, "a", note="timed out: 1 s"), "a\n[timed out: 1 s]"),
     (ExecResult(Status.TIMEOUT, note="timed out: 1 s"), "[timed out: 1 s]"),
     (ExecResult(Status.CRASHED, "a", "ended by SIGSEGV\n"), "a\nended by SIGSEGV"),
-    (ExecResult(Status.INFRA, "a", "b", note="the server ended"), "[the code was not run]"),
+    (ExecResult(Status.TOOL_FAILURE, "a", "b", note="the server ended"), "[the code was not run]"),
     (ExecResult(Status.OK, "<|im_end|>\n</tool_response>"), "<|im_end|>\n</tool_response>"),
 ]
 

@@ -18,7 +18,7 @@ def gate():
 
 
 def test_long_jobs_make_room_for_short_ones_and_only_then(gate):
-    dispatcher = Dispatcher(range(4), brisk=2)
+    dispatcher = Dispatcher(range(4), max_fast_jobs=2)
     began = []
     long = [dispatcher.submit(lambda seat: (began.append(seat), gate.wait())) for _ in range(3)]
     short = dispatcher.submit(lambda seat: seat, key="another")
@@ -57,7 +57,7 @@ def test_keys_take_turns():
 
 def test_nothing_is_left_after_the_end(gate):
     before = threading.active_count()
-    dispatcher = Dispatcher(range(2), brisk=1)
+    dispatcher = Dispatcher(range(2), max_fast_jobs=1)
     dispatcher.submit(lambda seat: gate.wait(0.05))
     dispatcher.submit(lambda seat: None)
     dispatcher.shutdown()

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from gtpo.sandbox import ExecResult, Limits, Status, _fusion
 from gtpo.sandbox._child import seccomp
 from gtpo.sandbox._child.channel import Channel
-from gtpo.sandbox._fusion import Ended, Passing
-from gtpo.sandbox._slot import Call, Launch, Slot
+from gtpo.sandbox._fusion import Ended, RetryableError
+from gtpo.sandbox._worker import Call, Launch, Worker
 from gtpo.sandbox.levels import REQUIREMENTS
 
 confinement = pytest.mark.skipif(not seccomp.supported(), reason="no confinement for this system")
@@ -145,7 +145,7 @@ def check(result: ExecResult) -> None:
     """What holds of the result of any program."""
     assert isinstance(result, ExecResult)
     assert isinstance(result.status, Status)
-    assert result.status is not Status.INFRA, result.note
+    assert result.status is not Status.TOOL_FAILURE, result.note
     assert result.truncated == (result.status is Status.OUTPUT_LIMIT) or result.status is Status.TIMEOUT
     result.render().encode()
 
@@ -318,7 +318,7 @@ def near_answers(draw) -> bytes:
 def test_any_answer_of_a_remote_server(body):
     try:
         result = _fusion.result(_fusion.ended(body), SHORT, "word")
-    except Passing:
+    except RetryableError:
         return
     assert isinstance(result.status, Status)
     result.render().encode()
@@ -336,17 +336,17 @@ def test_any_end_of_a_remote_process(ended, report, after, most):
         ended = replace(ended, stderr=f"{ended.stderr}word{report}\n{after}")
     try:
         result = _fusion.result(ended, replace(SHORT, output_bytes=most), "word")
-    except Passing:
+    except RetryableError:
         return
     assert isinstance(result.status, Status)
-    assert result.status is not Status.INFRA
+    assert result.status is not Status.TOOL_FAILURE
     assert len(result.stdout) <= most
     assert len(result.stderr) <= most + len("the process was ended by signal \n") + len(str(ended.code))
     result.render().encode()
 
 
-class ScriptedSlot(Slot):
-    """A slot whose server says `said` and hangs up, each time that it is started."""
+class ScriptedWorker(Worker):
+    """A worker whose server says `said` and hangs up, each time that it is started."""
 
     def __init__(self, said: bytes) -> None:
         super().__init__(Launch(confine=True, namespaces=False))
@@ -386,7 +386,7 @@ replies = st.lists(st.binary(max_size=80) | values.map(lambda v: json.dumps(v).e
 @example(said=b"[]", end=b"\n")
 @example(said=b'{"fds": 0, "clean": true}', end=b"\n")
 def test_any_reply_of_a_server(confined, said, end):
-    slot = ScriptedSlot(said + end)
-    result = confined._run(slot, "1+1", SHORT, Call(), {"seed": None})
-    slot.stop()
+    worker = ScriptedWorker(said + end)
+    result = confined._run(worker, "1+1", SHORT, Call(), {"seed": None})
+    worker.stop()
     assert isinstance(result.status, Status)

@@ -17,7 +17,7 @@ import pytest
 from sandbox_support import children_of, open_files
 
 from gtpo.errors import ConfigError, SandboxError
-from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status, _slot
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status, _worker
 from gtpo.sandbox._child import seccomp
 
 pytestmark = pytest.mark.skipif(not seccomp.supported(), reason="no filter for this system")
@@ -48,7 +48,9 @@ def tidy():
     assert leftovers() == before
 
 
-@pytest.mark.parametrize("options", [{"slots": 0}, {"slots": 1.5}, {"slots": True}, {"require": "root"}])
+@pytest.mark.parametrize(
+    "options", [{"max_workers": 0}, {"max_workers": 1.5}, {"max_workers": True}, {"require": "root"}]
+)
 def test_settings_out_of_range(options):
     with pytest.raises(ConfigError):
         LocalSandbox(**options)
@@ -69,15 +71,15 @@ def test_level_claims_no_more_than_holds(confined, unconfined):
 def test_refuses_to_start_without_a_filter(monkeypatch, tidy):
     monkeypatch.setattr(seccomp, "supported", lambda: False)
     with pytest.raises(SandboxError, match="require='weak'"):
-        LocalSandbox(slots=1)
+        LocalSandbox(max_workers=1)
 
 
 def test_refuses_to_start_if_nothing_holds(monkeypatch, tidy):
     """The server is asked to confine nothing; its self-test, not the platform's name, decides."""
-    honest = _slot.Slot.__init__
-    monkeypatch.setattr(_slot.Slot, "__init__", lambda self, launch: honest(self, _slot.Launch(False, False)))
+    honest = _worker.Worker.__init__
+    monkeypatch.setattr(_worker.Worker, "__init__", lambda self, launch: honest(self, _worker.Launch(False, False)))
     with pytest.raises(SandboxError, match=r"only the level 'weak' here, not 'seccomp'.*require='weak'"):
-        LocalSandbox(slots=1, require="seccomp")
+        LocalSandbox(max_workers=1, require="seccomp")
 
 
 def test_weak_sandbox_still_limits_and_kills_the_group(unconfined, tmp_path):
@@ -96,19 +98,19 @@ def test_is_a_sandbox(confined):
 
 def test_many_keeps_the_order_and_raises_for_none(tidy):
     async def main():
-        async with LocalSandbox(slots=4) as sandbox:
+        async with LocalSandbox(max_workers=4) as sandbox:
             codes = [f"import time\ntime.sleep({0.1 if i % 3 == 0 else 0})\n{i}" for i in range(20)]
             return await sandbox.run_many([*codes, "1/0", None, "while True: pass"], limits=Limits(cpu_s=0.3))
 
     results = asyncio.run(main())
     assert [result.stdout for result in results[:20]] == [f"{i}\n" for i in range(20)]
-    assert [result.status for result in results[20:]] == ["error", "infra", "timeout"]
+    assert [result.status for result in results[20:]] == ["error", "tool_failure", "timeout"]
 
 
 def test_as_many_at_once_as_there_are_slots():
-    async def main(slots):
-        async with LocalSandbox(slots) as sandbox:
-            await sandbox.run_many(["1"] * slots * 2)
+    async def main(max_workers):
+        async with LocalSandbox(max_workers) as sandbox:
+            await sandbox.run_many(["1"] * max_workers * 2)
             started = time.monotonic()
             await sandbox.run_many(["import time\ntime.sleep(0.4)"] * 4)
             return time.monotonic() - started
@@ -129,7 +131,7 @@ def test_event_loop_is_free_meanwhile(confined):
 
 
 def test_one_sandbox_serves_several_loops_and_threads(tidy):
-    sandbox = LocalSandbox(slots=2)
+    sandbox = LocalSandbox(max_workers=2)
     for _ in range(3):
         assert [r.stdout for r in asyncio.run(sandbox.run_many(["1", "2", "3"]))] == ["1\n", "2\n", "3\n"]
     outputs = []
@@ -148,8 +150,8 @@ def test_one_sandbox_serves_several_loops_and_threads(tidy):
 
 
 def test_cancelling_kills_the_program(box):
-    slot = box._seats[0].light
-    server = slot.pid
+    worker = box._seats[0].light
+    server = worker.pid
 
     async def main():
         job = asyncio.create_task(box.run(SLEEP))
@@ -163,7 +165,7 @@ def test_cancelling_kills_the_program(box):
 
     child = asyncio.run(main())
     assert not Path(f"/proc/{child}").exists()
-    assert slot.pid == server
+    assert worker.pid == server
 
 
 def test_cancelling_what_waits_for_a_slot(box):
@@ -189,68 +191,68 @@ def test_time_out_of_the_callers_own(box):
 
 
 def test_dead_server_is_replaced(box):
-    slot = box._seats[0].light
-    dead = slot.pid
+    worker = box._seats[0].light
+    dead = worker.pid
     os.kill(dead, signal.SIGKILL)
     assert box.run_sync("1").stdout == "1\n"
-    assert slot.pid != dead
+    assert worker.pid != dead
 
 
 def test_server_killed_while_running_means_one_retry_then_infra(box):
-    slot = box._seats[0].light
+    worker = box._seats[0].light
     results = []
     worker = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
     worker.start()
     killed = set()
     while len(killed) < 2:
-        server = slot.pid
+        server = worker.pid
         if server and server not in killed and (programs := children_of(server)):
             os.kill(server, signal.SIGKILL)
             killed.add(server)
             wait_for(lambda programs=programs: not any(Path(f"/proc/{pid}").exists() for pid in programs))
     worker.join(10)
-    assert [(result.status, result.render()) for result in results] == [("infra", "[the code was not run]")]
+    assert [(result.status, result.render()) for result in results] == [("tool_failure", "[the code was not run]")]
     assert results[0].note == "the server ended"
 
 
 def test_silent_server_is_given_up(box, monkeypatch):
-    monkeypatch.setattr(_slot, "GRACE_S", 0.3)
-    slot = box._seats[0].light
-    stopped = slot.pid
+    monkeypatch.setattr(_worker, "GRACE_S", 0.3)
+    worker = box._seats[0].light
+    stopped = worker.pid
     os.kill(stopped, signal.SIGSTOP)
     assert box.run_sync("1", limits=Limits(wall_s=0.2)).stdout == "1\n"
     assert not Path(f"/proc/{stopped}").exists()
 
 
 def test_slow_cleaning_costs_the_server_and_not_the_result(unconfined, monkeypatch):
-    monkeypatch.setattr(_slot, "CLEAN_S", 0.0001)
+    monkeypatch.setattr(_worker, "CLEAN_S", 0.0001)
     unconfined.run_sync("1")
-    box, slot = unconfined, unconfined._seats[0].light
-    slow = slot.pid
+    box, worker = unconfined, unconfined._seats[0].light
+    slow = worker.pid
     result = box.run_sync("for i in range(20000): open(str(i), 'w').close()\n1")
     assert (result.status, result.stdout) == (Status.OK, "1\n")
-    assert slot.pid is None
+    assert worker.pid is None
     assert not Path(f"/proc/{slow}").exists()
 
 
 def test_server_that_cannot_start_is_infra_not_an_exception(monkeypatch, tidy):
-    sandbox = LocalSandbox(slots=1)
+    sandbox = LocalSandbox(max_workers=1)
     os.kill(sandbox._seats[0].light.pid, signal.SIGKILL)
-    monkeypatch.setattr(_slot, "_BOOT", "raise SystemExit('no luck')")
+    monkeypatch.setattr(_worker, "_BOOT", "raise SystemExit('no luck')")
     result = sandbox.run_sync("1")
-    assert result.status is Status.INFRA
+    assert result.status is Status.TOOL_FAILURE
     assert "no luck" in result.note
     with pytest.raises(SandboxError, match="no luck"):
-        LocalSandbox(slots=1)
+        LocalSandbox(max_workers=1)
     sandbox.close()
 
 
 def test_closing_ends_what_runs_and_leaves_nothing(tidy):
     async def main():
-        sandbox = LocalSandbox(slots=2)
+        sandbox = LocalSandbox(max_workers=2)
         jobs = [asyncio.create_task(sandbox.run(SLEEP)) for _ in range(4)]
         lights = [seat.light for seat in sandbox._seats]
-        while not all(children_of(slot.pid) for slot in lights if slot.pid) or not sandbox._seats[1].light.pid:
+        while not all(children_of(worker.pid) for worker in lights if worker.pid) or not sandbox._seats[1].light.pid:
             await asyncio.sleep(0.01)
         await asyncio.gather(sandbox.aclose(), sandbox.aclose())
         await sandbox.aclose()
@@ -261,13 +263,13 @@ def test_closing_ends_what_runs_and_leaves_nothing(tidy):
         return await asyncio.gather(*jobs)
 
     started = time.monotonic()
-    assert {result.status for result in asyncio.run(main())} == {Status.INFRA}
+    assert {result.status for result in asyncio.run(main())} == {Status.TOOL_FAILURE}
     assert time.monotonic() - started < 5
 
 
 def test_nothing_is_left_after_an_exception_in_the_block(tidy):
     async def main():
-        async with LocalSandbox(slots=2) as sandbox:
+        async with LocalSandbox(max_workers=2) as sandbox:
             await sandbox.run("open('a', 'w').write('b')")
             raise KeyError("mine")
 
@@ -277,7 +279,7 @@ def test_nothing_is_left_after_an_exception_in_the_block(tidy):
 
 def test_forgotten_sandbox_is_cleared_away(tidy):
     before = leftovers()
-    sandbox = LocalSandbox(slots=1)
+    sandbox = LocalSandbox(max_workers=1)
     asyncio.run(sandbox.run("1"))
     assert leftovers() != before
     del sandbox
@@ -295,7 +297,7 @@ def test_many_calls_leave_no_descriptor_and_no_process(confined):
 TRAINER = """
 import os, sys, time, threading
 from gtpo.sandbox import LocalSandbox
-sandbox = LocalSandbox(slots=1)
+sandbox = LocalSandbox(max_workers=1)
 threading.Thread(target=sandbox.run_sync, args=("import time\\ntime.sleep(60)",), daemon=True).start()
 print(sandbox._seats[0].light.pid, flush=True)
 time.sleep(60)

@@ -277,7 +277,7 @@ def test_a_lasting_failure_is_infra(server, retries, failure):
     box = SandboxFusionSandbox(server.url, retries=retries)
     server.spoilers = [failure] * 9
     result = box.run_sync("1")
-    assert result.status is Status.INFRA
+    assert result.status is Status.TOOL_FAILURE
     assert any(word in result.note for word in ("HTTP status 503", "no room", "no answer", "unreadable"))
     assert (len(server.requests), server.pings) == (retries + 1, 1)
     box.close()
@@ -287,7 +287,7 @@ def test_a_script_that_fails_around_the_program_is_infra(server, box, monkeypatc
     main, _ = remote._fusion._sources()
     monkeypatch.setattr(remote._fusion, "_sources", lambda: (main, "AAAA"))
     result = box.run_sync("1")
-    assert (result.status, len(server.requests)) == (Status.INFRA, 4)
+    assert (result.status, len(server.requests)) == (Status.TOOL_FAILURE, 4)
     assert "could not be run there" in result.note
 
 
@@ -296,7 +296,7 @@ def test_waits_grow_and_leave_the_global_generator_alone(server, monkeypatch):
     box = SandboxFusionSandbox(server.url, retries=2)
     server.spoilers = [503] * 3
     state, started = random.getstate(), time.monotonic()
-    assert box.run_sync("1").status is Status.INFRA
+    assert box.run_sync("1").status is Status.TOOL_FAILURE
     assert 0.75 * 0.3 <= time.monotonic() - started < 2
     assert random.getstate() == state
     box.close()
@@ -307,7 +307,7 @@ def test_a_refusal_raises_and_is_not_tried_again(server, box):
     with pytest.raises(SandboxError, match=f"{server.url}/run_code: HTTP status 400: no such thing"):
         box.run_sync("1")
     (result,) = asyncio.run(box.run_many(["1"]))
-    assert (result.status, "HTTP status 422" in result.note) == (Status.INFRA, True)
+    assert (result.status, "HTTP status 422" in result.note) == (Status.TOOL_FAILURE, True)
     assert len(server.requests) == 2
 
 
@@ -326,7 +326,7 @@ def test_a_server_that_answered_before_is_infra_once_gone(server, box):
     server.spoilers = [answer()]
     assert box.run_sync("1").status is Status.OK
     box._endpoints.all[0].url = DEAD
-    assert box.run_sync("1").status is Status.INFRA
+    assert box.run_sync("1").status is Status.TOOL_FAILURE
 
 
 def test_ping(server, box, monkeypatch):
@@ -342,7 +342,7 @@ def test_many_keeps_the_order_and_raises_for_none(box):
     codes = [f"import time\ntime.sleep({0.2 if i % 3 == 0 else 0})\n{i}" for i in range(9)]
     results = asyncio.run(box.run_many([*codes, "1/0", None]))
     assert [result.stdout for result in results[:9]] == [f"{i}\n" for i in range(9)]
-    assert [result.status for result in results[9:]] == ["error", "infra"]
+    assert [result.status for result in results[9:]] == ["error", "tool_failure"]
     with pytest.raises(TypeError):
         box.run_sync(None)
 

@@ -31,7 +31,7 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture(scope="module")
 def service():
-    with closing(LocalSandbox(slots=2)) as local, serving(SandboxService(local)) as service:
+    with closing(LocalSandbox(max_workers=2)) as local, serving(SandboxService(local)) as service:
         yield service
 
 
@@ -109,7 +109,7 @@ def test_no_request_gets_more_than_the_service_gives(service):
 
 
 def test_a_key_is_asked_for(monkeypatch):
-    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, key="secret")) as service:
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local, key="secret")) as service:
         assert post(service, {"code": "1", "language": "python"})[0] == 401
         with pytest.raises(SandboxError, match="401"):
             SandboxFusionSandbox(service.url, retries=0).run_sync("1")
@@ -121,12 +121,12 @@ def test_a_key_is_asked_for(monkeypatch):
 
 def test_more_than_can_wait_are_turned_away_and_come_back(monkeypatch):
     monkeypatch.setattr("gtpo.sandbox.service._RETRY_AFTER_S", 0.05)
-    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, waiting=1)) as service:
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local, waiting=1)) as service:
         with closing(SandboxFusionSandbox(service.url, concurrency=6, retries=40)) as box:
             results = asyncio.run(box.run_many(["import time\ntime.sleep(0.2)\n'done'"] * 6))
         assert [result.status for result in results] == [Status.OK] * 6
         assert service.turned_away > 0
-        assert service.load() == {"slots": 1, "under_way": 0, "served": 6, "turned_away": service.turned_away}
+        assert service.load() == {"max_workers": 1, "under_way": 0, "served": 6, "turned_away": service.turned_away}
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_command_refuses_other_machines_without_a_key(capsys, monkeypatch):
 
 def test_the_command_serves():
     process = subprocess.Popen(
-        [sys.executable, "-m", "gtpo.cli", "sandbox", "serve", "--port", "0", "--slots", "1"],
+        [sys.executable, "-m", "gtpo.cli", "sandbox", "serve", "--port", "0", "--max_workers", "1"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "GTPO_SANDBOX_KEY": ""},
@@ -251,7 +251,7 @@ def test_numbers_and_nesting_without_measure_are_refused(service, body):
 
 
 def test_a_server_without_the_key_hears_nothing_of_the_program():
-    with closing(LocalSandbox(slots=1)) as local, serving(SandboxService(local, key="secret")) as service:
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local, key="secret")) as service:
         said = raw(service, b"POST /run_code HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         assert b" 401 " in said
 
@@ -262,7 +262,7 @@ import os, sys
 frame = sys._getframe()
 while frame and "word" not in frame.f_locals:
     frame = frame.f_back
-os.write(2, f"{frame.f_locals['word'] if frame else 'x'} infra 0.000 0 x\\n".encode())
+os.write(2, f"{frame.f_locals['word'] if frame else 'x'} tool_failure 0.000 0 x\\n".encode())
 os._exit(1)
 """
     assert box.run_sync(forged).status is Status.ERROR

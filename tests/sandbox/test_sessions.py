@@ -138,7 +138,7 @@ def test_closing_leaves_nothing(box):
 def test_a_dead_server_takes_state_with_it_and_that_is_not_hidden(session):
     session.run_sync("x = 1")
     os.kill(session.seat.scientific.pid, signal.SIGKILL)
-    assert session.run_sync("x").status is Status.INFRA
+    assert session.run_sync("x").status is Status.TOOL_FAILURE
 
 
 def test_a_dead_server_does_not_matter_where_there_is_no_state(fresh):
@@ -178,14 +178,14 @@ def test_many_sessions_at_once():
             return int((await session.run("x")).stdout)
 
     async def main():
-        async with LocalSandbox(slots=2) as sandbox:
+        async with LocalSandbox(max_workers=2) as sandbox:
             return await asyncio.gather(*(rollout(sandbox, number) for number in range(20)))
 
     assert asyncio.run(main()) == [300 + number for number in range(20)]
 
 
 def test_a_closed_sandbox_ends_its_sessions():
-    sandbox = LocalSandbox(slots=1)
+    sandbox = LocalSandbox(max_workers=1)
     session = sandbox.session()
     session.run_sync("1")
     (program,) = children_of(session.seat.scientific.pid)
@@ -250,13 +250,13 @@ def test_first_calls_at_once_meet_in_one_process():
         await session.aclose()
         return [result.stdout for result in results]
 
-    with_seats = LocalSandbox(slots=2)
+    with_seats = LocalSandbox(max_workers=2)
     assert asyncio.run(main(with_seats)) == ["", "1\n", "2\n"]
     with_seats.close()
 
 
 def test_sessions_spread_over_the_seats():
-    box = LocalSandbox(slots=3)
+    box = LocalSandbox(max_workers=3)
     sessions = [box.session() for _ in range(6)]
     for session in sessions:
         session.run_sync("1")

@@ -55,12 +55,12 @@ def test_soak_finds_what_is_wrong(monkeypatch):
             result = await super().run(code, **options)
             return dataclasses.replace(result, stdout=result.stdout.replace("1", "")) if "sum" in code else result
 
-    def make(slots):
+    def make(max_workers):
         processes.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]))
-        return Leaky(slots)
+        return Leaky(max_workers)
 
     try:
-        problems = soak(50, slots=2, make=make).problems
+        problems = soak(50, max_workers=2, make=make).problems
     finally:
         for process in processes:
             process.kill()
@@ -80,7 +80,7 @@ TRAINER = """
 import threading, time
 from sandbox_support import children_of
 from gtpo.sandbox import Limits, LocalSandbox
-sandbox = LocalSandbox(slots=2)
+sandbox = LocalSandbox(max_workers=2)
 session = sandbox.session()
 session.run_sync("x = 1")
 (stopped,) = children_of(session.seat.scientific.pid)
@@ -133,8 +133,8 @@ def test_a_server_that_dies_once_in_a_call_is_replaced_and_the_call_made_again(b
     """The keeper is the process between trainer and server, which waits for the server's namespaces to end."""
     code = "import time\ntime.sleep(0.5)\nprint('done')" + ("\nimport sympy" if sort == "scientific" else "")
     assert box.run_sync(code).stdout == "done\n"
-    slot = getattr(box._seats[0], sort)
-    server, keeper = slot.pid, slot._process.pid
+    worker = getattr(box._seats[0], sort)
+    server, keeper = worker.pid, worker._process.pid
     results = []
     worker = threading.Thread(target=lambda: results.append(box.run_sync(code)))
     worker.start()
@@ -142,5 +142,5 @@ def test_a_server_that_dies_once_in_a_call_is_replaced_and_the_call_made_again(b
     os.kill(server if which == "server" else keeper, signal.SIGKILL)
     worker.join(30)
     assert [(result.status, result.stdout) for result in results] == [(Status.OK, "done\n")]
-    assert slot.pid not in (None, server)
+    assert worker.pid not in (None, server)
     wait_for(lambda: not running({server, keeper}), seconds=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gtpo.sandbox import _slot
+from gtpo.sandbox import _worker
 from gtpo.sandbox._child import kernel, landlock, namespaces, seccomp
 
 INCLUDE = Path("/usr/include")
@@ -185,11 +185,11 @@ CONSTANTS = {
     "F_SETOWN": seccomp._F_SETOWN,
     "F_SETSIG": seccomp._F_SETSIG,
     "F_SETOWN_EX": seccomp._F_SETOWN_EX,
-    "F_ADD_SEALS": _slot._ADD_SEALS,
-    "F_SEAL_SEAL": _slot._SEAL_SEAL,
-    "F_SEAL_SHRINK": _slot._SEAL_SHRINK,
-    "F_SEAL_GROW": _slot._SEAL_GROW,
-    "F_SEAL_WRITE": _slot._SEAL_WRITE,
+    "F_ADD_SEALS": _worker._ADD_SEALS,
+    "F_SEAL_SEAL": _worker._SEAL_SEAL,
+    "F_SEAL_SHRINK": _worker._SEAL_SHRINK,
+    "F_SEAL_GROW": _worker._SEAL_GROW,
+    "F_SEAL_WRITE": _worker._SEAL_WRITE,
     "O_ACCMODE | O_CREAT | O_TRUNC | __O_TMPFILE": seccomp._WRITE_FLAGS,
     **dict(zip(IOCTL_HARMLESS, seccomp._IOCTL_HARMLESS, strict=True)),
     **dict(zip(PR_HARMLESS, seccomp._PR_HARMLESS, strict=True)),

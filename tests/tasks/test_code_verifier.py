@@ -24,7 +24,7 @@ LITERAL = Problem("lit", "f(2)?", "[1, 'a']", "code", {"answer_kind": "literal"}
 
 @pytest.fixture(scope="module")
 def verifier():
-    with_sandbox = CodeVerifier(LocalSandbox(slots=4), Limits(cpu_s=1.0, wall_s=5.0))
+    with_sandbox = CodeVerifier(LocalSandbox(max_workers=4), Limits(cpu_s=1.0, wall_s=5.0))
     yield with_sandbox
     with_sandbox._sandbox.close()
 
@@ -104,7 +104,7 @@ def test_a_failing_sandbox_is_no_verdict():
             return self
 
         async def run(self, code, **_):
-            return ExecResult(Status.INFRA, note="gone")
+            return ExecResult(Status.TOOL_FAILURE, note="gone")
 
         async def aclose(self):
             pass

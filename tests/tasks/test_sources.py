@@ -11,7 +11,7 @@ import pytest
 
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks import sources
-from gtpo.tasks.kinds import answer_kind, verifier_name
+from gtpo.tasks.answer_types import answer_type, verifier_name
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.sources import Source, problems_from
 
@@ -194,7 +194,7 @@ def test_a_problem_may_be_a_conversation(tmp_path):
 )
 def test_a_problem_implies_its_verifier_and_kind_of_answer(problem, verifier, kind):
     assert verifier_name(problem) == verifier
-    assert answer_kind(problem) == kind
+    assert answer_type(problem) == kind
 
 
 def test_an_unknown_domain_is_no_guess():

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 import pytest
 from quiet import QUIET
 
+from gtpo.lab.tiny.model import make_model
 from gtpo.rollout.backends import Generation
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
-from gtpo.tiny.model import make_model
 from gtpo.training.config import GTPOConfig
 
 TURNS = ("```python\n1+1\n```", "```python\nleft open", "\\boxed{2}", "\\boxed{3}")
@@ -42,7 +42,7 @@ class RandomTurns:
 
 @pytest.fixture(scope="session")
 def sandbox():
-    box = LocalSandbox(slots=2)
+    box = LocalSandbox(max_workers=2)
     yield box
     box.close()
 

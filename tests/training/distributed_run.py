@@ -16,9 +16,9 @@ from judge import Passes, ended
 from peft import LoraConfig
 from quiet import QUIET
 
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
-from gtpo.tiny.model import make_model, make_tokenizer
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
 from gtpo.training.recorder import RunRecorder
@@ -49,14 +49,14 @@ def main(run_dir: str, kind: str) -> None:
     class Watched(GTPOTrainer):
         def _generate_and_score_completions(self, inputs):
             output = super()._generate_and_score_completions(inputs)
-            credit, first = self._round.credit, self._round.first
-            mine = credit.advantages_B_K[first : first + len(self._round.trajectories)]
+            credit, first = self._batch.credit, self._batch.first
+            mine = credit.advantages_B_K[first : first + len(self._batch.trajectories)]
             seen.append(
                 {
                     "first": first,
                     "groups": len(credit.accuracy_B),
                     "advantages": mine.tolist(),
-                    "texts": [[turn.text for turn in t.turns] for t in self._round.trajectories],
+                    "texts": [[turn.text for turn in t.turns] for t in self._batch.trajectories],
                     "all": credit.advantages_B_K.tolist(),
                 }
             )
@@ -67,7 +67,7 @@ def main(run_dir: str, kind: str) -> None:
         args,
         problem_dataset(problems, args.make_prompts(args.specs())),
         tokenizer,
-        sandbox=LocalSandbox(slots=1),
+        sandbox=LocalSandbox(max_workers=1),
         verifier=Passes(ended),
         recorder=RunRecorder(run_dir),
         peft_config=LoraConfig(r=4, target_modules="all-linear") if kind == "peft" else None,

@@ -19,10 +19,10 @@ from accelerate.utils import gather_object
 from judge import Passes
 from quiet import QUIET
 
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout.loop import RolloutBatch
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
-from gtpo.tiny.model import make_model, make_tokenizer
 from gtpo.training import config
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
@@ -53,10 +53,10 @@ class Given:
             call = InvalidCall("made up") if rng.random() < 0.3 else ToolCall(f"print({rng.randint(0, 3)})")
             seen = None if last else Observation("1", ("ok",), tuple(range(5, 5 + rng.randint(1, 4))))
             turns.append(Turn("yes" if rng.random() < 0.5 else "no", ids, () if last else (call,), seen))
-        infra = rng.random() < 0.1
+        tool_failure = rng.random() < 0.1
         text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
         prompt_ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Trajectory(prompt_ids, tuple(turns), StopReason.INFRA if infra else StopReason.ANSWER)
+        return Trajectory(prompt_ids, tuple(turns), StopReason.TOOL_FAILURE if tool_failure else StopReason.ANSWER)
 
 
 def spread_on_cpu() -> None:
@@ -64,7 +64,7 @@ def spread_on_cpu() -> None:
     kind = DistributedType.MULTI_GPU
     PartialState._prepare_backend = lambda self, cpu, sagemaker, backend=None: ("gloo", kind)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-    config.settle = lambda args: setattr(args, "output_dir", str(Path(args.run_dir) / "checkpoints"))
+    config.apply_defaults = lambda args: setattr(args, "output_dir", str(Path(args.run_dir) / "checkpoints"))
 
 
 def main(folder: str, processes: str, algorithm: str) -> None:
@@ -97,7 +97,7 @@ def main(folder: str, processes: str, algorithm: str) -> None:
             output = super()._generate_and_score_completions(inputs)
             advantages = output["advantages"].tolist()
             found["advantages"].append(gather_object(advantages))
-            found["rewards"].append(self._round.credit.rewards_B_K.tolist())
+            found["rewards"].append(self._batch.credit.rewards_B_K.tolist())
             return output
 
         def training_step(self, *args, **kwargs):
@@ -108,7 +108,12 @@ def main(folder: str, processes: str, algorithm: str) -> None:
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
     dataset = problem_dataset(problems, args.make_prompts(args.specs()))
     trainer = Watched(
-        model, args, dataset, tokenizer, sandbox=LocalSandbox(slots=1), verifier=Passes(lambda text: text == "yes")
+        model,
+        args,
+        dataset,
+        tokenizer,
+        sandbox=LocalSandbox(max_workers=1),
+        verifier=Passes(lambda text: text == "yes"),
     )
     trainer.engine = Given(tokenizer)
     trainer.engine.first = trainer.accelerator.process_index * (BATCH // int(processes))

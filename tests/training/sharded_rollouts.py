@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import fully_shard
 
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import Sampling
 from gtpo.rollout.backends import Request, TransformersBackend
-from gtpo.tiny.model import make_model, make_tokenizer
-from gtpo.training.host import whole_weights
+from gtpo.training.trl_compat import whole_weights
 
 
 def main(folder: str) -> None:

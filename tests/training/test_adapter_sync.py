@@ -11,9 +11,9 @@ from openai_server import CompletionServer
 from peft import LoraConfig, get_peft_model
 
 from gtpo.errors import BackendError
+from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
 from gtpo.sandbox import ExecResult, Status
-from gtpo.tiny.model import make_model, make_tokenizer
 from gtpo.training.vllm import AdapterSync
 
 
@@ -53,7 +53,7 @@ def world(tmp_path, monkeypatch):
     model = get_peft_model(
         make_model(tokenizer, seed=0, hidden_size=32, layers=1), LoraConfig(r=2, target_modules=["q_proj"])
     )
-    sync = AdapterSync(model, Accelerator(cpu=True), server.url, tmp_path, patience_s=20)
+    sync = AdapterSync(model, Accelerator(cpu=True), server.url, tmp_path, server_timeout_s=20)
     engine = RolloutEngine(ChatEncoder(tokenizer, get_format("fenced")), Calculator())
     yield server, sync, engine, tokenizer, loads
     server.stop()
@@ -81,7 +81,7 @@ def test_a_server_that_was_started_anew_in_the_middle_of_a_batch_is_given_the_ad
     rollouts = roll_out(engine, sync.backend(tokenizer))
     thread.join()
     assert [r.answer_text for r in rollouts] == ["\\boxed{42}"] * 40
-    assert all(r.exact for r in rollouts)
+    assert all(r.token_exact for r in rollouts)
     assert loads == [sync.name] * 2, "once at the sync, and once for all requests that found it gone"
 
 
@@ -122,6 +122,6 @@ def test_a_server_that_stays_away_or_takes_no_adapters_is_an_error(world):
     with pytest.raises(BackendError, match="--enable-lora --max-lora-rank RANK"):
         sync.sync_weights()
     server.stop()
-    sync.patience_s = 0.6
+    sync.server_timeout_s = 0.6
     with pytest.raises(BackendError, match=r"no answer for 0\.6 s"):
         sync.sync_weights()

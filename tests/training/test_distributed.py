@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gtpo.errors import ConfigError
-from gtpo.training.host import whole_weights
+from gtpo.training.trl_compat import whole_weights
 
 ENV = {
     **os.environ,

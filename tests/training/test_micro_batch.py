@@ -6,9 +6,9 @@ import pytest
 import torch
 from judge import Passes
 
-from gtpo.tiny.model import make_model
+from gtpo.lab.tiny.model import make_model
+from gtpo.run_directory import read_metrics
 from gtpo.training import trainer as trainer_module
-from gtpo.training.curves import read_metrics
 from gtpo.training.data import problem_dataset
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.run import train

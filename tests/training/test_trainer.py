@@ -15,8 +15,8 @@ from gtpo import functional as F
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import Prompts, get_format
 from gtpo.rollout.backends import Generation
+from gtpo.run_directory import read_metrics
 from gtpo.sandbox import ExecResult, Status
-from gtpo.training.curves import read_metrics
 from gtpo.training.data import problem_dataset
 from gtpo.training.run import train
 from gtpo.training.trainer import GTPOTrainer
@@ -50,8 +50,8 @@ def test_each_token_gets_the_advantage_of_its_turn_and_observations_get_none(tra
     assert advantages.shape == output["completion_ids"].shape
     assert not advantages[~ours].any()
     assert output["tool_mask"].eq(0).any(), "no observation in the batch: the test would show nothing"
-    credit = trainer._round.credit
-    for row, rollout in enumerate(trainer._round.trajectories):
+    credit = trainer._batch.credit
+    for row, rollout in enumerate(trainer._batch.trajectories):
         for k, value in zip(rollout.turn_ids, advantages[row].tolist(), strict=False):
             assert value == (credit.advantages_B_K[row, k].item() if k >= 0 else 0.0)
 
@@ -78,7 +78,7 @@ def test_the_gradient_passes_through_the_models_own_tokens_only(trainer_for, ran
 def test_grpo_keeps_the_hosts_own_advantages(trainer_for, random_turns):
     trainer = trainer_for(algorithm="grpo")
     output = score(trainer)
-    credit = trainer._round.credit
+    credit = trainer._batch.credit
     assert output["advantages"].dim() == 1
     assert credit.outcome_B.unique().numel() == 2, "all rewards equal: the test would show nothing"
     torch.testing.assert_close(output["advantages"], F.grpo_advantages(credit.outcome_B, credit.group_B))
@@ -93,14 +93,14 @@ class BrokenSandbox:
 
     async def run(self, code, *, limits=None, seed=None, key=None):
         self.calls += 1
-        return ExecResult(Status.INFRA if self.calls % 2 else Status.OK, stdout="2")
+        return ExecResult(Status.TOOL_FAILURE if self.calls % 2 else Status.OK, stdout="2")
 
 
 @pytest.mark.parametrize("algorithm", ["gtpo", "grpo"])
 def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_trained_on(trainer_for, random_turns, algorithm):
     trainer = trainer_for(sandbox=BrokenSandbox(), algorithm=algorithm)
     output = score(trainer)
-    masked = torch.tensor([t.stop_reason.value == "infra" for t in trainer._round.trajectories])
+    masked = torch.tensor([t.stop_reason.value == "tool_failure" for t in trainer._batch.trajectories])
     assert 0 < masked.sum() < len(masked)
     in_loss = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
     assert torch.equal(in_loss, ~masked)
@@ -111,13 +111,16 @@ def test_a_rollout_whose_sandbox_failed_is_neither_scored_nor_trained_on(trainer
 @pytest.mark.parametrize("fate", ["keep", "mask", "drop"])
 @pytest.mark.parametrize(
     ("option", "turns", "reason"),
-    [("void_turns", ("\\boxed{2}", "no idea"), "answer"), ("cut_rollouts", ("\\boxed{2}", "x" * 40), "turn_tokens")],
+    [
+        ("no_answer_rollouts", ("\\boxed{2}", "no idea"), "answer"),
+        ("truncated_rollouts", ("\\boxed{2}", "x" * 40), "turn_tokens"),
+    ],
 )
 def test_rollouts_that_went_nowhere_are_kept_masked_or_dropped(trainer_for, random_turns, option, turns, reason, fate):
     random_turns.turns = turns
     trainer = trainer_for(**{option: fate})
     output = score(trainer)
-    trajectories, credit = trainer._round.trajectories, trainer._round.credit
+    trajectories, credit = trainer._batch.trajectories, trainer._batch.credit
     nowhere = torch.tensor(["boxed" not in t.turns[-1].text for t in trajectories])
     assert 0 < nowhere.sum() < len(nowhere)
     assert {t.stop_reason.value for t, gone in zip(trajectories, nowhere, strict=True) if gone} == {reason}
@@ -132,7 +135,7 @@ def test_rollouts_that_went_nowhere_are_kept_masked_or_dropped(trainer_for, rand
 
 def test_rollouts_that_were_tokenised_here_are_not_trained_on(trainer_for, random_turns, monkeypatch):
     async def generate(self, request):
-        return Generation((*self.tokenizer.encode("\\boxed{2}"), self.tokenizer.eos_token_id), exact=False)
+        return Generation((*self.tokenizer.encode("\\boxed{2}"), self.tokenizer.eos_token_id), token_exact=False)
 
     monkeypatch.setattr(type(random_turns), "generate", generate)
     with pytest.raises(BackendError, match="did not give the ids"):
@@ -197,7 +200,7 @@ def test_the_recorder_writes_every_rollout_with_the_credit_of_its_turns(
 
 @pytest.mark.parametrize("stopped", [2, 3, 5])
 def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer, problems, sandbox, config, stopped):
-    from gtpo.tiny.model import make_model
+    from gtpo.lab.tiny.model import make_model
 
     def run(name, steps, **more):
         model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)

@@ -21,7 +21,7 @@ class AuditRow:
         attended: whether a completion position is attended to, i.e. is no padding; None: all are.
         turn_ids: the 0-based turn of each completion position, -1 for observations; None: not known.
         logprobs: by name, one log-probability a completion position.
-        inexact_turns: turns that are known to be text tokenised again (`Turn.exact`).
+        inexact_turns: turns that are known to be text tokenised again (`Turn.token_exact`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -74,7 +74,7 @@ class AuditBatch:
                     tuple(trajectory.mask),
                     turn_ids=tuple(trajectory.turn_ids),
                     logprobs={} if logprobs is None else {"logprobs": tuple(logprobs)},
-                    inexact_turns=tuple(j for j, turn in enumerate(trajectory.turns) if not turn.exact),
+                    inexact_turns=tuple(j for j, turn in enumerate(trajectory.turns) if not turn.token_exact),
                 )
             )
         return cls(tuple(rows))

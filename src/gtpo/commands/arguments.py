@@ -53,6 +53,11 @@ def parse(
         raise ConfigError(str(error)) from error
 
 
+def positional(argv: Sequence[str], option: str) -> list[str]:
+    """The arguments with `--option` before the first of them, if that is a value."""
+    return [f"--{option}", *argv] if argv and not argv[0].startswith("-") else list(argv)
+
+
 def _unaliased(arg: str) -> str:
     name, equals, value = arg.removeprefix("--").partition("=")
     if arg.startswith("--") and name in ALIASES:

@@ -57,7 +57,7 @@ class BackendArguments:
             raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
-    def at_once(self) -> int:
+    def max_concurrency(self) -> int:
         """Rollouts under way at once."""
         return self.batch_size or (64 if self.backend == "transformers" else 256)
 
@@ -70,7 +70,7 @@ def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any
         BackendError: no server answers.
     """
     if args.backend == "transformers":
-        return TransformersBackend(load_model(model_args), batch_size=args.at_once)
+        return TransformersBackend(load_model(model_args), batch_size=args.max_concurrency)
     if args.backend == "vllm":
         return VLLMBackend(_engine(args, model_args))
     if not args.base_url:

@@ -1,90 +1,51 @@
-"""`gtpo compare`: train and evaluate every variant of a study with every seed, and report how they differ."""
+"""`gtpo compare`: is the second of two evaluations better than the first?"""
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Optional
+from dataclasses import asdict, dataclass, field
 
-import yaml
-
-from gtpo.commands import evaluate, train
-from gtpo.commands.arguments import parse, say
+from gtpo.commands.arguments import parse, positional, say
 from gtpo.errors import ConfigError
-from gtpo.study import Cell, read_study, run_cells, write_report
+from gtpo.evaluation import Comparison, compare
+from gtpo.evaluation.statistics import Difference
 
 
 @dataclass
 class CompareArguments:
-    """What to run."""
+    """What to compare."""
 
-    study: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "The study file; may stand without its name: gtpo compare STUDY.yaml."}
+    results: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Two result files of gtpo eval; the option's name may be left out: gtpo compare A B."},
     )
-    jobs: int = field(default=1, metadata={"help": "Cells at a time."})
-    threads: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "CPU threads a cell; by default the machine's cores over the jobs."}
-    )
-    only: list[str] = field(default_factory=list, metadata={"help": "Only these variants."})
-    report_only: bool = field(default=False, metadata={"help": "Run nothing; report the cells that are done."})
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, run what is left, write the report."""
-    if argv and not argv[0].startswith("-"):
-        argv = ["--study", *argv]
+    """Parse, compare, print."""
     (args,) = parse(
         (CompareArguments,),
-        argv,
+        positional(argv, "results"),
         prog="gtpo compare",
-        about="Run a study: variants of a training run x seeds. Stopped, it goes on where it was.",
+        about="Compare two result files of gtpo eval, the second with the first, problem by problem.",
     )
-    if args.study is None:
-        raise ConfigError("no study: gtpo compare STUDY.yaml")
-    study = read_study(args.study)
-    if unknown := sorted(set(args.only) - set(study.variants)):
-        raise ConfigError(f"--only: no variant {', '.join(unknown)}; there are: {', '.join(study.variants)}")
-    failed = []
-    if not args.report_only:
-        cells = [cell for cell in study.cells if not args.only or cell.variant in args.only]
-        check_options(cells)
-        failed = run_cells(cells, jobs=args.jobs, threads=args.threads, say=say)
-    say(f"report in {write_report(study)}")
-    return 1 if failed else 0
+    if len(args.results) != 2:
+        raise ConfigError(f"give two result files, gtpo compare A B; got {len(args.results)}")
+    found = compare(*args.results)
+    say(table(found))
+    print(json.dumps(asdict(found), indent=1))
+    return 0
 
 
-def check_options(cells: Sequence[Cell]) -> None:
-    """Read the options of every variant as the commands will, so that a slip costs no training.
-
-    Raises:
-        ConfigError: an option is unknown or can't be used, or a file of problems is missing; names the variant.
-    """
-    checked: set[str] = set()
-    with tempfile.TemporaryDirectory() as folder:
-        for cell in cells:
-            for part, read, options in (
-                ("train", train.arguments, cell.train),
-                ("evaluate", evaluate.arguments, cell.evaluate),
-            ):
-                text = yaml.safe_dump(dict(options or {}), sort_keys=True)
-                if text in checked or options is None:
-                    continue
-                checked.add(text)
-                path = Path(folder) / f"{part}.yaml"
-                path.write_text(text)
-                try:
-                    read(["--config", str(path), *(["--run_dir", folder] if part == "train" else [])])
-                except ConfigError as error:
-                    said = str(error).removeprefix(f"{path}: ")
-                    raise ConfigError(f"{part}, variant {cell.variant}: {said}") from error
-        for source in [name for cell in cells for name in _sources(cell)]:
-            file = Path(source.partition("?")[0])
-            if file.suffix in (".jsonl", ".parquet", ".yaml") and not file.exists():
-                raise ConfigError(f"{file}: no such file of problems")
-
-
-def _sources(cell: Cell) -> list[str]:
-    asked = (cell.evaluate or {}).get("problems", [])
-    return [str(cell.train.get("train_file", "")), *([asked] if isinstance(asked, str) else map(str, asked))]
+def table(comparison: Comparison) -> str:
+    """The comparison for people."""
+    lines = [f"first {comparison.first:.4f}, second {comparison.second:.4f}"]
+    named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
+    width = max(map(len, named))
+    for name, d in named.items():
+        lines.append(
+            f"{name:{width}}  second - first {d.value:+.4f}, 95 % [{d.low:+.4f}, {d.high:+.4f}], p = {d.p_value:.4f}, "
+            f"{d.problems} problems of which {d.changed} differ"
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])

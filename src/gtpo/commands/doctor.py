@@ -109,7 +109,7 @@ def _sandbox() -> tuple[bool, str]:
     from gtpo.sandbox import LocalSandbox
 
     try:
-        sandbox = LocalSandbox(slots=1)
+        sandbox = LocalSandbox(max_workers=1)
         try:
             result = sandbox.run_sync("6 * 7")
             level = sandbox.level()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
@@ -14,8 +14,7 @@ from gtpo.commands.arguments import parse, say
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import RolloutArguments, prepare
 from gtpo.errors import ConfigError
-from gtpo.evaluation import Comparison, EvalResult, Figures, compare
-from gtpo.evaluation.statistics import Difference
+from gtpo.evaluation import EvalResult, Figures
 from gtpo.rollout import PromptArguments, ToolArguments
 
 
@@ -28,10 +27,6 @@ class EvalArguments(RolloutArguments):
         metadata={"help": "Write everything to this JSON file. Only with it can an evaluation go on after a kill."},
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the file, if it is there."})
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Evaluate nothing: compare two result files, the second with the first."},
-    )
 
 
 def arguments(
@@ -52,15 +47,8 @@ def arguments(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, evaluate or compare, print."""
+    """Parse, evaluate, print."""
     args, prompts, tools, backend, model = arguments(argv)
-    if args.compare:
-        if len(args.compare) != 2:
-            raise ConfigError(f"--compare takes two result files, got {len(args.compare)}")
-        found = compare(*args.compare)
-        say(comparison_table(found))
-        print(json.dumps(asdict(found), indent=1))
-        return 0
     output = Path(args.output) if args.output else None
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
@@ -93,16 +81,3 @@ def table(result: EvalResult) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reasons = ", ".join(f"{name} {share:.3f}" for name, share in result.figures.stop_reasons.items())
     return "\n".join([*lines, f"ended by: {reasons}"])
-
-
-def comparison_table(comparison: Comparison) -> str:
-    """The comparison for people."""
-    lines = [f"first {comparison.first:.4f}, second {comparison.second:.4f}"]
-    named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
-    width = max(map(len, named))
-    for name, d in named.items():
-        lines.append(
-            f"{name:{width}}  second - first {d.value:+.4f}, 95 % [{d.low:+.4f}, {d.high:+.4f}], p = {d.p_value:.4f}, "
-            f"{d.problems} problems of which {d.changed} differ"
-        )
-    return "\n".join([*lines, *(f"note: {note}" for note in comparison.notes)])

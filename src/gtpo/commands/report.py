@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from gtpo.commands.arguments import parse, say
+from gtpo.commands.arguments import parse, positional, say
 from gtpo.errors import ConfigError
 from gtpo.report import serve, write_page
 
@@ -35,11 +35,9 @@ def main(argv: Sequence[str]) -> int:
         argv.insert(argv.index("--serve") + 1, "true")  # else a run after it would be taken for its value
     if argv[:1] == ["--serve"]:
         argv = argv[2:] + argv[:2]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--runs", *argv]
     (args,) = parse(
         (ReportArguments,),
-        argv,
+        positional(argv, "runs"),
         prog="gtpo report",
         about="See where credit went: one HTML page about a run, or several.",
     )

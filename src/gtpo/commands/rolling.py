@@ -1,4 +1,4 @@
-"""What `gtpo eval` and `gtpo collect` share: the options of rollouts over problems, and everything made from them."""
+"""What `gtpo eval` and `gtpo collect-traces` share: options of rollouts over problems, and what is made from them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RolloutArguments:
     top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
     max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
     max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
-    max_total_tokens: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
+    max_completion_length: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
     max_observation_tokens: int = field(
         default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
     )
@@ -61,7 +61,7 @@ class RolloutArguments:
         return RolloutLimits(
             self.max_turns,
             self.max_turn_tokens,
-            self.max_total_tokens,
+            self.max_completion_length,
             max_observation_tokens=self.max_observation_tokens,
         )
 
@@ -81,7 +81,7 @@ class Job:
     prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
-    at_once: int | None = None
+    max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
         """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
@@ -100,7 +100,7 @@ class Job:
                     self.prompts,
                     self.protocol,
                     about=self.about,
-                    at_once=self.at_once,
+                    max_concurrency=self.max_concurrency,
                     journal=journal,
                     progress=progress,
                 )
@@ -158,7 +158,7 @@ def prepare(
     engine = RolloutEngine(encoder, tool_args.make_tools(), args.limits())
     protocol = EvalProtocol(
         tool_format=prompt_args.tool_format,
-        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.kind, problems)))},
+        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.answer_type, problems)))},
         samples=samples,
         sampling=args.sampling(),
         limits=args.limits(),
@@ -181,7 +181,7 @@ def prepare(
     }
     say(f"{len(problems)} problems, {samples} samples each")
     backend = make_backend(backend_args, model_args, tokenizer)
-    return Job(problems, engine, backend, verifier, prompts, protocol, about, backend_args.at_once)
+    return Job(problems, engine, backend, verifier, prompts, protocol, about, backend_args.max_concurrency)
 
 
 def fingerprint(model: str) -> str | None:

@@ -21,7 +21,7 @@ class ServeArguments:
 
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every one."})
     port: int = field(default=8080, metadata={"help": "Port; 0 takes a free one."})
-    slots: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    max_workers: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
         default=None, metadata={"help": "Programs at a time; by default what the local sandbox takes."}
     )
     waiting: int = field(default=256, metadata={"help": "Requests that may wait; more are asked to come back."})
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
             f"--host {args.host} lets other machines in: set {args.key_variable} to a key here and where training "
             "runs, or --open_to_all true if the network itself is closed"
         )
-    sandbox = LocalSandbox(slots=args.slots, require=args.sandbox_require)
+    sandbox = LocalSandbox(max_workers=args.max_workers, require=args.sandbox_require)
     service = SandboxService(sandbox, host=args.host, port=args.port, waiting=args.waiting, key=key)
-    say(f"{service.url}: {sandbox.slots} programs at a time. {sandbox.level().sentence}")
+    say(f"{service.url}: {sandbox.max_workers} programs at a time. {sandbox.level().sentence}")
     try:
         service.serve_forever()
     finally:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     problem_args, args, model_args = arguments(argv)
     if problem_args.train_file is None:
         raise ConfigError(
-            "no problems: give --train_file, such as a JSON Lines file (or run `gtpo tiny`, which needs none)"
+            "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
     verifier = get_verifier(args.verifier)
     problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)

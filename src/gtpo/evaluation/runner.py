@@ -37,7 +37,7 @@ def evaluate(
     protocol: EvalProtocol,
     *,
     about: Mapping[str, Any] | None = None,
-    at_once: int | None = None,
+    max_concurrency: int | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -51,7 +51,7 @@ def evaluate(
         prompts: makes the prompts.
         protocol: how many samples, how they are drawn.
         about: which model and problems; goes into the result.
-        at_once: rollouts under way at once; None: as many as the backend takes.
+        max_concurrency: rollouts under way at once; None: as many as the backend takes.
         journal: where samples are kept until all are there. If it holds some of the same evaluation, only the others
             are generated. Delete it once the result is written.
         progress: told about verified samples.
@@ -62,9 +62,9 @@ def evaluate(
         ConfigError: the journal belongs to another evaluation.
     """
     return run_async(
-        _Evaluation(problems, engine, backend, verifier, prompts, protocol, dict(about or {}), at_once, progress).run(
-            journal
-        )
+        _Evaluation(
+            problems, engine, backend, verifier, prompts, protocol, dict(about or {}), max_concurrency, progress
+        ).run(journal)
     )
 
 
@@ -79,7 +79,7 @@ class _Evaluation:
     prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
-    at_once: int | None
+    max_concurrency: int | None
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "tools": 0.0})
 
@@ -130,9 +130,9 @@ class _Evaluation:
                 self.backend,
                 sampling=self.protocol.sampling,
                 seed=self.protocol.seed,
-                numbers=numbers,
-                at_once=self.at_once,
-                ended=lambda number, trajectory: ended.put_nowait((number, trajectory)),
+                rollout_ids=numbers,
+                max_concurrency=self.max_concurrency,
+                on_rollout_end=lambda number, trajectory: ended.put_nowait((number, trajectory)),
             )
         )
         rolling.add_done_callback(lambda _: ended.put_nowait(None))
@@ -151,7 +151,7 @@ class _Evaluation:
             while not ended.empty():
                 items.append(ended.get_nowait())
             last = None in items
-            scored = [item for item in items if item and item[1].stop_reason is not StopReason.INFRA]
+            scored = [item for item in items if item and item[1].stop_reason is not StopReason.TOOL_FAILURE]
             if not scored:
                 continue
             problems = [self._problem(number) for number, _ in scored]
@@ -205,7 +205,7 @@ def sample_record(problem: Problem, number: int, trajectory: Trajectory, verdict
         "sampled_tokens": sum(len(turn.token_ids) for turn in trajectory.turns),
         "observed_tokens": len(trajectory.completion_ids) - sum(len(turn.token_ids) for turn in trajectory.turns),
         "turns": [_turn_record(turn) for turn in trajectory.turns],
-        "exact": trajectory.exact,
+        "token_exact": trajectory.token_exact,
     }
 
 

@@ -24,11 +24,11 @@ float16 and bfloat16 are computed in float32. Inputs stay as they are.
 Differences from the paper, all [O]:
 
 - It is not known over which set the paper normalises returns; `group_advantages` offers three readings as
-  `scope`.
+  `normalize_over`.
+- Groups whose rollouts all passed or all failed get no advantage (`zero_uniform_groups`), and advantages are
+  clipped (`advantage_clip`). `PAPER` turns both off and normalises over all turns: the formulas as they stand.
 - A set without spread, or with one member, gives advantage 0, not a division by epsilon.
 - Similarities are clipped to [0, 1], and passing rollouts without code count in the shaping's mean.
-- `on_uniform_outcome="zero"` silences groups whose rollouts all passed or all failed; the default is the
-  formula.
 
 `gtpo.functional.estimators` holds other estimators, for comparison.
 
@@ -36,7 +36,7 @@ Not here: parsing of tool calls, embeddings, the surrogate objective, logging. T
 the standard library only.
 """
 
-from gtpo.functional.advantages import group_advantages, grpo_advantages, gtpo_advantages
+from gtpo.functional.advantages import NORMALIZE_OVER, PAPER, group_advantages, grpo_advantages, gtpo_advantages
 from gtpo.functional.estimators import (
     dr_grpo_advantages,
     leave_one_out_advantages,
@@ -49,6 +49,8 @@ from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_
 from gtpo.functional.shaping import shaped_accuracy
 
 __all__ = [
+    "NORMALIZE_OVER",
+    "PAPER",
     "discounted_returns",
     "dr_grpo_advantages",
     "group_advantages",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -19,38 +21,61 @@ from gtpo.functional._checks import (
 from gtpo.functional.returns import masked_returns
 from gtpo.functional.segments import spread_to_tokens
 
-SCOPES = ("pooled", "initial", "turn")
-UNIFORM_OUTCOMES = ("keep", "zero")
+NORMALIZE_OVER = ("all_turns", "first_turns", "same_turn")
+
+PAPER: Mapping[str, str | bool | float] = MappingProxyType(
+    {"normalize_over": "all_turns", "zero_uniform_groups": False, "advantage_clip": 0.0}
+)
+"""Options for the formulas as they stand: `F.gtpo_advantages(..., **F.PAPER)`.
+
+The paper names none of the three [O]: all turns are normalised together, no group is silenced, nothing is clipped.
+"""
 
 MIN_DEVIATION = 1e-8
 """A set with a smaller sample deviation (a single member's is 0) has no spread: its advantages are 0."""
 
 
 def group_advantages(
-    returns_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor, *, scope: str = "pooled", eps: float = 1e-4
+    returns_B_K: Tensor,
+    num_turns_B: Tensor,
+    group_ids_B: Tensor,
+    *,
+    passed_B: Tensor | None = None,
+    normalize_over: str = "first_turns",
+    zero_uniform_groups: bool = True,
+    advantage_clip: float = 10.0,
+    eps: float = 1e-4,
 ) -> Tensor:
     """Returns normalised within their group.
 
-        A[i,j] = (R[i,j] - mean(S)) / (std(S) + eps), and 0 if S has one member or std(S) < 1e-8
+        A[i,j] = clip((R[i,j] - mean(S)) / (std(S) + eps), -c, c), and 0 if S has one member or std(S) < 1e-8
 
-    with std the sample deviation (divisor |S| - 1) and S, by scope,
+    with std the sample deviation (divisor |S| - 1), c = advantage_clip and S, by normalize_over,
 
-        pooled   the returns of all turns of all rollouts of i's group
-        initial  the returns R[k,1] of all rollouts k of i's group
-        turn     the returns R[k,j] of those rollouts k of i's group that reach turn j
+        all_turns    the returns of all turns of all rollouts of i's group
+        first_turns  the returns R[k,1] of all rollouts k of i's group
+        same_turn    the returns R[k,j] of those rollouts k of i's group that reach turn j
+
+    Under `zero_uniform_groups` A is 0 in groups whose rollouts all passed or all failed.
 
     Source: normalised over the group [P]; over which set is unknown, the three are readings by third parties
-    [T]. The default scope, the sample deviation, eps (the one of TRL's GRPO) and the guard are ours [O].
+    [T]. Sample deviation, eps (the one of TRL's GRPO), the guard, silencing uniform groups, the clip and the
+    defaults are ours [O], by the evidence in docs/results.md. `PAPER` has the formulas as they stand.
 
-    Known trouble: `pooled` turns the first turn of a success negative once a group's success rate passes
-    gamma^(T-1) / mean_k gamma^k, and long rollouts weigh more; `initial` has no spread in a group of
-    successes of equal length; under `turn` late turns are singletons.
+    Known trouble: `all_turns` turns the first turn of a success negative once a group's success rate passes
+    gamma^(T-1) / mean_k gamma^k, and long rollouts weigh more; `first_turns` has no spread in a group of
+    successes of equal length, and divides later turns' returns by the spread of first ones, which the clip
+    bounds; under `same_turn` late turns are singletons. In a group of failures the format penalty is the only
+    signal, and the division by the deviation brings it to full size: hence `zero_uniform_groups`.
 
     Args:
-        returns_B_K: float, one return a turn. Padding is ignored.
+        returns_B_K: float, one return per turn. Padding is ignored.
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
-        scope: "pooled", "initial" or "turn".
+        passed_B: bool, True iff the rollout's final answer is verified. Needed for `zero_uniform_groups`.
+        normalize_over: "all_turns", "first_turns" or "same_turn".
+        zero_uniform_groups: whether groups of one outcome get no advantage.
+        advantage_clip: at least 0, largest magnitude of an advantage; 0: no bound.
         eps: at least 0, added to the deviation.
 
     Returns:
@@ -58,15 +83,26 @@ def group_advantages(
 
     Raises:
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a return is not finite,
-            or `scope` or `eps` is unknown or out of range.
+            an option is unknown or out of range, or `zero_uniform_groups` comes without `passed_B`.
     """
     check_shape("returns_B_K", returns_B_K, (None, None))
     check_floating("returns_B_K", returns_B_K)
     active = active_turns(num_turns_B, *returns_B_K.shape)
     returns = widen(returns_B_K).masked_fill(~active, 0)
     check_finite("returns_B_K", returns)
+    if not (math.isfinite(advantage_clip) and advantage_clip >= 0):
+        raise ValueError(f"advantage_clip must be finite and at least 0 (0: no bound), got {advantage_clip}")
     group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
-    return _normalise(returns, active, group_B, num_groups, scope, eps).to(returns_B_K.dtype)
+    advantages = _normalise(returns, active, group_B, num_groups, normalize_over, eps)
+    if advantage_clip:
+        advantages = advantages.clamp(-advantage_clip, advantage_clip)
+    if passed_B is not None:
+        passed = as_flags("passed_B", passed_B, (returns.shape[0],))
+        if zero_uniform_groups:
+            advantages = advantages.masked_fill(_has_uniform_outcome(passed, group_B, num_groups)[:, None], 0)
+    elif zero_uniform_groups:
+        raise ValueError("zero_uniform_groups=True needs passed_B, which rollouts passed; or set it to False")
+    return advantages.to(returns_B_K.dtype)
 
 
 def gtpo_advantages(
@@ -75,54 +111,46 @@ def gtpo_advantages(
     turn_ids_B_T: Tensor,
     group_ids_B: Tensor,
     *,
-    gamma: float = 0.9,
-    scope: str = "pooled",
-    eps: float = 1e-4,
     passed_B: Tensor | None = None,
-    on_uniform_outcome: str = "keep",
+    gamma: float = 0.9,
+    normalize_over: str = "first_turns",
+    zero_uniform_groups: bool = True,
+    advantage_clip: float = 10.0,
+    eps: float = 1e-4,
 ) -> Tensor:
     """GTPO's advantage of every token: returns, advantages and spreading in one call.
 
         A[i,t] = A[i, turn_ids[i,t]] if turn_ids[i,t] >= 0, else 0
 
-    with A[i,j] from `group_advantages` of `discounted_returns`; under `on_uniform_outcome="zero"` it is 0 in
-    groups whose rollouts all passed or all failed.
+    with A[i,j] from `group_advantages` of `discounted_returns`.
 
-    Source: return-based advantage [P], formulas [T]; `on_uniform_outcome` is ours [O], its default the
-    formulas as they stand. Groups of failures are where it matters: the format penalty is their only signal,
-    and the division by the deviation brings it to full size.
+    Source: return-based advantage [P], formulas [T]; what is ours is said there.
 
     Args:
-        rewards_B_K: float, one reward a turn (`turn_rewards`). Padding is ignored.
+        rewards_B_K: float, one reward per turn (`turn_rewards`). Padding is ignored.
         num_turns_B: integer, 1..K.
         turn_ids_B_T: integer, -1..K-1.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
+        passed_B: bool, True iff the rollout's final answer is verified. Needed for `zero_uniform_groups`.
         gamma: 0..1, see `discounted_returns`.
-        scope: "pooled", "initial" or "turn", see `group_advantages`.
-        eps: at least 0, added to the deviation.
-        passed_B: bool, True iff the rollout's final answer is verified. Needed for "zero", else unused.
-        on_uniform_outcome: "keep" or "zero".
+        normalize_over, zero_uniform_groups, advantage_clip, eps: see `group_advantages`.
 
     Returns:
         advantages_B_T: in the dtype of `rewards_B_K`. Exactly 0 where `turn_ids_B_T` is -1.
 
     Raises:
-        ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a turn id outside
-            -1..K-1, a reward is not finite, an option is unknown or out of range, or "zero" comes without
-            `passed_B`.
+        ValueError: as `discounted_returns`, `group_advantages` and `spread_to_tokens` do.
     """
-    if on_uniform_outcome not in UNIFORM_OUTCOMES:
-        raise ValueError(f"on_uniform_outcome must be one of {UNIFORM_OUTCOMES}, got {on_uniform_outcome!r}")
-    if on_uniform_outcome == "zero" and passed_B is None:
-        raise ValueError('on_uniform_outcome="zero" needs passed_B')
-    returns = masked_returns(rewards_B_K, num_turns_B, gamma=gamma)
-    active = active_turns(num_turns_B, *returns.shape)
-    group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
-    advantages = _normalise(returns, active, group_B, num_groups, scope, eps)
-    if passed_B is not None:
-        passed = as_flags("passed_B", passed_B, (returns.shape[0],))
-        if on_uniform_outcome == "zero":
-            advantages = advantages.masked_fill(_has_uniform_outcome(passed, group_B, num_groups)[:, None], 0)
+    advantages = group_advantages(
+        masked_returns(rewards_B_K, num_turns_B, gamma=gamma),
+        num_turns_B,
+        group_ids_B,
+        passed_B=passed_B,
+        normalize_over=normalize_over,
+        zero_uniform_groups=zero_uniform_groups,
+        advantage_clip=advantage_clip,
+        eps=eps,
+    )
     return spread_to_tokens(advantages.to(rewards_B_K.dtype), turn_ids_B_T)
 
 
@@ -137,7 +165,7 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
     ours [O].
 
     Args:
-        rewards_B: float, one reward a rollout.
+        rewards_B: float, one reward per rollout.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
         eps: at least 0, added to the deviation.
 
@@ -153,7 +181,7 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
     group_B, num_groups = number_groups(group_ids_B, rewards_B.shape[0])
     rewards_B_1 = widen(rewards_B)[:, None]
     active = torch.ones_like(rewards_B_1, dtype=torch.bool)
-    return _normalise(rewards_B_1, active, group_B, num_groups, "initial", eps)[:, 0].to(rewards_B.dtype)
+    return _normalise(rewards_B_1, active, group_B, num_groups, "first_turns", eps)[:, 0].to(rewards_B.dtype)
 
 
 def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
@@ -164,18 +192,20 @@ def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
     return group_B, len(groups)
 
 
-def _normalise(returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, scope: str, eps: float) -> Tensor:
+def _normalise(
+    returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, normalize_over: str, eps: float
+) -> Tensor:
     """Centre and scale each return by the set it belongs to; `set_ids` numbers the sets."""
-    if scope not in SCOPES:
-        raise ValueError(f"scope must be one of {SCOPES}, got {scope!r}")
+    if normalize_over not in NORMALIZE_OVER:
+        raise ValueError(f"normalize_over must be one of {NORMALIZE_OVER}, got {normalize_over!r}")
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps must be finite and at least 0, got {eps}")
     max_turns = returns.shape[1]
     turns = torch.arange(max_turns, device=returns.device)
     set_ids, num_sets = group_B[:, None].expand(returns.shape), num_groups
-    if scope == "turn":
+    if normalize_over == "same_turn":
         set_ids, num_sets = set_ids * max_turns + turns, num_groups * max_turns
-    members = active & (turns == 0) if scope == "initial" else active
+    members = active & (turns == 0) if normalize_over == "first_turns" else active
 
     ids, values = set_ids[members], returns[members]
     zeros = returns.new_zeros(num_sets)

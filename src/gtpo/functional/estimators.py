@@ -25,7 +25,7 @@ def dr_grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
     Source: Liu et al. 2025, arXiv 2503.20783.
 
     Args:
-        rewards_B: float, one reward a rollout.
+        rewards_B: float, one reward per rollout.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
 
     Returns:
@@ -43,12 +43,12 @@ def rloo_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
         A[i] = r[i] - mean(S without i), and 0 if i is alone
 
-    Unbiased: the baseline does not hang on rollout i.
+    Unbiased: the baseline does not depend on rollout i.
 
     Source: Kool et al. 2019 (openreview r1lgTGL5DE); Ahmadian et al. 2024, arXiv 2402.14740.
 
     Args:
-        rewards_B: float, one reward a rollout.
+        rewards_B: float, one reward per rollout.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
 
     Returns:
@@ -83,7 +83,7 @@ def mt_grpo_advantages(
 
     Args:
         turn_rewards_B_K: float, rewards of turns without the outcome. Padding is ignored.
-        outcomes_B: float, one reward a rollout.
+        outcomes_B: float, one reward per rollout.
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
         weight: finite; the paper's lambda.
@@ -98,7 +98,15 @@ def mt_grpo_advantages(
     """
     if not math.isfinite(weight):
         raise ValueError(f"weight must be finite, got {weight}")
-    turn = group_advantages(turn_rewards_B_K, num_turns_B, group_ids_B, scope="turn", eps=eps)
+    turn = group_advantages(
+        turn_rewards_B_K,
+        num_turns_B,
+        group_ids_B,
+        normalize_over="same_turn",
+        zero_uniform_groups=False,
+        advantage_clip=0,
+        eps=eps,
+    )
     outcome_B_1 = grpo_advantages(outcomes_B, group_ids_B, eps=eps).to(turn.dtype)[:, None]
     active = active_turns(num_turns_B, *turn.shape)
     last = torch.arange(turn.shape[1], device=turn.device) == num_turns_B[:, None] - 1
@@ -112,14 +120,14 @@ def leave_one_out_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids
         b[i,j] = mean of R[k,j] over the other rollouts k of i's group that reach turn j
                  mean of R[k,T_k] over all others, if none of them does
 
-    With returns that hang on their own rollout alone (no shaping, alpha 0) the baseline does not hang on i. So it
+    With returns that depend on their own rollout alone (no shaping, alpha 0) the baseline does not depend on i. So it
     leaves the expected gradient as it is also where the policy chooses when to stop, which a mean that i itself is part
     of does not: there a turn that few rollouts reach is weighed down. No division by a deviation, which biases too.
 
     Source: ours [O]; the leave-one-out baseline is RLOO's, per turn.
 
     Args:
-        returns_B_K: float, one return a turn. Padding is ignored.
+        returns_B_K: float, one return per turn. Padding is ignored.
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
 

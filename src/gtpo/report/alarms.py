@@ -42,7 +42,7 @@ def alarms(metrics: Metrics, settings: Mapping[str, Any], void_share: float | No
             Alarm(
                 "void turns",
                 f"{void_share:.0%} of the rollouts of the last recorded steps end with a turn that holds neither a "
-                "call nor an answer. Training on them is known to end in collapse; consider void_turns: mask.",
+                "call nor an answer. Training on them is known to end in collapse; consider no_answer_rollouts: mask.",
                 "stop/answer",
             )
         )
@@ -99,8 +99,9 @@ def _negative_on_success(metrics: Metrics, settings: Mapping[str, Any]) -> Itera
     if ends and ends[1] > 0.15 and ends[1] > ends[0] + 0.05:
         yield Alarm(
             "successes are punished",
-            f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. Under scope "
-            "pooled the first turns of successes turn negative once most of a group succeeds, and long ones sooner.",
+            f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. "
+            "With normalize_over all_turns the first turns of successes turn negative once most of a group succeeds, "
+            "and long ones sooner.",
             name,
         )
 

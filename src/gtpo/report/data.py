@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from gtpo.report.alarms import alarms
-from gtpo.report.run import RunFiles
+from gtpo.run_directory import RunFiles
 
 MAX_BYTES = 50_000_000
 """Packed rollouts of a page at most; what goes beyond is left out, and the page says so."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gtpo.report.run import RunFiles
+from gtpo.run_directory import RunFiles
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from gtpo._files import write_text
 from gtpo.errors import ConfigError
 from gtpo.report.data import MAX_BYTES, run_document
 from gtpo.report.glossary import glossary
-from gtpo.report.run import RunFiles, distinct_names
+from gtpo.run_directory import RunFiles, distinct_names
 from gtpo.versions import installed_versions
 
 _SCRIPTS = ("credit", "store", "dom", "charts", "overview", "groups", "rollout", "find", "app")

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from gtpo.errors import ConfigError, DataError
 from gtpo.report.data import pack, run_document
 from gtpo.report.page import header, page
-from gtpo.report.run import RunFiles, distinct_names
+from gtpo.run_directory import RunFiles, distinct_names
 
 ADDRESS = "127.0.0.1"
 

@@ -6,7 +6,7 @@ from gtpo.rollout.loop import RolloutBatch, RolloutEngine
 from gtpo.rollout.prompts import PromptArguments, Prompts
 from gtpo.rollout.search import SearchTool
 from gtpo.rollout.settings import RolloutLimits, Sampling
-from gtpo.rollout.specs import ToolSpec
+from gtpo.rollout.tool_spec import ToolSpec
 from gtpo.rollout.tools import PythonTool, Tool, ToolResult, ToolState, ToolUse
 from gtpo.rollout.toolset import ToolArguments, ToolChoice
 

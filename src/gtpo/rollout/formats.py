@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.specs import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 from gtpo.types import InvalidCall, ToolCall
 
 

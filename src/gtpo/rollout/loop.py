@@ -9,7 +9,7 @@ After each turn the endings are checked in this order:
    this order if several are equal);
 3. it holds no call, valid or not: `ANSWER`;
 4. it was the last allowed turn: `TURNS`; its calls are not carried out;
-5. the sandbox failed (not: the code): `INFRA`;
+5. the sandbox failed (not: the code): `TOOL_FAILURE`;
 6. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
 
 An invalid call gets an observation that says what was wrong, and the rollout goes on.
@@ -28,7 +28,7 @@ from typing import cast
 
 from gtpo._async import run_async
 from gtpo.errors import BackendError, ConfigError, DataError
-from gtpo.rollout.backends.base import Backend, Request, Server
+from gtpo.rollout.backends.base import Backend, GenerationSession, Request
 from gtpo.rollout.encoding import ChatEncoder, Messages
 from gtpo.rollout.repetition import degenerate_at
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -39,8 +39,8 @@ from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajector
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, of) as rollouts end."""
 
-Ended = Callable[[int, Trajectory], None]
-"""Called as ended(number, trajectory) when a rollout ends."""
+OnRolloutEnd = Callable[[int, Trajectory], None]
+"""Called as on_rollout_end(number, trajectory) when a rollout ends."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ class RolloutEngine:
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        at_once: int | None = None,
+        rollout_ids: Sequence[int] | None = None,
+        max_concurrency: int | None = None,
         progress: Progress | None = None,
-        ended: Ended | None = None,
-        rescue: Path | None = None,
+        on_rollout_end: OnRolloutEnd | None = None,
+        partial_path: Path | None = None,
     ) -> RolloutBatch:
         """Roll out each prompt once; repeat a prompt to get a group.
 
@@ -101,12 +101,12 @@ class RolloutEngine:
             backend: generates the turns.
             sampling: the sampling distribution.
             seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
-            numbers: those of the rollouts, all different, where they are not 0, 1, 2 and so on.
-            at_once: rollouts under way at once; None: all. With thousands of them, a server that takes requests in turn
-                would begin all before it ends one, and each would have lost its place in the prefix cache.
+            rollout_ids: numbers of the rollouts, all different; by default 0, 1, 2 and so on.
+            max_concurrency: rollouts under way at once; None: all. With thousands of them, a server that takes requests
+                in turn would begin all before it ends one, and each would have lost its place in the prefix cache.
             progress: told how many rollouts have ended.
-            ended: given each rollout when it ends, in the event loop.
-            rescue: where finished rollouts are written, as JSON Lines, if the others can't be finished.
+            on_rollout_end: given each rollout when it ends, in the event loop.
+            partial_path: where finished rollouts are written, as JSON Lines, if the others can't be finished.
 
         Returns:
             The trajectories in the order of the prompts.
@@ -121,11 +121,11 @@ class RolloutEngine:
                 backend,
                 sampling=sampling,
                 seed=seed,
-                numbers=numbers,
-                at_once=at_once,
+                rollout_ids=rollout_ids,
+                max_concurrency=max_concurrency,
                 progress=progress,
-                ended=ended,
-                rescue=rescue,
+                on_rollout_end=on_rollout_end,
+                partial_path=partial_path,
             )
         )
 
@@ -136,14 +136,14 @@ class RolloutEngine:
         *,
         sampling: Sampling | None = None,
         seed: int = 0,
-        numbers: Sequence[int] | None = None,
-        at_once: int | None = None,
+        rollout_ids: Sequence[int] | None = None,
+        max_concurrency: int | None = None,
         progress: Progress | None = None,
-        ended: Ended | None = None,
-        rescue: Path | None = None,
+        on_rollout_end: OnRolloutEnd | None = None,
+        partial_path: Path | None = None,
     ) -> RolloutBatch:
         """`run` for callers with an event loop."""
-        numbers = range(len(prompts)) if numbers is None else numbers
+        rollout_ids = range(len(prompts)) if rollout_ids is None else rollout_ids
         max_context = min(self.limits.max_context or backend.max_context, backend.max_context)
         prompts_ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
         for ids in prompts_ids:
@@ -154,17 +154,17 @@ class RolloutEngine:
         async with serving as server:
             rollouts = [
                 _Rollout(number, prompt, ids, self, server, clock, max_context)
-                for number, prompt, ids in zip(numbers, prompts, prompts_ids, strict=True)
+                for number, prompt, ids in zip(rollout_ids, prompts, prompts_ids, strict=True)
             ]
-            places = asyncio.Semaphore(at_once or max(len(prompts), 1))
-            tasks = [asyncio.ensure_future(rollout.run(places, ended)) for rollout in rollouts]
+            places = asyncio.Semaphore(max_concurrency or max(len(prompts), 1))
+            tasks = [asyncio.ensure_future(rollout.run(places, on_rollout_end)) for rollout in rollouts]
             try:
                 for done, task in enumerate(asyncio.as_completed(tasks), 1):
                     await task
                     if progress:
                         progress("rollouts", done, len(tasks))
             except BackendError as error:
-                raise _rescued(error, tasks, rescue) from error
+                raise _with_partial(error, tasks, partial_path) from error
             finally:
                 for task in tasks:
                     task.cancel()
@@ -219,7 +219,7 @@ class _Rollout:
         prompt: Messages,
         prompt_ids: list[int],
         engine: RolloutEngine,
-        server: Server,
+        server: GenerationSession,
         clock: _Clock,
         max_context: int,
     ) -> None:
@@ -230,15 +230,15 @@ class _Rollout:
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
-    async def run(self, places: asyncio.Semaphore, ended: Ended | None) -> Trajectory:
+    async def run(self, places: asyncio.Semaphore, on_rollout_end: OnRolloutEnd | None) -> Trajectory:
         """To its end, as soon as there is a place for it."""
         try:
             async with places:
                 while (stop_reason := await self._turn()) is None:
                     pass
             trajectory = Trajectory(tuple(self.prompt_ids), tuple(self.turns), stop_reason)
-            if ended:
-                ended(self.number, trajectory)
+            if on_rollout_end:
+                on_rollout_end(self.number, trajectory)
             return trajectory
         finally:
             self.server.finish(self.number)
@@ -250,7 +250,7 @@ class _Rollout:
         completion = len(self.context) - len(self.prompt_ids)
         return [
             (self.max_context - len(self.context), StopReason.CONTEXT),
-            (self.limits.max_total_tokens - completion, StopReason.TOTAL_TOKENS),
+            (self.limits.max_completion_length - completion, StopReason.TOTAL_TOKENS),
             (self.limits.max_turn_tokens, StopReason.TURN_TOKENS),
         ]
 
@@ -268,7 +268,7 @@ class _Rollout:
         if repetitive:
             ids, logprobs = ids[:repetitive], logprobs[:repetitive] if logprobs else None
         text = self.encoder.text(ids)
-        turn = Turn(text, ids, self.encoder.parse(text), None, logprobs, generation.exact)
+        turn = Turn(text, ids, self.encoder.parse(text), None, logprobs, generation.token_exact)
         self.turns.append(turn)
         self.messages.append({"role": "assistant", "content": text})
         self.context += ids
@@ -288,8 +288,8 @@ class _Rollout:
         start = time.perf_counter()
         outcomes = await asyncio.gather(*(self._call(call) for call in turn.calls))
         texts, statuses = zip(*outcomes, strict=True)
-        if Status.INFRA.value in statuses:
-            return StopReason.INFRA
+        if Status.TOOL_FAILURE.value in statuses:
+            return StopReason.TOOL_FAILURE
         ids = tuple(self.encoder.observation_ids(texts))
         room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
         if room <= len(ids):
@@ -313,7 +313,7 @@ def _as_tools(tools: Sequence[Tool] | Tool | Sandbox) -> Sequence[Tool]:
     return [cast(Tool, tools) if hasattr(tools, "spec") else PythonTool(cast(Sandbox, tools))]
 
 
-def _rescued(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]], path: Path | None) -> BackendError:
+def _with_partial(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]], path: Path | None) -> BackendError:
     """Keeps the rollouts that have finished; the error with a word on them."""
     finished = {i: task.result() for i, task in enumerate(tasks) if task.done() and not task.exception()}
     said = f"{error}; {len(finished)} of {len(tasks)} rollouts had finished"

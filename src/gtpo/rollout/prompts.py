@@ -11,8 +11,8 @@ import yaml
 
 from gtpo.errors import ConfigError
 from gtpo.rollout.formats import ToolFormat, get_format
-from gtpo.rollout.specs import ToolSpec
-from gtpo.tasks.kinds import INSTRUCTIONS, answer_kind
+from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.tasks.answer_types import INSTRUCTIONS, answer_type
 from gtpo.tasks.problems import Problem
 
 _TASK = "Solve the problem step by step."
@@ -25,7 +25,7 @@ class Prompts:
     Attributes:
         tool_format: the tool-call syntax, with the tools.
         setting: a system prompt for all problems; "" for none; None for the default one, by kind of answer.
-        instructions: sentences by kind of answer, in place of those in `gtpo.tasks.kinds`.
+        instructions: sentences by kind of answer, in place of those in `gtpo.tasks.answer_types`.
         verifier: the verifier, if one was chosen for all problems; else each problem says or implies its own.
     """
 
@@ -43,13 +43,13 @@ class Prompts:
         ending = " and make no call in that turn." if self.tool_format.specs else "."
         return " ".join([_TASK, *map(self.tool_format.usage, self.tool_format.specs), answer + ending])
 
-    def kind(self, problem: Problem) -> str:
+    def answer_type(self, problem: Problem) -> str:
         """The kind of answer that a problem wants."""
-        return answer_kind(problem, self.verifier)
+        return answer_type(problem, self.verifier)
 
     def messages(self, problem: Problem) -> list[dict[str, Any]]:
         """The prompt as chat messages."""
-        return problem.prompt(self.system_prompt(self.kind(problem)))
+        return problem.prompt(self.system_prompt(self.answer_type(problem)))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from gtpo._jsonl import rows
 from gtpo.errors import ConfigError, DataError
-from gtpo.rollout.specs import ToolSpec
+from gtpo.rollout.tool_spec import ToolSpec
 from gtpo.rollout.tools import ToolResult
 from gtpo.types import ToolCall
 

@@ -14,7 +14,7 @@ class RolloutLimits:
     Attributes:
         max_turns: model turns.
         max_turn_tokens: sampled tokens a turn.
-        max_total_tokens: completion tokens in all: turns and observations.
+        max_completion_length: completion tokens in all: turns and observations.
         max_context: prompt and completion tokens; None takes the model's context length.
         max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
         max_repeated_tokens: repeated tokens after which a turn is degenerate and ended; 0: never.
@@ -22,13 +22,13 @@ class RolloutLimits:
 
     max_turns: int = 8
     max_turn_tokens: int = 512
-    max_total_tokens: int = 2048
+    max_completion_length: int = 2048
     max_context: int | None = None
     max_observation_tokens: int = 512
     max_repeated_tokens: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("max_turns", "max_turn_tokens", "max_total_tokens", "max_context", "max_observation_tokens"):
+        for name in ("max_turns", "max_turn_tokens", "max_completion_length", "max_context", "max_observation_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")

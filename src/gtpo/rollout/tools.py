@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.specs import ToolSpec, python_spec
+from gtpo.rollout.tool_spec import ToolSpec, python_spec
 from gtpo.sandbox import Sandbox, Session
 from gtpo.types import ToolCall
 
@@ -21,8 +21,8 @@ class ToolResult:
 
     Attributes:
         text: for the model; the middle of a long one is cut later.
-        status: how it ended: "ok", or another word for statistics; of Python the sandbox's. "infra": the tool itself
-            failed, which ends the rollout and masks it.
+        status: how it ended: "ok", or another word for statistics; of Python the sandbox's. "tool_failure": the tool
+            itself failed, which ends the rollout and masks it.
     """
 
     text: str

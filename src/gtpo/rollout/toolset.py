@@ -9,7 +9,7 @@ from typing import Optional
 from gtpo._imports import imported
 from gtpo.errors import ConfigError
 from gtpo.rollout.search import SearchTool, search_spec
-from gtpo.rollout.specs import ToolSpec, python_spec
+from gtpo.rollout.tool_spec import ToolSpec, python_spec
 from gtpo.rollout.tools import PythonTool, Tool, ToolState
 from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
 from gtpo.sandbox.service import KEY_HEADER

@@ -23,14 +23,15 @@ class Dispatcher(Generic[Seat]):
 
     Args:
         seats: the first ones are preferred, so that few are used where few are enough.
-        brisk: seats in use at once, not counting those whose job has run for longer than `PATIENCE_S`; by default all.
+        max_fast_jobs: seats in use at once, without those whose job has run for longer than `PATIENCE_S`; by
+            default all.
             A few jobs that take very long then hold up nobody, and short ones do not crowd each other.
     """
 
-    def __init__(self, seats: Sequence[Seat], brisk: int | None = None) -> None:
+    def __init__(self, seats: Sequence[Seat], max_fast_jobs: int | None = None) -> None:
         self._idle = list(reversed(seats))
-        self._brisk = brisk or len(seats)
-        self._began: dict[int, float] = {}  # by number of the job, only those that count as brisk
+        self._max_fast_jobs = max_fast_jobs or len(seats)
+        self._began: dict[int, float] = {}  # by number of the job, only those that count for `max_fast_jobs`
         self._numbers = itertools.count()
         self._alarm: threading.Timer | None = None
         self._queues: OrderedDict[Hashable, deque[tuple[Seat | None, Callable[[Seat], None]]]] = OrderedDict()
@@ -87,7 +88,7 @@ class Dispatcher(Generic[Seat]):
             progress = False
             for key in list(self._queues):
                 wanted = self._queues[key][0][0]
-                if wanted in self._idle or (wanted is None and self._idle and len(self._began) < self._brisk):
+                if wanted in self._idle or (wanted is None and self._idle and len(self._began) < self._max_fast_jobs):
                     self._begin(key, self._idle[-1] if wanted is None else wanted)
                     progress = True
         if self._queues and self._idle and self._began and self._alarm is None:

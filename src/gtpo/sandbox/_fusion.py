@@ -24,7 +24,7 @@ from typing import Any
 from gtpo._http import retry_after_s
 from gtpo.errors import SandboxError
 from gtpo.sandbox.base import ExecResult, Limits, Status
-from gtpo.sandbox.tiers import needs_science
+from gtpo.sandbox.preload import needs_science
 
 _RETRIED = {408, 425, 429}
 _ANSWER_BYTES = 64 << 20
@@ -34,7 +34,7 @@ _NOTE_CHARS = 500
 _REPORT = re.compile(r" (ok|error|memory|output_limit|infra) (\d{1,9}\.\d\d\d) (\d{1,12}) (.*)")
 
 
-class Passing(Exception):
+class RetryableError(Exception):
     """A failure of the server that another try may mend, after `wait_s` seconds or more."""
 
     def __init__(self, cause: str, wait_s: float = 0.0) -> None:
@@ -89,7 +89,7 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
     """The body of the answer to a POST, or to a GET if there is no payload.
 
     Raises:
-        Passing: no answer, or one that says to try later.
+        RetryableError: no answer, or one that says to try later.
         SandboxError: the server refuses.
     """
     data = None if payload is None else json.dumps(payload).encode()
@@ -103,24 +103,24 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
             said = error.read(500)
         problem = f"{url}: HTTP status {error.code}: {said.decode(errors='replace')}"
         if error.code in _RETRIED or error.code >= 500:
-            raise Passing(problem, retry_after_s(error.headers.get("Retry-After"))) from error
+            raise RetryableError(problem, retry_after_s(error.headers.get("Retry-After"))) from error
         raise SandboxError(problem) from error
     except (OSError, HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise Passing(f"{url}: no answer ({type(error).__name__}: {reason})") from error
+        raise RetryableError(f"{url}: no answer ({type(error).__name__}: {reason})") from error
 
 
 def ended(body: bytes) -> Ended:
     """Reads the server's answer.
 
     Raises:
-        Passing: it is unreadable, or says that the server failed.
+        RetryableError: it is unreadable, or says that the server failed.
     """
     try:
         answer = json.loads(body)
         status, run = answer["status"], answer["run_result"]
         if status == "SandboxError":
-            raise Passing(f"SandboxError: {answer.get('message')}")
+            raise RetryableError(f"SandboxError: {answer.get('message')}")
         number = None if run["status"] == "TimeLimitExceeded" else int(run["return_code"])
         stdout, stderr = run["stdout"] or "", run["stderr"] or ""
         if status not in ("Success", "Failed") or not isinstance(stdout, str) or not isinstance(stderr, str):
@@ -130,14 +130,14 @@ def ended(body: bytes) -> Ended:
             raise ValueError(f"execution_time is {wall_s}")
         return Ended(number, stdout, stderr, wall_s)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise Passing(f"unreadable answer ({type(error).__name__}: {error}): {body[:200]!r}") from error
+        raise RetryableError(f"unreadable answer ({type(error).__name__}: {error}): {body[:200]!r}") from error
 
 
 def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     """What became of the program: by the streams' length, the server's clock, the report, the return code.
 
     Raises:
-        Passing: the script failed around the program.
+        RetryableError: the script failed around the program.
     """
     before, begun, after = end.stderr.partition(f"{word} begun\n")
     said, found, tail = (before + after if begun else end.stderr).rpartition(word)
@@ -150,10 +150,10 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
         status, error_type, note = "output_limit", None, f"stopped: more than {most} bytes of output"
     elif end.code is None:
         status, error_type, note = "timeout", None, f"timed out: more than {limits.wall_s:g} s of running time"
-    elif status == "infra" and begun:  # the program itself can have written that
+    elif status == "tool_failure" and begun:  # the program itself can have written that
         status, error_type = "error", None
-    elif status == "infra":
-        raise Passing(f"the program could not be run there: {detail}")
+    elif status == "tool_failure":
+        raise RetryableError(f"the program could not be run there: {detail}")
     elif signal_name := "" if status else _signal_name(end.code):
         status = "crashed"
         if signal_name == "SIGXCPU":

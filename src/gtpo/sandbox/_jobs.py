@@ -32,7 +32,7 @@ def killed_if_interrupted(job: Future[ExecResult], kill: Callable[[], object]) -
 
 
 async def all_results(jobs: Iterable[Coroutine[Any, Any, ExecResult]]) -> list[ExecResult]:
-    """The results of all, in their order; an exception of one becomes `Status.INFRA` with its text."""
+    """The results of all, in their order; an exception of one becomes `Status.TOOL_FAILURE` with its text."""
     return [_as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
 
 
@@ -40,5 +40,5 @@ def _as_result(result: ExecResult | BaseException) -> ExecResult:
     if isinstance(result, ExecResult):
         return result
     if isinstance(result, Exception):
-        return ExecResult(Status.INFRA, note=f"{type(result).__name__}: {result}")
+        return ExecResult(Status.TOOL_FAILURE, note=f"{type(result).__name__}: {result}")
     raise result

@@ -38,7 +38,7 @@ def main(
         output_bytes: bytes let through on each stream; one more ends the process.
         seed: of the generators of random numbers; None for fresh randomness.
     """
-    status, detail = "infra", ""
+    status, detail = "tool_failure", ""
     try:
         _surroundings()
         _limits(cpu_s, memory_mb)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from gtpo.sandbox._jobs import killed_if_cancelled, killed_if_interrupted
-from gtpo.sandbox._slot import Call
+from gtpo.sandbox._worker import Call
 from gtpo.sandbox.base import ExecResult, Limits
 
 Submit = Callable[["LocalSession", str, "Limits | None"], "tuple[Call, Future[ExecResult]]"]

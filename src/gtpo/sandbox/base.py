@@ -34,7 +34,7 @@ class Status(str, Enum):
     """Printed more than `Limits.output_bytes` on one stream."""
     CRASHED = "crashed"
     """The process was ended by a signal (segmentation fault, abort)."""
-    INFRA = "infra"
+    TOOL_FAILURE = "tool_failure"
     """The sandbox failed, not the code: never score it, never show it to the model."""
 
 
@@ -76,10 +76,10 @@ class ExecResult:
         status: how it ended.
         stdout: what it printed, then the value of its last expression; malformed UTF-8 is replaced.
         stderr: what it wrote there; then the traceback, or the name of the signal that ended it.
-        wall_s: wall-clock seconds, without the wait for a free slot.
+        wall_s: wall-clock seconds, without the wait for a free worker.
         error_type: class name of the exception that ended it, as far as the process could report it.
         truncated: a stream was cut at `Limits.output_bytes`.
-        note: one line by the supervisor, e.g. which limit was reached; for `infra` the cause, for logs only.
+        note: one line by the supervisor, e.g. which limit was reached; for `tool_failure` the cause, for logs only.
         cpu_s: processor time in seconds, as far as it is known.
         max_rss_mb: largest resident memory in MiB, shared pages of the server included; 0 in a session.
         session_lost: it ran in a session whose process had to be ended with it, or had gone before it.
@@ -101,14 +101,14 @@ class ExecResult:
 
         stdout; after an error, a crash or a lack of memory also stderr; after a limit a note that names it.
         A silent success shows its stderr, or "[no output]". Longer text is cut in its middle, with a note
-        of how many characters went. An `infra` result gives a neutral "[the code was not run]", never its
+        of how many characters went. A `tool_failure` result gives a neutral "[the code was not run]", never its
         cause; callers should have masked it before. Markup that looks like a chat template's is returned
         verbatim: tokenise it as plain text.
 
         Args:
             max_chars: upper bound on the length of the text, the notes included (if it has room for them).
         """
-        if self.status is Status.INFRA:
+        if self.status is Status.TOOL_FAILURE:
             return NOT_RUN
         failed = self.status in (Status.ERROR, Status.MEMORY, Status.CRASHED)
         parts = [self.stdout.rstrip()]
@@ -164,7 +164,7 @@ class Sandbox(Protocol):
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
-        """Runs all, as many at once as there are slots; results in the order of `codes`; no item raises."""
+        """Runs all, as many at once as there are workers; results in the order of `codes`; no item raises."""
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
         """One process for several programs of a rollout.

@@ -1,4 +1,4 @@
-"""A code sandbox on this machine: a fresh process for each program, forked from a small server per slot.
+"""A code sandbox on this machine: a fresh process for each program, forked from a small server per worker.
 
 Threat model. The code is written by a language model in training: mostly careless, sometimes adversarial because a
 reward can be had by it. On Linux (x86-64 or aarch64) this sandbox
@@ -38,12 +38,12 @@ from types import TracebackType
 from typing import Any, Literal
 
 from gtpo.errors import ConfigError, SandboxError
-from gtpo.sandbox import tiers
+from gtpo.sandbox import preload
 from gtpo.sandbox._child import seccomp
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._jobs import all_results, killed_if_cancelled, killed_if_interrupted
 from gtpo.sandbox._session import LocalSession
-from gtpo.sandbox._slot import Call, Launch, Raw, Slot, SlotDied
+from gtpo.sandbox._worker import Call, Launch, Raw, Worker, WorkerDied
 from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
@@ -60,17 +60,17 @@ class _Seat:
     """
 
     def __init__(self, launch: Launch, science: tuple[str, ...], warm: tuple[str, ...]) -> None:
-        self.light = Slot(launch)
-        self.scientific = Slot(replace(launch, preload=science, warm=warm))
+        self.light = Worker(launch)
+        self.scientific = Worker(replace(launch, preload=science, warm=warm))
         self.sessions = 0
 
-    def slot_for(self, code: str) -> Slot:
-        return self.scientific if tiers.needs_science(code) else self.light
+    def worker_for(self, code: str) -> Worker:
+        return self.scientific if preload.needs_science(code) else self.light
 
     def stop(self) -> None:
-        for slot in (self.light, self.scientific):
+        for worker in (self.light, self.scientific):
             with contextlib.suppress(OSError):
-                slot.stop()
+                worker.stop()
 
 
 class LocalSandbox:
@@ -80,8 +80,8 @@ class LocalSandbox:
     other or at once. It may not be used in a process forked from the one that made it.
 
     Args:
-        slots: programs at once; by default three for each core, and up to eight where programs take longer than a
-            quarter of a second, as time-outs wait more than they work. A slot costs nothing before it is needed.
+        max_workers: programs at once; by default three for each core, and up to eight where programs take longer than a
+            quarter of a second, as time-outs wait more than they work. A worker costs nothing before it is needed.
         limits: for each program, unless `run` is given others.
         require: the weakest level of `gtpo.sandbox.levels` to start with. The strongest that this machine allows
             is used in any case.
@@ -89,19 +89,21 @@ class LocalSandbox:
             and cache is there.
 
     Raises:
-        ConfigError: `slots` or `require` is out of range.
+        ConfigError: `max_workers` or `require` is out of range.
         SandboxError: the sandbox can't start, or does not hold what `require` asks for.
     """
 
     def __init__(
         self,
-        slots: int | None = None,
+        max_workers: int | None = None,
         limits: Limits | None = None,
         require: Require = "landlock",
         warm: Sequence[str] = (),
     ) -> None:
-        if slots is not None and (isinstance(slots, bool) or not isinstance(slots, int) or slots < 1):
-            raise ConfigError(f"slots must be a whole number of at least 1, not {slots!r}")
+        if max_workers is not None and (
+            isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1
+        ):
+            raise ConfigError(f"max_workers must be a whole number of at least 1, not {max_workers!r}")
         if require not in REQUIREMENTS:
             raise ConfigError(f"require must be one of {', '.join(REQUIREMENTS)}, not {require!r}")
         self.limits = Limits() if limits is None else limits
@@ -117,19 +119,19 @@ class LocalSandbox:
         if not self._refused >= REQUIREMENTS[require]:
             first.stop()
             raise SandboxError(_too_weak(self._level, require))
-        science = tuple(tiers.installed())
-        programs = (*tiers.warm_up(list(science)), *warm)
-        self._seats = [_Seat(first.launch, science, programs) for _ in range(slots or 8 * _cores())]
+        science = tuple(preload.installed())
+        programs = (*preload.warm_up(list(science)), *warm)
+        self._seats = [_Seat(first.launch, science, programs) for _ in range(max_workers or 8 * _cores())]
         self._seats[0].light = first
         self._owner = os.getpid()
-        self._dispatcher = Dispatcher(self._seats, brisk=slots or 3 * _cores())
+        self._dispatcher = Dispatcher(self._seats, max_fast_jobs=max_workers or 3 * _cores())
         self._calls: set[Call] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._finalizer = weakref.finalize(self, _stop_all, self._seats, self._owner)
 
     @property
-    def slots(self) -> int:
+    def max_workers(self) -> int:
         """Programs at once, at most."""
         return len(self._seats)
 
@@ -139,7 +141,7 @@ class LocalSandbox:
         """Runs one program in a fresh process, in its turn.
 
         Whatever the program does is a result. A failure of the sandbox is tried once more, then is
-        `Status.INFRA`. Cancelling the task kills the program before this returns.
+        `Status.TOOL_FAILURE`. Cancelling the task kills the program before this returns.
 
         Args:
             code: source text.
@@ -157,9 +159,9 @@ class LocalSandbox:
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
-        """Runs all, as many at once as there are slots; results in the order of `codes`.
+        """Runs all, as many at once as there are workers; results in the order of `codes`.
 
-        No item raises: one that is not even a string becomes `Status.INFRA`. A closed sandbox does raise.
+        No item raises: one that is not even a string becomes `Status.TOOL_FAILURE`. A closed sandbox does raise.
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
@@ -222,7 +224,7 @@ class LocalSandbox:
         if not isinstance(code, str):
             raise TypeError(f"code must be a string, not {type(code).__name__}")
         within = limits or self.limits
-        return self._queue(lambda seat, call: self._run(seat.slot_for(code), code, within, call, {"seed": seed}), key)
+        return self._queue(lambda seat, call: self._run(seat.worker_for(code), code, within, call, {"seed": seed}), key)
 
     def _submit_cell(self, session: LocalSession, code: str, limits: Limits | None) -> tuple[Call, Future[ExecResult]]:
         if not isinstance(code, str):
@@ -257,7 +259,7 @@ class LocalSandbox:
         had_state = session.alive and not session.fresh
         session.alive = False
         result = self._run(seat.scientific, code, limits, call, options, had_state)
-        session.alive = result.status is not Status.INFRA and not result.session_lost
+        session.alive = result.status is not Status.TOOL_FAILURE and not result.session_lost
         if result.session_lost and not session.fresh:
             return replace(result, note="; ".join(filter(None, (result.note, STATE_LOST))))
         return result
@@ -274,7 +276,7 @@ class LocalSandbox:
 
     def _run(
         self,
-        slot: Slot,
+        worker: Worker,
         code: str,
         limits: Limits,
         call: Call,
@@ -288,23 +290,23 @@ class LocalSandbox:
         cause = ""
         for _ in range(1 if had_state else _ATTEMPTS):
             try:
-                raw = slot.execute(code, limits, call, options)
-            except (SlotDied, SandboxError, OSError) as error:
+                raw = worker.execute(code, limits, call, options)
+            except (WorkerDied, SandboxError, OSError) as error:
                 cause = str(error)
                 continue
             if raw is None or call.cancelled:
-                return ExecResult(Status.INFRA, note="cancelled")
-            if not slot.refused >= self._refused:
-                slot.stop()
+                return ExecResult(Status.TOOL_FAILURE, note="cancelled")
+            if not worker.refused >= self._refused:
+                worker.stop()
                 cause = "a later server holds less than the first one did"
                 continue
             if had_state and raw.reply["opened"]:
-                return ExecResult(Status.INFRA, note="the process of the session is gone")
+                return ExecResult(Status.TOOL_FAILURE, note="the process of the session is gone")
             result = _result(raw, limits)
-            if result.status is not Status.INFRA:
+            if result.status is not Status.TOOL_FAILURE:
                 return result
             cause = result.note
-        return ExecResult(Status.INFRA, note=cause)
+        return ExecResult(Status.TOOL_FAILURE, note=cause)
 
 
 def _result(raw: Raw, limits: Limits) -> ExecResult:
@@ -320,9 +322,9 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         note = f"stopped: more than {limits.output_bytes} bytes of output"
     elif status is Status.CRASHED:
         stderr += f"the process was ended by {detail}\n"
-    elif status is Status.INFRA:
+    elif status is Status.TOOL_FAILURE:
         note = detail
-    elif raw.reply.get("hoards"):
+    elif raw.reply.get("over_quota"):
         note = "more files were left than a session may keep"
     return ExecResult(
         status,
@@ -338,16 +340,16 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
     )
 
 
-def _start_first(launch: Launch) -> tuple[Slot, tuple[str, ...]]:
+def _start_first(launch: Launch) -> tuple[Worker, tuple[str, ...]]:
     """The first server, with namespaces if `launch` wants them and the machine has them; and what it could not have."""
-    first = Slot(launch)
+    first = Worker(launch)
     try:
         first.start()
         return first, ()
     except SandboxError as error:
         if not launch.namespaces:
             raise
-        without = Slot(replace(launch, namespaces=False))
+        without = Worker(replace(launch, namespaces=False))
         without.start()
         return without, (f"no namespaces: {error}",)
 

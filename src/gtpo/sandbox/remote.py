@@ -38,7 +38,7 @@ from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import _fusion
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._endpoints import Endpoint, Endpoints
-from gtpo.sandbox._fusion import Passing
+from gtpo.sandbox._fusion import RetryableError
 from gtpo.sandbox._jobs import all_results, killed_if_interrupted
 from gtpo.sandbox.base import ExecResult, Limits, Session, Status
 from gtpo.sandbox.levels import Level, level_of
@@ -52,7 +52,7 @@ class SandboxFusionSandbox:
 
     A failure that may pass (no connection, no answer in time or an unreadable one, HTTP status 408, 425, 429
     or 5xx, the server's own "SandboxError") is tried again after a growing, random wait, then is
-    `Status.INFRA`. No state belongs to an event loop: one sandbox may be used from several loops and threads.
+    `Status.TOOL_FAILURE`. No state belongs to an event loop: one sandbox may be used from several loops and threads.
 
     Args:
         url: base of the server, such as `http://localhost:8080`, or its full path that ends in `/run_code`; or
@@ -127,7 +127,7 @@ class SandboxFusionSandbox:
     ) -> list[ExecResult]:
         """Runs all, at most `concurrency` at once; results in the order of `codes`.
 
-        No item raises: one whose `run` would raise becomes `Status.INFRA`. A closed sandbox does raise.
+        No item raises: one whose `run` would raise becomes `Status.TOOL_FAILURE`. A closed sandbox does raise.
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
@@ -163,7 +163,7 @@ class SandboxFusionSandbox:
     def _ping(self, endpoint: Endpoint) -> None:
         try:
             said = _fusion.fetch(f"{endpoint.url}/v1/ping", None, self._headers, _PING_S)
-        except Passing as failure:
+        except RetryableError as failure:
             raise SandboxError(f"no SandboxFusion server answers: {failure}; is the URL right?") from failure
         if b"pong" not in said:
             raise SandboxError(f"{endpoint.url}/v1/ping: not a SandboxFusion server, it said {said[:200]!r}")
@@ -227,12 +227,12 @@ class SandboxFusionSandbox:
         for _ in range(self._retries + 1):
             endpoint = self._endpoints.take(call, avoid=endpoint)
             if endpoint is None:
-                return ExecResult(Status.INFRA, note="cancelled")
+                return ExecResult(Status.TOOL_FAILURE, note="cancelled")
             began = time.monotonic()
             try:
                 ended = _fusion.ended(_fusion.fetch(f"{endpoint.url}/run_code", payload, self._headers, timeout_s))
                 result = _fusion.result(ended, limits, word)
-            except Passing as failure:
+            except RetryableError as failure:
                 cause = str(failure)
                 self._endpoints.failed(endpoint, began, failure.wait_s)
             except SandboxError as refusal:
@@ -250,4 +250,4 @@ class SandboxFusionSandbox:
             raise refusals[-1]
         if endpoint is not None and not any(one.answered for one in self._endpoints.all):
             self._ping(endpoint)
-        return ExecResult(Status.INFRA, note=cause)
+        return ExecResult(Status.TOOL_FAILURE, note=cause)

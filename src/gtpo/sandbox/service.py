@@ -40,7 +40,7 @@ class SandboxService(ThreadingHTTPServer):
     Args:
         sandbox: runs the programs; closed with the service.
         host, port: where to listen; port 0 takes a free one.
-        waiting: requests that may wait for a slot; more are turned away.
+        waiting: requests that may wait for a worker; more are turned away.
         key: what a request must carry as `X-API-Key`; None asks for none.
         most: limits that no request may pass; what it asks for beyond is cut down to them.
 
@@ -63,7 +63,7 @@ class SandboxService(ThreadingHTTPServer):
     ) -> None:
         self.sandbox, self.key = sandbox, key
         self.most = most or Limits(cpu_s=60.0, wall_s=120.0, memory_mb=4096)
-        self.places = waiting + sandbox.slots
+        self.places = waiting + sandbox.max_workers
         self.under_way = self.served = self.turned_away = 0
         self.lock = threading.Lock()
         if waiting < 0:
@@ -105,7 +105,7 @@ class SandboxService(ThreadingHTTPServer):
         """Slots, requests under way (those that wait included), served and turned away."""
         with self.lock:
             counts = {"under_way": self.under_way, "served": self.served, "turned_away": self.turned_away}
-        return {"slots": self.sandbox.slots, **counts}
+        return {"max_workers": self.sandbox.max_workers, **counts}
 
     def run(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a request.
@@ -117,8 +117,8 @@ class SandboxService(ThreadingHTTPServer):
         try:
             result = self.sandbox.run_sync(code, limits=limits)
         except SandboxError as error:
-            result = ExecResult(Status.INFRA, note=str(error))
-        if result.status is Status.INFRA:
+            result = ExecResult(Status.TOOL_FAILURE, note=str(error))
+        if result.status is Status.TOOL_FAILURE:
             return {"status": "SandboxError", "message": result.note, "run_result": None}
         timed_out = result.status is Status.TIMEOUT
         run = {

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gtpo.tasks.kinds import answer_kind
+from gtpo.tasks.answer_types import answer_type
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.answers import canonical, plain_number, quick_match
 from gtpo.tasks.verifiers.base import Verifier
@@ -58,7 +58,7 @@ def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | 
     unusable = verifier.unusable(problems)
     findings = [Finding(p.id, "unusable", p.answer, unusable[p.id]) for p in problems if p.id in unusable]
     usable = [problem for problem in problems if problem.id not in unusable]
-    kinds = [answer_kind(problem, name) for problem in usable]
+    kinds = [answer_type(problem, name) for problem in usable]
     golds = [(problem, _gold(problem, kind)) for problem, kind in zip(usable, kinds, strict=True)]
     wrongs = [
         (problem, answer)
@@ -66,7 +66,7 @@ def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | 
         for answer in _wrong(problem, kind, [usable[j] for j in _neighbours(i, kinds)])
     ]
     for pairs, expected, what in ((golds, True, "gold fails"), (wrongs, False, "wrong passes")):
-        texts = [_said(answer, answer_kind(problem, name)) for problem, answer in pairs]
+        texts = [_said(answer, answer_type(problem, name)) for problem, answer in pairs]
         verdicts = verifier.verify_many(texts, [problem for problem, _ in pairs])
         findings += [
             Finding(problem.id, what, answer, verdict.reason)

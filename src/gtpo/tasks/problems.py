@@ -28,7 +28,7 @@ class Problem:
         question: what the model is asked; never blank. Of a problem with `messages`, the last of them.
         answer: the gold answer as text; what the text means depends on the verifier.
         domain: math, commonsense, code, or a name of the user's own. Decides on verifier and instruction, unless the
-            row says it itself (`gtpo.tasks.kinds`).
+            row says it itself (`gtpo.tasks.answer_types`).
         extras: the row's other fields, as they were.
         messages: a conversation that ends with the user, in place of a single question.
     """

@@ -17,10 +17,10 @@ from trl import SFTConfig, SFTTrainer
 from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, Prompts, ToolChoice, get_format
 from gtpo.training.data import trace_dataset
-from gtpo.training.host import save_policy, settle
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.run import MetricsCallback, TrainResult, begin
+from gtpo.training.trl_compat import apply_defaults, save_policy
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ColdStartConfig(SFTConfig, ToolChoice):
     )
 
     def __post_init__(self) -> None:
-        settle(self)
+        apply_defaults(self)
         super().__post_init__()
         if self.packing or self.completion_only_loss or self.assistant_only_loss:
             raise ConfigError(

@@ -6,17 +6,18 @@ ours. Every option of `GRPOConfig` keeps its name and meaning.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, Optional
 
 import torch
 from trl import GRPOConfig
 
+from gtpo import functional as F
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.rollout import PromptArguments, RolloutLimits, Sampling, ToolArguments
-from gtpo.training.collapse import Fate
-from gtpo.training.host import settle
+from gtpo.training.loss_policy import LossPolicy
+from gtpo.training.trl_compat import apply_defaults
 
 
 @dataclass
@@ -41,19 +42,27 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     format_penalty: float = field(
         default=-0.1, metadata={"help": "Reward of a turn with an invalid call, at most 0. [paper]"}
     )
-    scope: Literal["pooled", "initial", "turn"] = field(
-        default="initial",
+    preset: Literal["default", "paper"] = field(
+        default="default",
         metadata={
-            "help": "Returns are normalised over all turns of the group, first turns, or turns of one index. The paper "
-            "does not say which; the default is by our own evidence, docs/results.md."
+            "help": "What normalize_over, zero_uniform_groups and advantage_clip are where they are not given: default "
+            "(first_turns, true, 10: by our own evidence, docs/results.md) or paper (all_turns, false, 0: the formulas "
+            "as they stand)."
         },
     )
-    on_uniform_outcome: Literal["keep", "zero"] = field(
-        default="zero",
+    normalize_over: Optional[Literal["all_turns", "first_turns", "same_turn"]] = field(  # noqa: UP045
+        default=None,
         metadata={
-            "help": "Keep or zero the advantages of groups that all passed or all failed. keep: the formulas as they "
-            "stand; zero: by our own evidence, docs/results.md."
+            "help": "Returns are normalised over all turns of the group, first turns, or turns of the same index. The "
+            "paper does not say which; by default the preset's."
         },
+    )
+    zero_uniform_groups: Optional[bool] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None,
+        metadata={"help": "Groups that all passed or all failed get no advantage; by default the preset's."},
+    )
+    advantage_clip: Optional[float] = field(  # noqa: UP045
+        default=None, metadata={"help": "Largest magnitude of an advantage; 0: no bound; by default the preset's."}
     )
     penalize_syntax_errors: bool = field(
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
@@ -89,14 +98,14 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
     )
-    void_turns: Fate = field(
+    no_answer_rollouts: LossPolicy = field(
         default="keep",
         metadata={
             "help": "Rollouts that end without call and answer: keep, mask (out of the loss, not out of the group), "
             "or drop."
         },
     )
-    cut_rollouts: Fate = field(
+    truncated_rollouts: LossPolicy = field(
         default="keep", metadata={"help": "Rollouts that end at a limit or repeat themselves: keep, mask or drop."}
     )
     vllm_sync: Literal["nccl", "adapter"] = field(
@@ -106,8 +115,12 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
-        settle(self)
+        apply_defaults(self)
         super().__post_init__()
+        chosen = CreditSettings.paper() if self.preset == "paper" else CreditSettings()
+        for name in F.PAPER:
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(chosen, name))
         self.credit_settings()
         self.rollout_limits()
         self.sampling()
@@ -136,23 +149,14 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
 
     def credit_settings(self) -> CreditSettings:
         """The numbers of the algorithm."""
-        return CreditSettings(
-            gamma=self.gamma,
-            alpha=self.alpha,
-            format_penalty=self.format_penalty,
-            scope=self.scope,
-            on_uniform_outcome=self.on_uniform_outcome,
-            penalize_syntax_errors=self.penalize_syntax_errors,
-            turn_rewards=self.turn_rewards,
-            turn_returns=self.turn_returns,
-        )
+        return CreditSettings(**{item.name: getattr(self, item.name) for item in fields(CreditSettings)})
 
     def rollout_limits(self) -> RolloutLimits:
         """Where a rollout ends at the latest."""
         return RolloutLimits(
             max_turns=self.max_turns,
             max_turn_tokens=self.max_turn_tokens,
-            max_total_tokens=self.max_completion_length or 2**31,
+            max_completion_length=self.max_completion_length or 2**31,
             max_context=self.max_context,
             max_observation_tokens=self.max_observation_tokens,
             max_repeated_tokens=self.max_repeated_tokens,

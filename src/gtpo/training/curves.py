@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from gtpo.run_directory import read_metrics
+
 PANELS = (("pass_rate", "pass rate"), ("invalid_calls", "invalid calls a rollout"), ("turns", "turns a rollout"))
-
-
-def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
-    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
 
 
 def learning_curve(runs: Mapping[str, str | Path], path: str | Path, *, title: str = "") -> None:

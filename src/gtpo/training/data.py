@@ -40,7 +40,7 @@ def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError("no such file; make traces with `gtpo traces` or `gtpo collect`", path=path)
+        raise DataError("no such file; make traces with `gtpo make-traces` or `gtpo collect-traces`", path=path)
     traces = []
     for number, row in rows(path):
         if not _is_conversation(row.get("messages")):

@@ -19,9 +19,9 @@ import yaml
 
 from gtpo._files import write_text
 from gtpo.errors import ConfigError, RecordError
+from gtpo.run_directory import CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION
 from gtpo.versions import installed_versions
 
-SCHEMA_VERSION = 2
 MIN_FREE_MB = 200
 
 
@@ -37,9 +37,9 @@ class RunRecorder:
 
     def __init__(self, run_dir: str | Path):
         self.run_dir = Path(run_dir)
-        self.metrics_path = self.run_dir / "metrics.jsonl"
+        self.metrics_path = self.run_dir / METRICS
         try:
-            (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            (self.run_dir / ROLLOUTS).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.run_dir).close()
             free_mb = shutil.disk_usage(self.run_dir).free / 2**20
         except OSError as error:
@@ -53,12 +53,12 @@ class RunRecorder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml: everything needed to run it again, with versions."""
         document = {"schema": SCHEMA_VERSION, "versions": installed_versions(), **config}
-        self._replace(self.run_dir / "config.yaml", yaml.safe_dump(json.loads(json.dumps(document, default=str))))
+        self._replace(self.run_dir / CONFIG, yaml.safe_dump(json.loads(json.dumps(document, default=str))))
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the rollouts of one step, a line each."""
         lines = "".join(json.dumps({"schema": SCHEMA_VERSION, "step": step, **row}) + "\n" for row in rows)
-        self._replace(self.run_dir / "rollouts" / f"step_{step:06d}.jsonl", lines)
+        self._replace(self.run_dir / ROLLOUTS / f"step_{step:06d}.jsonl", lines)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -89,7 +89,7 @@ class RunRecorder:
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
             self._replace(self.metrics_path, "".join(line + "\n" for line in kept))
-        for path in (self.run_dir / "rollouts").glob("step_*.jsonl"):
+        for path in (self.run_dir / ROLLOUTS).glob("step_*.jsonl"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
 

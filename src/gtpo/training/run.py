@@ -16,10 +16,10 @@ from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
-from gtpo.training.host import save_policy
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.trainer import GTPOTrainer
+from gtpo.training.trl_compat import save_policy
 
 
 class MetricsCallback(TrainerCallback):

@@ -6,11 +6,11 @@ methods are extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
 - `_generate_and_score_completions`: afterwards `output["advantages"]`, which the host's loss takes as (B,) or (B, T),
   is replaced, unless the algorithm is GRPO: then the host's own advantages stay, computed from one reward a rollout;
 - `compute_loss`: it gets the rows and columns that it needs (`gtpo.training.micro_batch`);
-- `_get_train_sampler`: the order of an epoch does not depend on whether the run was resumed (`gtpo.training.order`);
+- `_get_train_sampler`: the order of an epoch does not depend on whether the run was resumed (`gtpo.training.sampler`);
 - `training_step` and `log`: where the time of a step went.
 
-A rollout whose sandbox failed (`StopReason.INFRA`) is dropped: no reward, no advantage, no token in the loss. The same
-can be asked for rollouts that went nowhere (`gtpo.training.collapse`).
+A rollout whose tool failed (`StopReason.TOOL_FAILURE`) is dropped: no reward, no advantage, no token in the loss. The
+same can be asked for rollouts that went nowhere (`gtpo.training.loss_policy`).
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from trl.trainer.utils import RepeatSampler
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import Credit, assign_credit, credit_metrics, rollout_facts
+from gtpo.credit import Credit, compute_credit, credit_inputs, credit_metrics
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.pieces import TokenPieces
+from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier, get_verifier
-from gtpo.training.collapse import FailureWatch, Fate, fate_of
 from gtpo.training.config import GTPOConfig
-from gtpo.training.host import whole_weights
+from gtpo.training.loss_policy import FailureWatch, LossPolicy, loss_policy_of
 from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
-from gtpo.training.order import EpochOrder
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.rows import rollout_rows
+from gtpo.training.sampler import EpochOrder
+from gtpo.training.serialize import rollout_rows
+from gtpo.training.trl_compat import whole_weights
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
 from gtpo.types import Trajectory
 
 
 @dataclass
-class _Round:
+class _Batch:
     """What this process knows of the rollouts under way: one generation batch."""
 
     trajectories: tuple[Trajectory, ...]
-    fates: tuple[Fate, ...] = ()
+    policies: tuple[LossPolicy, ...] = ()
     credit: Credit | None = None
     first: int = 0
 
@@ -123,14 +123,14 @@ class GTPOTrainer(GRPOTrainer):
         if said and args.process_index == 0:
             self.progress.say(f"gtpo: {said}")
         self._pieces = TokenPieces(encoder.decode)
-        self._round = _Round(())
+        self._batch = _Batch(())
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else the host would open its NCCL connection
         super().__init__(
             model=model,
-            reward_funcs=[self.outcome],
+            reward_funcs=[self.outcome_reward],
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
@@ -160,13 +160,13 @@ class GTPOTrainer(GRPOTrainer):
                 sampling=self.args.sampling(),
                 seed=int(torch.randint(0, 2**31, ())),  # the host seeds each process on its own, and checkpoints it
                 progress=self.progress.within_phase,
-                rescue=self._rescue_path(),
+                partial_path=self._partial_path(),
             )
         trajectories = batch.trajectories
-        if not all(trajectory.exact for trajectory in trajectories):
+        if not all(trajectory.token_exact for trajectory in trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
-        fates = tuple(self._fate(trajectory) for trajectory in trajectories)
-        self._round = _Round(trajectories, fates, first=self.accelerator.process_index * len(prompts))
+        policies = tuple(self._fate(trajectory) for trajectory in trajectories)
+        self._batch = _Batch(trajectories, policies, first=self.accelerator.process_index * len(prompts))
         self._seconds["rollout"] += time.perf_counter() - start
         self._seconds["tools"] += batch.tools_s
         return {
@@ -174,7 +174,8 @@ class GTPOTrainer(GRPOTrainer):
             "completion_ids": [t.completion_ids for t in trajectories],
             "logprobs": [t.logprobs for t in trajectories] if self.use_vllm else None,
             "env_mask": [
-                t.mask if fate == "keep" else [0] * len(t.mask) for t, fate in zip(trajectories, fates, strict=True)
+                t.mask if policy == "keep" else [0] * len(t.mask)
+                for t, policy in zip(trajectories, policies, strict=True)
             ],
         }
 
@@ -196,14 +197,16 @@ class GTPOTrainer(GRPOTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.rollout_batch_size)
 
-    def _rescue_path(self) -> Path:
+    def _partial_path(self) -> Path:
         """Where finished rollouts go if the others can't be finished."""
         process = self.accelerator.process_index
         return Path(self.args.run_dir) / "rollouts" / f"unfinished_{self.state.global_step + 1:06d}_{process}.jsonl"
 
-    def _fate(self, trajectory: Trajectory) -> Fate:
+    def _fate(self, trajectory: Trajectory) -> LossPolicy:
         has_answer = self.verifier.has_answer(trajectory.answer_text or "")
-        return fate_of(trajectory, has_answer=has_answer, void=self.args.void_turns, cut=self.args.cut_rollouts)
+        return loss_policy_of(
+            trajectory, has_answer=has_answer, void=self.args.no_answer_rollouts, cut=self.args.truncated_rollouts
+        )
 
     def _unwrapping(self) -> dict[str, Any]:
         """Options of the host's `unwrap_model_for_generation`; the second came with TRL 1.16."""
@@ -214,14 +217,14 @@ class GTPOTrainer(GRPOTrainer):
         known = inspect.signature(unwrap_model_for_generation).parameters
         return {name: value for name, value in options.items() if name in known}
 
-    def outcome(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+    def outcome_reward(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
         """The host's reward function. Verifies the answers and assigns credit to the groups of all processes.
 
         Returns the paper's one reward a rollout (GRPO) or the accuracy (others, for the host's logs); None if masked.
         """
         start = time.perf_counter()
         self.progress.phase("verifying")
-        trajectories = self._round.trajectories
+        trajectories = self._batch.trajectories
         extras = columns.get("extras") or ["{}"] * len(prompts)
         domains = columns.get("domain") or ["math"] * len(prompts)
         fields = zip(columns["id"], columns["question"], columns["answer"], domains, extras, strict=True)
@@ -236,23 +239,23 @@ class GTPOTrainer(GRPOTrainer):
         self.progress.phase("credit")
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
-        first = self._round.first
+        first = self._batch.first
         facts = gather_object(
             [
-                rollout_facts(
+                credit_inputs(
                     trajectory,
                     passed=verdict.passed,
                     group_id=(first + i) // group_size,
                     penalize_syntax_errors=self.credit_settings.penalize_syntax_errors,
-                    dropped=fate == "drop",
+                    dropped=policy == "drop",
                 )
-                for i, (trajectory, verdict, fate) in enumerate(
-                    zip(trajectories, verdicts, self._round.fates, strict=True)
+                for i, (trajectory, verdict, policy) in enumerate(
+                    zip(trajectories, verdicts, self._batch.policies, strict=True)
                 )
             ]
         )
-        credit = assign_credit(facts, self.similarity, self.credit_settings, algorithm=self.args.algorithm)
-        self._round.credit = credit
+        credit = compute_credit(facts, self.similarity, self.credit_settings, algorithm=self.args.algorithm)
+        self._batch.credit = credit
         self._seconds["credit"] += time.perf_counter() - verified
         metrics = credit_metrics(facts, credit)
         counts = gather_object([rollout_counts(trajectories)])
@@ -267,8 +270,8 @@ class GTPOTrainer(GRPOTrainer):
             self._seconds["record"] += time.perf_counter() - start
         rewards_B = credit.outcome_B if self.args.algorithm == "grpo" else credit.accuracy_B
         local = rewards_B[first : first + len(trajectories)].tolist()
-        fates = self._round.fates
-        return [None if fate == "drop" else reward for fate, reward in zip(fates, local, strict=True)]
+        policies = self._batch.policies
+        return [None if policy == "drop" else reward for policy, reward in zip(policies, local, strict=True)]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
@@ -282,7 +285,7 @@ class GTPOTrainer(GRPOTrainer):
 
     def _token_advantages(self, width: int) -> Tensor:
         """Advantages of this process's completion tokens, shape (B, width)."""
-        trajectories, credit, first = self._round.trajectories, self._round.credit, self._round.first
+        trajectories, credit, first = self._batch.trajectories, self._batch.credit, self._batch.first
         assert credit is not None
         turn_ids_B_T = torch.full((len(trajectories), width), -1)
         for row, trajectory in enumerate(trajectories):

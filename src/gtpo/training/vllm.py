@@ -69,14 +69,16 @@ class AdapterSync:
         accelerator: of the trainer.
         url: base of the server's API.
         folder: where adapters go; the server must see it under the same path.
-        patience_s: how long the server may be away before that is an error. One that was started anew is given the
-            adapter again.
+        server_timeout_s: how long the server may be away before that is an error. One that was started anew is
+            given the adapter again.
 
     Raises:
         ConfigError: the model has no LoRA adapter.
     """
 
-    def __init__(self, model: Any, accelerator: Any, url: str, folder: str | Path, patience_s: float = 120.0) -> None:
+    def __init__(
+        self, model: Any, accelerator: Any, url: str, folder: str | Path, server_timeout_s: float = 120.0
+    ) -> None:
         if not hasattr(model, "peft_config"):
             raise ConfigError(
                 "vllm_sync 'adapter' needs a LoRA adapter: train with --use_peft, or sync all weights with "
@@ -84,7 +86,7 @@ class AdapterSync:
             )
         self.model, self.accelerator, self.url = model, accelerator, url
         self.folder = Path(folder).resolve()
-        self.name, self.patience_s = "", patience_s
+        self.name, self.server_timeout_s = "", server_timeout_s
         self._run, self._count = uuid.uuid4().hex[:8], 0
 
     def sync_weights(self) -> None:
@@ -116,8 +118,8 @@ class AdapterSync:
         url = f"{self.url}/{what}"
         answer = until_answered(
             lambda: httpx.post(url, json=body, timeout=_LOAD_S),
-            self.patience_s,
-            f"{url}: no answer for {self.patience_s:g} s",
+            self.server_timeout_s,
+            f"{url}: no answer for {self.server_timeout_s:g} s",
         )
         if answer.status_code != 200 and not (answer.status_code == gone and said in answer.text):
             raise BackendError(
@@ -128,4 +130,6 @@ class AdapterSync:
 
     def backend(self, tokenizer: Any) -> OpenAIBackend:
         """The server, sampling from the adapter as it was synced last."""
-        return OpenAIBackend(self.url, tokenizer, model=self.name, patience_s=self.patience_s, reload=self._load)
+        return OpenAIBackend(
+            self.url, tokenizer, model=self.name, server_timeout_s=self.server_timeout_s, reload=self._load
+        )

@@ -2,7 +2,7 @@
 
 An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
 score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, is what the trainer makes
-turn rewards of: `gtpo.credit.RolloutFacts` but for the group, and the tokens of each turn.
+turn rewards of: `gtpo.credit.CreditInputs` but for the group, and the tokens of each turn.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
-from gtpo.credit import rollout_facts
+from gtpo.credit import credit_inputs
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
 from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
-from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
 from gtpo.types import Trajectory
@@ -70,7 +70,7 @@ class GTPOAgentLoop(AgentLoopBase):
             [shared.prompts.messages(problem)],
             backend,
             sampling=Sampling(max(float(sampling_params.get("temperature", 1.0)), 0.0)),
-            numbers=[next(shared.numbers)],
+            rollout_ids=[next(shared.numbers)],
         )
         (trajectory,) = batch.trajectories
         verdict = await asyncio.to_thread(shared.verify, trajectory, problem)
@@ -98,7 +98,7 @@ class GTPOAgentLoop(AgentLoopBase):
     def _facts(self, trajectory: Trajectory, passed: bool) -> dict[str, Any]:
         """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue."""
         facts = asdict(
-            rollout_facts(trajectory, passed=passed, group_id=0, penalize_syntax_errors=self._penalize_syntax_errors)
+            credit_inputs(trajectory, passed=passed, group_id=0, penalize_syntax_errors=self._penalize_syntax_errors)
         )
         del facts["group_id"]
         return {
@@ -165,13 +165,13 @@ class VerlBackend:
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`. The sampling is verl's own, and it has no seed for it."""
         self._end_ids = end_ids
         yield self
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`."""
+        """See `GenerationSession.generate`."""
         stops = {*(self._sampling_params.get("stop_token_ids") or []), *self._end_ids}
         output = await self._client.generate(
             request_id=self._request_id,
@@ -194,4 +194,4 @@ class VerlBackend:
         return Generation(tuple(output.token_ids), logprobs)
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""

@@ -54,20 +54,20 @@ def gtpo_advantage(
         response_mask: (B, T), 1 on sampled tokens. Rows without any (padding, rollouts that are not scored) are left
             out of their group and get 0.
         index: (B,), equal within a group.
-        config: verl's `config.algorithm`; its `gtpo` holds gamma, scope and the rule for uniform groups.
+        config: verl's `config.algorithm`; its `gtpo` holds gamma, normalize_over and the rule for uniform groups.
 
     Returns:
         advantages (B, T) and discounted returns (B, T), both 0 outside of sampled tokens.
 
     Raises:
-        ConfigError: `on_uniform_outcome` is `zero`, and nobody said which rollouts passed.
+        ConfigError: `zero_uniform_groups` is true, and nobody said which rollouts passed.
     """
     settings = AlgorithmOptions.of(config or {}).credit
     known = _KNOWN.get()
-    if known is None and settings.on_uniform_outcome == "zero":
+    if known is None and settings.zero_uniform_groups:
         raise ConfigError(
-            "algorithm.gtpo.on_uniform_outcome=zero needs to know which rollouts passed: use "
-            "trainer.v1.trainer_mode=gtpo_sync, or +algorithm.gtpo.on_uniform_outcome=keep"
+            "algorithm.gtpo.zero_uniform_groups=true needs to know which rollouts passed: use "
+            "trainer.v1.trainer_mode=gtpo_sync, or +algorithm.gtpo.zero_uniform_groups=false"
         )
     with torch.no_grad():
         turn_ids_B_T = F.turn_ids_from_mask(response_mask) if known is None else known[0].to(response_mask.device)
@@ -79,16 +79,16 @@ def gtpo_advantage(
             rewards = F.sum_over_turns(token_level_rewards[scored_B], ids)
             num_turns = ids.max(dim=1).values + 1
             groups = torch.as_tensor(np.unique(index, return_inverse=True)[1], device=scored_B.device)[scored_B]
-            advantages_B_T[scored_B] = F.gtpo_advantages(
-                rewards,
-                num_turns,
-                ids,
-                groups,
-                gamma=settings.gamma,
-                scope=settings.scope,
-                passed_B=None if known is None else known[1].to(scored_B.device)[scored_B],
-                on_uniform_outcome=settings.on_uniform_outcome,
-            )
             returns = F.discounted_returns(rewards, num_turns, gamma=settings.gamma)
+            advantages = F.group_advantages(
+                returns,
+                num_turns,
+                groups,
+                passed_B=None if known is None else known[1].to(scored_B.device)[scored_B],
+                normalize_over=settings.normalize_over,
+                zero_uniform_groups=settings.zero_uniform_groups,
+                advantage_clip=settings.advantage_clip,
+            )
+            advantages_B_T[scored_B] = F.spread_to_tokens(advantages, ids)
             returns_B_T[scored_B] = F.spread_to_tokens(returns, ids)
         return advantages_B_T * response_mask, returns_B_T * response_mask

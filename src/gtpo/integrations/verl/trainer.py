@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from gtpo.credit import Credit, RolloutFacts, assign_credit, credit_metrics
+from gtpo.credit import Credit, CreditInputs, compute_credit, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.estimator import turns_known
 from gtpo.integrations.verl.settings import AlgorithmOptions
@@ -65,7 +65,7 @@ class TurnCredit(PPOTrainer):
         turn_ids = [
             turn_ids_of(mask, None if fact.masked else row) for mask, fact, row in zip(masks, facts, said, strict=True)
         ]
-        credit = assign_credit(facts, self.similarity, self.gtpo.credit)
+        credit = compute_credit(facts, self.similarity, self.gtpo.credit)
         _put(batch, turn_ids, credit)
         real = [i for i, pad in enumerate(padding) if not pad]
         figures = credit_metrics(facts, credit)
@@ -91,11 +91,11 @@ def _said(value: Any, is_padding: bool) -> Mapping[str, Any] | None:
     return fields["gtpo"]
 
 
-def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> list[RolloutFacts]:
+def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> list[CreditInputs]:
     """The rollouts of a batch as credit wants them; padding is masked."""
     groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
     return [
-        RolloutFacts(
+        CreditInputs(
             group_id=groups[uid],
             passed=bool(row["passed"]),
             invalid_turns=tuple(map(bool, row["invalid_turns"])),
@@ -104,7 +104,7 @@ def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> l
             masked=bool(row["masked"]),
         )
         if row is not None
-        else RolloutFacts(groups[uid], False, (False,), False, "", masked=True)
+        else CreditInputs(groups[uid], False, (False,), False, "", masked=True)
         for uid, row in zip(uids, said, strict=True)
     ]
 

@@ -17,8 +17,8 @@ function factsOf(rollout, ownAlpha) {
   };
 }
 
-// settings: gamma, alpha, format_penalty, scope, on_uniform_outcome. One object a rollout: shaped, and a turn's
-// format, accuracy, reward, return and advantage.
+// settings: gamma, alpha, format_penalty, normalize_over, zero_uniform_groups, advantage_clip. One object per rollout:
+// shaped, and each turn's format, accuracy, reward, return and advantage.
 function credit(group, settings) {
   const kept = group.filter((facts) => !facts.masked);
   const passes = kept.filter((facts) => facts.passed).length;
@@ -32,14 +32,16 @@ function credit(group, settings) {
     }
   }
   const counted = rows.filter((_, i) => !group[i].masked);
-  const sets = setsOf(counted, settings.scope);
+  const sets = setsOf(counted, settings.normalize_over);
   const uniform = passes === 0 || passes === kept.length;
-  const silent = settings.on_uniform_outcome === "zero" && uniform;
+  const bound = settings.advantage_clip || Infinity;
+  const silent = settings.zero_uniform_groups && uniform;
   rows.forEach((row, i) => {
     row.advantages = row.returns.map((value, j) => {
       if (group[i].masked || silent) return 0;
-      const { origin, mean, deviation } = sets[settings.scope === "turn" ? j : 0];
-      return deviation < MIN_DEVIATION ? 0 : (value - origin - mean) / (deviation + EPS);
+      const { origin, mean, deviation } = sets[settings.normalize_over === "same_turn" ? j : 0];
+      const advantage = deviation < MIN_DEVIATION ? 0 : (value - origin - mean) / (deviation + EPS);
+      return Math.min(Math.max(advantage, -bound), bound);
     });
   });
   return { rows, sets, passes, size: kept.length, uniform };
@@ -58,15 +60,15 @@ function rewardsOf(facts, passes, settings) {
 }
 
 // The sets over which returns are normalised; measured from their smallest member, so that equal returns are 0 apart.
-function setsOf(rows, scope) {
+function setsOf(rows, normalizeOver) {
   let members;
-  if (scope === "turn") {
+  if (normalizeOver === "same_turn") {
     const longest = Math.max(0, ...rows.map((row) => row.returns.length));
     members = Array.from({ length: longest }, (_, j) =>
       rows.filter((row) => row.returns.length > j).map((row) => row.returns[j]),
     );
   } else {
-    members = [rows.flatMap((row) => (scope === "initial" ? row.returns.slice(0, 1) : row.returns))];
+    members = [rows.flatMap((row) => (normalizeOver === "first_turns" ? row.returns.slice(0, 1) : row.returns))];
   }
   return members.map((values) => {
     const origin = values.length ? Math.min(...values) : 0;

@@ -2,16 +2,17 @@ const NOWHERE = { step: undefined, group: undefined, rollout: undefined, at: und
 
 // All rollouts of a problem side by side, turns as rows, coloured by advantage; and what if the settings were others.
 
-const WHAT_IF = ["gamma", "alpha", "format_penalty", "scope", "on_uniform_outcome"];
-const SHORT = { gamma: "g", alpha: "a", format_penalty: "p", scope: "s", on_uniform_outcome: "u" };
+const WHAT_IF = ["gamma", "alpha", "format_penalty", "normalize_over", "zero_uniform_groups"];
+const READ = { number: Number, boolean: (text) => String(text) === "true", string: String };
+const SHORT = { gamma: "g", alpha: "a", format_penalty: "p", normalize_over: "s", zero_uniform_groups: "u" };
 
 // The run's own settings with those of the address over them.
 function settingsOf(state) {
   const own = Store.runs[state.run].settings;
-  const found = {};
+  const found = { advantage_clip: own.advantage_clip };
   for (const name of WHAT_IF) {
     const given = state[SHORT[name]];
-    found[name] = given === undefined ? own[name] : typeof own[name] === "number" ? Number(given) : given;
+    found[name] = given === undefined ? own[name] : READ[typeof own[name]](given);
   }
   return found;
 }
@@ -102,8 +103,8 @@ function whatIf(state, rows) {
     slider("gamma", 0, 1, 0.05),
     slider("alpha", 0, 1, 0.05),
     slider("format_penalty", -1, 0, 0.05),
-    select("scope", now.scope, ["pooled", "initial", "turn"], set("scope"), `the run's own: ${own.scope}`),
-    select("uniform outcome", now.on_uniform_outcome, ["keep", "zero"], set("on_uniform_outcome"), `the run's own: ${own.on_uniform_outcome}`),
+    select("normalize_over", now.normalize_over, ["all_turns", "first_turns", "same_turn"], set("normalize_over"), `the run's own: ${own.normalize_over}`),
+    select("zero_uniform_groups", now.zero_uniform_groups, ["true", "false"], set("zero_uniform_groups"), `the run's own: ${own.zero_uniform_groups}`),
     h("button", { id: "reset", "data-follows": "reset", disabled: !changed(state), onclick: () => go({ g: undefined, a: undefined, p: undefined, s: undefined, u: undefined }) }, "as it was"),
     h("span", { id: "flips", "data-follows": "flips" }, changed(state) ? `${flips} turns of this step change their sign` : ""),
     now.alpha > 0 && !own.alpha ? h("span", { class: "warning" }, "no similarities were recorded: alpha was 0") : null,

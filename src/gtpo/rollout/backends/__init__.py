@@ -1,6 +1,6 @@
 """Where tokens come from: token ids in; token ids, log-probabilities and a finish reason out."""
 
-from gtpo.rollout.backends.base import Backend, Generation, Request, Server
+from gtpo.rollout.backends.base import Backend, Generation, GenerationSession, Request
 from gtpo.rollout.backends.openai import OpenAIBackend
 from gtpo.rollout.backends.pool import BackendPool
 from gtpo.rollout.backends.transformers import TransformersBackend
@@ -10,9 +10,9 @@ __all__ = [
     "Backend",
     "BackendPool",
     "Generation",
+    "GenerationSession",
     "OpenAIBackend",
     "Request",
-    "Server",
     "TransformersBackend",
     "VLLMBackend",
 ]

@@ -1,4 +1,4 @@
-"""The Protocols behind which a model generates: a `Backend` is a model, a `Server` is one batch of rollouts on it."""
+"""The Protocols behind which a model generates: a `Backend` is a model, a `GenerationSession` one batch of rollouts."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Generation:
         token_ids: the sampled ids, at least one, an end token included if one was sampled.
         logprobs: log-probability of each sampled id under the model at the temperature of sampling, before any
             truncation (top-k and the like) unless the backend says otherwise; None if it has none.
-        exact: whether these are the ids that were sampled. Not so if a server gave text, which was tokenised here.
+        token_exact: whether these are the ids that were sampled; False if a server gave text, tokenised here.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
-    exact: bool = True
+    token_exact: bool = True
 
 
-class Server(Protocol):
+class GenerationSession(Protocol):
     """Generates the turns of one batch of rollouts, each as soon as it is asked for."""
 
     async def generate(self, request: Request) -> Generation:
@@ -73,7 +73,7 @@ class Backend(Protocol):
 
     def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AbstractAsyncContextManager[Server]:
+    ) -> AbstractAsyncContextManager[GenerationSession]:
         """Serve a batch of rollouts for as long as the context lasts.
 
         Args:

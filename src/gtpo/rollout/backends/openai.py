@@ -5,7 +5,7 @@ trained on. Another server (`dialect="openai"`) gives text only, which is tokeni
 is not exact. With `api="chat"` the server renders the conversation itself, from messages; that is never exact.
 
 A request that finds no server, or one that is starting or overloaded, is tried again after growing waits, until the
-server has not answered anybody for `patience_s`.
+server has not answered anybody for `server_timeout_s`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import httpx
 
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
-from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -35,18 +35,18 @@ _CONNECTIONS = 16
 """Of one HTTP client: httpx looks at all of a client's connections for each request."""
 
 
-def until_answered(ask: Callable[[], httpx.Response], patience_s: float, otherwise: str) -> httpx.Response:
+def until_answered(ask: Callable[[], httpx.Response], server_timeout_s: float, otherwise: str) -> httpx.Response:
     """Ask until there is an answer that is about the request, and not about a server that is starting or overloaded.
 
     Args:
         ask: sends the request.
-        patience_s: how long to go on.
+        server_timeout_s: how long to go on.
         otherwise: what is said if there is none, before the cause.
 
     Raises:
         ServerGoneError: there was none.
     """
-    deadline, wait_s = time.monotonic() + patience_s, _FIRST_WAIT_S
+    deadline, wait_s = time.monotonic() + server_timeout_s, _FIRST_WAIT_S
     while True:
         try:
             answer = ask()
@@ -74,7 +74,7 @@ class OpenAIBackend:
         max_context: longest context in tokens; by default what the server says.
         concurrency: requests at once.
         timeout_s: for one request.
-        patience_s: how long a server may be away before that is an error.
+        server_timeout_s: how long a server may be away before that is an error.
         extra: further fields of each request.
         reload: makes the server know the model again when it does not (HTTP status 404), as after a start; called in a
             thread, once for all requests that wait for it.
@@ -82,7 +82,7 @@ class OpenAIBackend:
 
     Raises:
         ConfigError: the URL is none, or the server does not know the model or its longest context.
-        BackendError: the server does not answer within `patience_s`.
+        BackendError: the server does not answer within `server_timeout_s`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class OpenAIBackend:
         max_context: int | None = None,
         concurrency: int = 128,
         timeout_s: float = 600.0,
-        patience_s: float = 120.0,
+        server_timeout_s: float = 120.0,
         extra: Mapping[str, Any] | None = None,
         reload: Callable[[], None] | None = None,
         transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
@@ -106,7 +106,7 @@ class OpenAIBackend:
             raise ConfigError(f"base_url {base_url!r}: give a URL such as http://localhost:8000/v1")
         self.base_url, self.tokenizer = base_url.rstrip("/"), tokenizer
         self.dialect, self.api, self.extra = dialect, api, dict(extra or {})
-        self.concurrency, self.timeout_s, self.patience_s = concurrency, timeout_s, patience_s
+        self.concurrency, self.timeout_s, self.server_timeout_s = concurrency, timeout_s, server_timeout_s
         self.reload = reload
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._transport: Any = transport
@@ -130,7 +130,9 @@ class OpenAIBackend:
         """Names and longest contexts of the models that the server lists; an adapter has that of its base."""
         with httpx.Client(headers=self._headers, timeout=30.0, transport=self._transport) as client:
             answer = until_answered(
-                lambda: client.get(f"{self.base_url}/models"), self.patience_s, f"{self.base_url}: no server answers"
+                lambda: client.get(f"{self.base_url}/models"),
+                self.server_timeout_s,
+                f"{self.base_url}: no server answers",
             )
         if answer.status_code != 200:
             raise ConfigError(f"{self.base_url}/models: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
@@ -141,7 +143,7 @@ class OpenAIBackend:
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
         timeout = httpx.Timeout(self.timeout_s, pool=None)
@@ -158,7 +160,7 @@ class OpenAIBackend:
             ]
             for client in clients:
                 await stack.enter_async_context(client)
-            yield _HttpServer(self, clients, self._fixed(sampling, end_ids), end_ids, seed)
+            yield _HttpSession(self, clients, self._fixed(sampling, end_ids), end_ids, seed)
 
     def _fixed(self, sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
         """The fields that all requests share."""
@@ -191,7 +193,7 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-class _HttpServer:
+class _HttpSession:
     """The requests of one batch of rollouts."""
 
     def __init__(
@@ -212,7 +214,7 @@ class _HttpServer:
         self._turnstile = asyncio.Semaphore(backend.concurrency)  # httpx's own queue is slow when it is long
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`."""
+        """See `GenerationSession.generate`."""
         body = {**self._fields, "max_tokens": request.max_new_tokens}
         body["seed"] = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
         if self._backend.api == "chat":
@@ -222,7 +224,7 @@ class _HttpServer:
         return self._read(await self._post(body), request)
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The answer, however often it has to be asked for."""
@@ -247,8 +249,8 @@ class _HttpServer:
                 cause = f"{type(error).__name__}: {error}"
             except ValueError as error:
                 cause = f"not JSON: {error}"
-            if time.monotonic() + wait_s > max(self._answered_at, asked_at) + self._backend.patience_s:
-                raise ServerGoneError(f"{self._url}: no answer for {self._backend.patience_s:g} s ({cause})")
+            if time.monotonic() + wait_s > max(self._answered_at, asked_at) + self._backend.server_timeout_s:
+                raise ServerGoneError(f"{self._url}: no answer for {self._backend.server_timeout_s:g} s ({cause})")
             await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from gtpo.errors import ConfigError, ServerGoneError
-from gtpo.rollout.backends.base import Backend, Generation, Request, Server
+from gtpo.rollout.backends.base import Backend, Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
 
@@ -32,26 +32,26 @@ class BackendPool:
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         async with AsyncExitStack() as stack:
             contexts = [
                 backend.serve(rollouts, sampling=sampling, end_ids=end_ids, seed=seed) for backend in self.backends
             ]
-            yield _PoolServer([await stack.enter_async_context(context) for context in contexts])
+            yield _PoolSession([await stack.enter_async_context(context) for context in contexts])
 
 
-class _PoolServer:
+class _PoolSession:
     """One batch of rollouts."""
 
-    def __init__(self, servers: Sequence[Server]) -> None:
+    def __init__(self, servers: Sequence[GenerationSession]) -> None:
         self._servers = list(servers)
         self._under_way = [0] * len(servers)
         self._lost: dict[int, ServerGoneError] = {}
         self._place: dict[int, int] = {}
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`."""
+        """See `GenerationSession.generate`."""
         while True:
             place = self._place_of(request.rollout)
             try:
@@ -63,7 +63,7 @@ class _PoolServer:
                     raise
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""
         place = self._place.pop(rollout, None)
         if place is not None:
             self._under_way[place] -= 1

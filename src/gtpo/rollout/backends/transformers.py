@@ -1,6 +1,6 @@
 """Generation in process with a `transformers` model: continuous batching with a key-value cache a rollout.
 
-Each rollout has a row of the cache (`slots.SlotCache`) from its first turn to its last. A turn computes only what is
+Each rollout has a row of the cache (`kv_rows.KVRowCache`) from its first turn to its last. A turn computes only what is
 new since the one before: the end of the turn and the observation. Rollouts of one prompt share its computation. A row
 that a finished rollout leaves goes to the next. The model computes between two awaits of the event loop, so that tool
 calls, which run elsewhere, go on meanwhile and their rollouts join at the next token.
@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request
+from gtpo.rollout.backends.kv_rows import KVRowCache
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
-from gtpo.rollout.backends.slots import SlotCache
 from gtpo.rollout.repetition import RepetitionWatch
 from gtpo.rollout.settings import Sampling
 
@@ -68,10 +68,10 @@ class TransformersBackend:
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         with _generating(self.model):
-            yield _SlotServer(self.model, min(rollouts, self.batch_size), sampling, end_ids, seed)
+            yield _KVRowSession(self.model, min(rollouts, self.batch_size), sampling, end_ids, seed)
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ class _Turn:
         return any(pushed)
 
 
-class _SlotServer:
+class _KVRowSession:
     """The rows of one batch of rollouts, and who is in them."""
 
     def __init__(self, model: Any, rows: int, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
@@ -104,7 +104,7 @@ class _SlotServer:
         self._device = model.device
         self._fixed = self._device.type != "cpu"
         layers = model.config.get_text_config().num_hidden_layers
-        self._cache = SlotCache(max(rows, _LEAST_ROWS), layers, self._device)
+        self._cache = KVRowCache(max(rows, _LEAST_ROWS), layers, self._device)
         self._sampler = Sampler(sampling)
         self._free = list(reversed(range(rows)))
         self._row_of: dict[int, int] = {}
@@ -115,7 +115,7 @@ class _SlotServer:
         self._worker: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`."""
+        """See `GenerationSession.generate`."""
         turn = _Turn(request, asyncio.get_running_loop().create_future())
         self._waiting.append(turn)
         self._wake()
@@ -126,7 +126,7 @@ class _SlotServer:
             raise
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""
         if rollout in self._row_of:
             row = self._row_of.pop(rollout)
             self._prompts = {prompt: holder for prompt, holder in self._prompts.items() if holder != rollout}

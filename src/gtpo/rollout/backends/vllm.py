@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gtpo.rollout.backends.base import Generation, Request, Server
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
 
@@ -38,11 +38,11 @@ class VLLMBackend:
     @asynccontextmanager
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         if self._before:
             self._before()
-        server = _EngineServer(self.llm.llm_engine, sampling, end_ids, seed)
+        server = _EngineSession(self.llm.llm_engine, sampling, end_ids, seed)
         try:
             yield server
         finally:
@@ -51,7 +51,7 @@ class VLLMBackend:
                 self._after()
 
 
-class _EngineServer:
+class _EngineSession:
     """The requests of one batch of rollouts."""
 
     def __init__(self, engine: Any, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
@@ -75,7 +75,7 @@ class _EngineServer:
         self._worker: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Generation:
-        """See `Server.generate`."""
+        """See `GenerationSession.generate`."""
         loop = asyncio.get_running_loop()
         name = f"{id(self):x}-{request.rollout}-{request.turn}"
         seed = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
@@ -92,7 +92,7 @@ class _EngineServer:
             raise
 
     def finish(self, rollout: int) -> None:
-        """See `Server.finish`."""
+        """See `GenerationSession.finish`."""
 
     def abort(self) -> None:
         """Takes out of the engine what nobody waits for any more."""

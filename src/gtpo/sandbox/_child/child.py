@@ -69,7 +69,7 @@ def main(order: Order, board: mmap.mmap, begun: mmap.mmap) -> NoReturn:
         begun: shared too; marked and given away for good before the program runs, so that a program can't pass
             itself off as a failure of the sandbox.
     """
-    status, detail, leave = "infra", "", os._exit
+    status, detail, leave = "tool_failure", "", os._exit
     try:
         with contextlib.suppress(BaseException):
             try:

@@ -103,7 +103,7 @@ class Server:
                 return run(request, fds)
             except OSError as error:  # no room for a directory, no process to be had
                 self._end_session(request.get("session", ""))
-                return {"id": request["id"], **_NOTHING_USED, "status": "infra", "detail": f"server: {error}"}
+                return {"id": request["id"], **_NOTHING_USED, "status": "tool_failure", "detail": f"server: {error}"}
         if request["op"] == "close":
             self._end_session(request["session"])
         return None
@@ -184,8 +184,8 @@ class Server:
         verdict = _verdict(reason, end[0] if end else 0, session.board, session.begun, request, order)
         if not lost:
             session.rest()
-            verdict["hoards"] = self.disposable and holds_more(directory, _KEPT_FILES, _KEPT_BYTES)
-            lost = verdict["hoards"] or verdict["status"] == "memory"
+            verdict["over_quota"] = self.disposable and holds_more(directory, _KEPT_FILES, _KEPT_BYTES)
+            lost = verdict["over_quota"] or verdict["status"] == "memory"
         if lost:
             self._end_session(name, reaped=bool(end))
         return None if reason == "gone" else {"id": request["id"], "opened": opened, "lost": lost, **used, **verdict}
@@ -267,8 +267,8 @@ def _verdict(
         return {"status": "crashed", "detail": _signal_name(number)}
     status, _, rest = bytes(board).partition(b"\0")
     detail = rest.rstrip(b"\0").decode("utf-8", "replace")
-    if status == b"infra":
-        return {"status": "error"} if begun[0] else {"status": "infra", "detail": detail}
+    if status == b"tool_failure":
+        return {"status": "error"} if begun[0] else {"status": "tool_failure", "detail": detail}
     if status in (b"error", b"memory"):
         return {"status": status.decode(), "error_type": detail if detail.isidentifier() else None}
     return {"status": "error" if os.WEXITSTATUS(wait_status) else "ok"}

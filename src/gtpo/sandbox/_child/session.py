@@ -101,7 +101,7 @@ def _live(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.s
             try:
                 _serve(order, board, begun, sock)
             except BaseException as error:
-                child.report(board, "infra", f"{type(error).__name__}: {error}")
+                child.report(board, "tool_failure", f"{type(error).__name__}: {error}")
     finally:
         leave(1)
 

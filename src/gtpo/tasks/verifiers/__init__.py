@@ -1,7 +1,7 @@
 """Verifiers: they check final answers. Each is behind the `Verifier` protocol and is chosen by name.
 
 `auto`
-    By problem: its field `verifier`, or else its domain (`gtpo.tasks.kinds`).
+    By problem: its field `verifier`, or else its domain (`gtpo.tasks.answer_types`).
 `math`, `choice`, `qa`, `code`, `reasoning_gym`
     The same one for all problems.
 `MODULE:FUNCTION`

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from gtpo.errors import ConfigError, DataError, VerifierError
-from gtpo.tasks.kinds import verifier_name
+from gtpo.tasks.answer_types import verifier_name
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.base import Verdict, Verifier, check_lengths
 

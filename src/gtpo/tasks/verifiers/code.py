@@ -151,7 +151,7 @@ class CodeVerifier:
         source = f"{problem.extras.get('prelude') or ''}\n{program}"
         results = await self._sandbox.run_many(tests.programs(source, word), limits=self._limits)
         for number, result in enumerate(results, 1):
-            if result.status is Status.INFRA:
+            if result.status is Status.TOOL_FAILURE:
                 raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
             if result.status is not Status.OK:
                 which = f"test {number} of {len(results)}" if tests.function is None else "the tests"
@@ -169,7 +169,7 @@ class CodeVerifier:
     async def _call(self, session: Session | None, code: str, problem: Problem) -> ExecResult:
         run: Any = session.run if session else self._sandbox.run
         result: ExecResult = await run(code, limits=self._limits)
-        if result.status is Status.INFRA:
+        if result.status is Status.TOOL_FAILURE:
             raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
         return result
 

@@ -96,7 +96,7 @@ def _program(answer: str, problem: Problem, word: str) -> str:
 
 
 def _verdict(result: ExecResult, answer: str | None, word: str, problem: Problem) -> Verdict:
-    if result.status is Status.INFRA:
+    if result.status is Status.TOOL_FAILURE:
         raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
     said, _, number = result.stdout.strip().rpartition("\n")[2].partition(" ")
     if result.status is not Status.OK or said != word:

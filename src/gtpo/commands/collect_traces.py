@@ -1,0 +1,66 @@
+"""`gtpo collect-traces`: cold-start traces from a model's own rollouts, those that passed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig
+
+from gtpo._files import write_text
+from gtpo.commands.arguments import parse, say
+from gtpo.commands.backends import BackendArguments
+from gtpo.commands.rolling import RolloutArguments, prepare
+from gtpo.errors import ConfigError
+from gtpo.rollout import PromptArguments, ToolArguments
+from gtpo.traces.from_rollouts import traces_of
+
+
+@dataclass
+class CollectArguments(RolloutArguments):
+    """Which rollouts become traces."""
+
+    output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go, for gtpo sft."})
+    per_problem: int = field(default=1, metadata={"help": "Traces of one problem at most."})
+    prefer: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What decides between a problem's rollouts, the weightiest first: turns (more of them), repaired "
+            "(an error that was made good), short (fewer tokens)."
+        },
+    )
+    max_invalid_calls: int = field(default=0, metadata={"help": "Leave out rollouts with more invalid calls."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, roll out, choose, write."""
+    args, prompt_args, *others = parse(
+        (CollectArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig),
+        argv,
+        prog="gtpo collect-traces",
+        about="Roll out problems and keep the rollouts that pass, as traces for gtpo sft.",
+    )
+    output = Path(args.output)
+    if output.exists():
+        raise ConfigError(f"{output} is there already: give another --output, or delete it")
+    traces_of([], [], prompt_args.make_prompts([]), **_choice(args))  # refuses wrong options before the work
+    job = prepare(args, prompt_args, *others)
+    journal = output.with_name(f"{output.name}.samples.jsonl")
+    result = job.run(journal, "collect")
+    found = traces_of(result.samples, job.problems, job.prompts, **_choice(args))
+    write_text(output, "".join(json.dumps(trace) + "\n" for trace in found.traces))
+    journal.unlink()
+    left_out = ", ".join(f"{count} {why}" for why, count in found.left_out.items()) or "none"
+    say(f"{len(found.traces)} traces in {output}; rollouts left out: {left_out}")
+    return 0
+
+
+def _choice(args: CollectArguments) -> dict[str, Any]:
+    return {
+        "per_problem": args.per_problem,
+        "prefer": tuple(args.prefer),
+        "max_invalid_calls": args.max_invalid_calls,
+    }

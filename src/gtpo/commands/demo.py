@@ -1,0 +1,41 @@
+"""`gtpo demo`: the embedded default, the whole way in minutes on a machine without GPU, network or account."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from gtpo.commands.arguments import parse, say
+from gtpo.lab.tiny.pipeline import TinyArguments, run_tiny, table
+from gtpo.training.config import GTPOConfig
+from gtpo.training.recorder import RunRecorder
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, run, and say what came out and where it lies."""
+    with as_file(files("gtpo.lab.tiny") / "demo.yaml") as defaults:
+        tiny, args = parse(
+            (TinyArguments, GTPOConfig),
+            argv,
+            prog="gtpo demo",
+            about="Make a tiny model, teach it mixed behaviour with a Python tool, then raise it with GTPO (or GRPO).",
+            defaults=defaults,
+        )
+    RunRecorder(args.run_dir)
+    summary = run_tiny(tiny, args)
+    run_dir = Path(args.run_dir)
+    if tiny.prepare_only:
+        say(f"{run_dir / 'cold-start' / 'model'}: the model after the cold start; {run_dir / 'problems'}: the problems")
+        return 0
+    say(f"\n{args.algorithm}, seed {args.seed}, {summary['steps']} steps, {summary['wall_s']:.0f} s:")
+    say(table(summary))
+    for name, what in (
+        ("summary.json", "these figures"),
+        ("learning_curve.png", "the learning curve"),
+        ("metrics.jsonl", "every figure of every step"),
+        ("rollouts", "every rollout with the credit of each turn"),
+        ("model", "the trained model"),
+    ):
+        say(f"  {run_dir / name!s:34} {what}")
+    return 0

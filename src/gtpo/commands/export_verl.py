@@ -1,0 +1,44 @@
+"""`gtpo export-verl`: problems as a dataset for verl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+from gtpo.commands.arguments import parse, say, verifiable
+from gtpo.errors import ConfigError
+from gtpo.integrations.verl.rows import write_parquet
+from gtpo.tasks.sources import problems_from
+from gtpo.tasks.verifiers import get_verifier
+
+
+@dataclass
+class VerlProblemsArguments:
+    """Which problems, and where they go."""
+
+    problems: list[str] = field(default_factory=list, metadata={"help": "Sources, as for gtpo eval."})
+    data_dir: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
+    )
+    output: str = field(default="problems.parquet", metadata={"help": "The file."})
+    data_source: str = field(default="gtpo", metadata={"help": "Name under which verl logs validation figures."})
+    verifier: str = field(default="auto", metadata={"help": "Problems that it can't verify are left out."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, read, check, write."""
+    (args,) = parse(
+        (VerlProblemsArguments,), argv, prog="gtpo export-verl", about="Write problems as a dataset for verl."
+    )
+    if not args.problems:
+        raise ConfigError("no problems: give --problems SOURCE")
+    found = [problem for source in args.problems for problem in problems_from(source, data_dir=args.data_dir)]
+    verifier = get_verifier(args.verifier)
+    try:
+        problems = verifiable(found, verifier)
+    finally:
+        verifier.close()
+    write_parquet(problems, args.output, args.data_source)
+    say(f"{args.output}: {len(problems)} problems")
+    return 0

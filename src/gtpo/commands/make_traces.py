@@ -1,0 +1,57 @@
+"""`gtpo make-traces`: make cold-start traces from worked solutions with calculator annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Optional
+
+from gtpo.commands.arguments import parse, say
+from gtpo.errors import ConfigError
+from gtpo.rollout import ToolArguments, get_format
+from gtpo.tasks.problems import load_problems
+from gtpo.tasks.worked_solutions import parse_solutions
+from gtpo.traces.from_solutions import traces_from_solutions
+
+
+@dataclass
+class ConvertArguments:
+    """What to convert."""
+
+    solutions: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Problems with a field `solution`, as gsm8k has it: <<48/2=24>>, #### 72."}
+    )
+    output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go."})
+    max_solutions: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Use only the first n."}
+    )
+    tool_format: str = field(default="tool_call", metadata={"help": "Syntax of tool calls: tool_call or fenced."})
+    turns_share: float = field(
+        default=0.5, metadata={"help": "Share of traces with one call a step; the others make one call in all."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the choice which solution is told how."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, convert, save, and say what was left out."""
+    args, tool_args = parse(
+        (ConvertArguments, ToolArguments),
+        argv,
+        prog="gtpo make-traces",
+        about="Make cold-start traces from worked solutions; every call is really executed for its observation.",
+    )
+    if args.solutions is None:
+        raise ConfigError("nothing to convert: give --solutions FILE.jsonl")
+    parsed = parse_solutions(load_problems(args.solutions, limit=args.max_solutions))
+    traces = traces_from_solutions(
+        parsed.solutions,
+        tool_args.make_sandbox(),
+        get_format(args.tool_format),
+        turns_share=args.turns_share,
+        seed=args.seed,
+    )
+    traces.save(args.output)
+    reasons = {reason.value: count for reason, count in parsed.skipped_by_reason.items()} | dict(traces.dropped)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    say(f"{len(traces.traces)} traces in {args.output}; left out: {left_out}")
+    return 0

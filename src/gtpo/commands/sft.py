@@ -1,0 +1,53 @@
+"""`gtpo sft`: supervised fine-tuning on multi-turn traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+from trl import ModelConfig, get_peft_config
+
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.errors import ConfigError
+from gtpo.training.cold_start import ColdStartConfig, cold_start
+from gtpo.training.data import load_traces
+
+
+@dataclass
+class TraceArguments:
+    """What to learn from."""
+
+    traces: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Traces, JSON Lines with `messages`; `gtpo make-traces` makes them."}
+    )
+    max_traces: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "Use only the first n traces."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, load and fine-tune."""
+    trace_args, args, model_args = parse(
+        (TraceArguments, ColdStartConfig, ModelConfig),
+        argv,
+        prog="gtpo sft",
+        about="Fine-tune a model on multi-turn traces with tool calls; loss on its own tokens only.",
+    )
+    if trace_args.traces is None:
+        raise ConfigError("no traces: give --traces FILE.jsonl; `gtpo make-traces` makes one from worked solutions")
+    traces = load_traces(trace_args.traces)[: trace_args.max_traces]
+    tokenizer = load_tokenizer(model_args)
+    result = cold_start(
+        load_model(model_args),
+        tokenizer,
+        traces,
+        args,
+        resume=trace_args.resume,
+        provenance={"traces": asdict(trace_args), "model": asdict(model_args)},
+        peft_config=get_peft_config(model_args),
+    )
+    if args.process_index == 0:
+        say(f"{result.steps} steps on {len(traces)} traces; model in {result.model_dir}")
+    return 0

@@ -1,0 +1,88 @@
+"""`gtpo study`: train and evaluate every variant of a study with every seed, and report how they differ."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import yaml
+
+from gtpo.commands import evaluate, train
+from gtpo.commands.arguments import parse, positional, say
+from gtpo.errors import ConfigError
+from gtpo.lab.study import Cell, read_study, run_cells, write_report
+
+
+@dataclass
+class StudyArguments:
+    """What to run."""
+
+    study: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "The study file; may stand without its name: gtpo study STUDY.yaml."}
+    )
+    jobs: int = field(default=1, metadata={"help": "Cells at a time."})
+    threads: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "CPU threads a cell; by default the machine's cores over the jobs."}
+    )
+    only: list[str] = field(default_factory=list, metadata={"help": "Only these variants."})
+    report_only: bool = field(default=False, metadata={"help": "Run nothing; report the cells that are done."})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse, run what is left, write the report."""
+    (args,) = parse(
+        (StudyArguments,),
+        positional(argv, "study"),
+        prog="gtpo study",
+        about="Run a study: variants of a training run x seeds. Stopped, it goes on where it was.",
+    )
+    if args.study is None:
+        raise ConfigError("no study: gtpo study STUDY.yaml")
+    study = read_study(args.study)
+    if unknown := sorted(set(args.only) - set(study.variants)):
+        raise ConfigError(f"--only: no variant {', '.join(unknown)}; there are: {', '.join(study.variants)}")
+    failed = []
+    if not args.report_only:
+        cells = [cell for cell in study.cells if not args.only or cell.variant in args.only]
+        check_options(cells)
+        failed = run_cells(cells, jobs=args.jobs, threads=args.threads, say=say)
+    say(f"report in {write_report(study)}")
+    return 1 if failed else 0
+
+
+def check_options(cells: Sequence[Cell]) -> None:
+    """Read the options of every variant as the commands will, so that a slip costs no training.
+
+    Raises:
+        ConfigError: an option is unknown or can't be used, or a file of problems is missing; names the variant.
+    """
+    checked: set[str] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in cells:
+            for part, read, options in (
+                ("train", train.arguments, cell.train),
+                ("evaluate", evaluate.arguments, cell.evaluate),
+            ):
+                text = yaml.safe_dump(dict(options or {}), sort_keys=True)
+                if text in checked or options is None:
+                    continue
+                checked.add(text)
+                path = Path(folder) / f"{part}.yaml"
+                path.write_text(text)
+                try:
+                    read(["--config", str(path), *(["--run_dir", folder] if part == "train" else [])])
+                except ConfigError as error:
+                    said = str(error).removeprefix(f"{path}: ")
+                    raise ConfigError(f"{part}, variant {cell.variant}: {said}") from error
+        for source in [name for cell in cells for name in _sources(cell)]:
+            file = Path(source.partition("?")[0])
+            if file.suffix in (".jsonl", ".parquet", ".yaml") and not file.exists():
+                raise ConfigError(f"{file}: no such file of problems")
+
+
+def _sources(cell: Cell) -> list[str]:
+    asked = (cell.evaluate or {}).get("problems", [])
+    return [str(cell.train.get("train_file", "")), *([asked] if isinstance(asked, str) else map(str, asked))]

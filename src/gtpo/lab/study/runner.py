@@ -1,0 +1,171 @@
+"""Runs the cells of a study, one after another or several at a time, each in a process of its own.
+
+A cell that is done is not run again; one that was stopped goes on from its last checkpoint and the samples that its
+evaluation has. Processes come from a server that has the libraries loaded, so that a cell does not pay for that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gtpo._files import write_text
+from gtpo.errors import ConfigError
+from gtpo.lab.study.plan import Cell
+
+_STATE, _LOG = "cell.json", "log.txt"
+Say = Callable[[str], None]
+
+
+def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = None, say: Say = print) -> list[Cell]:
+    """Run what is left of the cells.
+
+    Args:
+        cells: all of them.
+        jobs: cells at a time.
+        threads: CPU threads a cell; by default the machine's cores over the jobs.
+        say: told when a cell begins and ends.
+
+    Returns:
+        Those that failed. Their logs say why; the others have been run all the same.
+
+    Raises:
+        ConfigError: `jobs` or `threads` below 1, or a cell's folder holds a run with other options.
+    """
+    if jobs < 1 or (threads is not None and threads < 1):
+        raise ConfigError("jobs and threads must be at least 1")
+    for cell in cells:
+        _check_same(cell)
+    waiting = [cell for cell in cells if not _state(cell).get("done")]
+    say(f"{len(cells)} cells, {len(cells) - len(waiting)} done already; logs in {cells[0].folder.parent}/*/{_LOG}")
+    threads = threads or max((os.cpu_count() or 1) // jobs, 1)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gtpo.commands.train", "gtpo.commands.evaluate"])
+    running: dict[Any, tuple[Any, Cell, float]] = {}
+    failed: list[Cell] = []
+    total = len(waiting)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                process = context.Process(target=_run, args=(cell, threads, os.getcwd()), name=cell.name)
+                process.start()
+                running[process.sentinel] = (process, cell, time.monotonic())
+            for sentinel in wait(list(running)):
+                process, cell, since = running.pop(sentinel)
+                process.join()
+                ended = total - len(waiting) - len(running)
+                spent = f"{time.monotonic() - since:.0f} s"
+                if process.exitcode == 0:
+                    say(f"[{ended}/{total}] {cell.name}: {_headline(cell)} ({spent})")
+                else:
+                    failed.append(cell)
+                    say(f"[{ended}/{total}] {cell.name} FAILED ({spent}): {_last_line(cell.folder / _LOG)}")
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+            process.join()
+    return failed
+
+
+def _check_same(cell: Cell) -> None:
+    """Refuse to go on with a cell whose options have changed under what is there of it."""
+    for part in stale_parts(cell):
+        raise ConfigError(
+            f"{cell.folder}: its {part} was done with other options than the study file has now; delete the folder to "
+            "run it again, or give the study another output"
+        )
+
+
+def stale_parts(cell: Cell) -> list[str]:
+    """Which of a cell's training and evaluation was done with other options than it has."""
+    state = _state(cell)
+    begun = {
+        "training": bool(state.get("trained")) or (cell.folder / "checkpoints").is_dir(),
+        "evaluation": any((cell.folder / "eval").glob("result.json*")),
+    }
+    now = {"training": cell.train_fingerprint, "evaluation": cell.evaluate_fingerprint}
+    return [part for part, there in begun.items() if there and state.get(part) not in (None, now[part])]
+
+
+def _state(cell: Cell) -> dict[str, Any]:
+    path = cell.folder / _STATE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _save_state(cell: Cell, **changes: Any) -> None:
+    state = {"variant": cell.variant, "seed": cell.seed, **_state(cell), **changes}
+    write_text(cell.folder / _STATE, json.dumps(state, indent=1) + "\n")
+
+
+def _run(cell: Cell, threads: int, folder: str) -> None:
+    """The process of a cell. It would begin in the folder in which the study's process was started."""
+    os.chdir(folder)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with (cell.folder / _LOG).open("a", buffering=1) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"{cell.folder}: another process is at it")
+        import torch
+
+        torch.set_num_threads(threads)
+        _save_state(cell, threads=threads, training=cell.train_fingerprint, evaluation=cell.evaluate_fingerprint)
+        if not _state(cell).get("trained"):
+            _command("train", _train_options(cell), cell.folder / "train.yaml")
+            _save_state(cell, trained=True)
+        if cell.evaluate is not None and not cell.result.exists():
+            cell.result.parent.mkdir(parents=True, exist_ok=True)
+            model = {"model": str(cell.folder / "model"), "output": str(cell.result)}
+            _command("eval", {**cell.evaluate, **model}, cell.folder / "eval.yaml")
+        _save_state(cell, done=True)
+
+
+def _end_with_parent() -> None:
+    """A cell does not outlive its study: started again, that would find the cell under way."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _train_options(cell: Cell) -> dict[str, Any]:
+    from gtpo.training.run import whole_checkpoints
+
+    start = {"resume": True} if whole_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
+    return {**cell.train, "run_dir": str(cell.folder), "seed": cell.seed, **start}
+
+
+def _command(name: str, options: Mapping[str, Any], path: Path) -> None:
+    from gtpo.cli import main
+
+    path.write_text(yaml.safe_dump(dict(options), sort_keys=False))
+    if status := main([name, "--config", str(path)]):
+        sys.exit(status)
+
+
+def _headline(cell: Cell) -> str:
+    if not cell.result.exists():
+        return "trained"
+    return f"pass rate {json.loads(cell.result.read_text())['pass_rate']:.3f}"
+
+
+def _last_line(path: Path) -> str:
+    if not path.exists():
+        return "it ended before it could write its log"
+    lines = [line for line in path.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "no output"

@@ -1,0 +1,30 @@
+"""The families of problems that the tiny model can learn, by name."""
+
+from __future__ import annotations
+
+from gtpo.errors import ConfigError
+from gtpo.lab.tiny.hops import Hops
+from gtpo.lab.tiny.programs import Programs
+from gtpo.lab.tiny.steps import Steps
+from gtpo.traces.mixed import Family
+
+FAMILIES: dict[str, type[Steps] | type[Programs] | type[Hops]] = {kind.name: kind for kind in (Steps, Programs, Hops)}
+
+
+def get_family(name: str, steps: int | None = None) -> Family:
+    """The family of that name.
+
+    Args:
+        name: a key of `FAMILIES`.
+        steps: calls that each problem takes, for families where that can be chosen; by default their own mixture.
+
+    Raises:
+        ConfigError: there is none, `steps` is below 1, or the family has no choice of them.
+    """
+    if name not in FAMILIES:
+        raise ConfigError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    if steps is None:
+        return FAMILIES[name]()
+    if name == Programs.name or steps < 1:
+        raise ConfigError(f"problem_steps: {steps}: must be at least 1, and the family {Programs.name!r} has no choice")
+    return Hops(steps, steps) if name == Hops.name else Steps(steps, steps)

@@ -1,0 +1,197 @@
+"""The whole way on a tiny model: cold start, evaluation, GTPO, evaluation, summary and picture."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
+
+from gtpo.errors import ConfigError
+from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
+from gtpo.lab.tiny.families import get_family
+from gtpo.lab.tiny.model import make_model, make_tokenizer
+from gtpo.rollout import ChatEncoder, RolloutEngine
+from gtpo.rollout.backends import TransformersBackend
+from gtpo.sandbox import Sandbox
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import get_verifier
+from gtpo.traces.mixed import Behaviour, Family, mixed_traces
+from gtpo.training.cold_start import ColdStartConfig, cold_start
+from gtpo.training.config import GTPOConfig
+from gtpo.training.curves import learning_curve
+from gtpo.training.run import last_checkpoint, train
+
+MAX_LENGTH = 128
+"""Tokens of a cold-start trace at most; longer ones are left out."""
+_COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
+"""Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
+
+
+@dataclass
+class TinyArguments:
+    """The size of the embedded default."""
+
+    family: str = field(
+        default="steps",
+        metadata={"help": "steps (computations), programs (functions from examples) or hops (look-ups)."},
+    )
+    problem_steps: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+        default=None, metadata={"help": "Calls that each problem takes (steps, hops); by default 3 or 4."}
+    )
+    max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})
+    prepare_only: bool = field(
+        default=False, metadata={"help": "Stop after the cold start: leave its model and the problems as files."}
+    )
+    cold_start_traces: int = field(default=8192, metadata={"help": "Traces made for the cold start."})
+    cold_start_steps: int = field(default=900, metadata={"help": "Steps of the cold start, 32 traces each."})
+    train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
+    eval_problems: int = field(default=256, metadata={"help": "Held-out problems, before and after."})
+    malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
+    wrong: float = field(default=0.12, metadata={"help": "Share of a trace's steps with a wrong operator."})
+    guess: float = field(default=0.12, metadata={"help": "Share of a trace's steps that give up and guess."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
+
+
+def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
+    """Do everything and write `summary.json` and `learning_curve.png` into the run's directory.
+
+    With `tiny.resume` the cold start and the evaluation before it are taken from the run's directory.
+
+    Returns:
+        The summary; empty with `tiny.prepare_only`.
+
+    Raises:
+        ConfigError: an unknown family, or several processes.
+    """
+    if args.world_size > 1:
+        raise ConfigError("gtpo demo runs in one process; start it without a launcher (gtpo train takes several)")
+    start = time.perf_counter()
+    run_dir = Path(args.run_dir)
+    family = get_family(tiny.family, tiny.problem_steps)
+    args.tools = family.tools
+    sandbox = args.make_sandbox()
+    tokenizer = make_tokenizer(family.phrases)
+    held_out = family.make_problems(tiny.eval_problems, seed=_EVAL_SEED)
+    problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
+    if tiny.resume:
+        last_checkpoint(args)
+    else:
+        _cold_start(tiny, args, family, tokenizer, sandbox)
+        _write_problems(run_dir / "problems", {"train": problems, "held_out": held_out})
+    if tiny.prepare_only:
+        return {}
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "cold-start" / "model")
+    before_path = run_dir / "eval" / "before.json"
+    if tiny.resume and before_path.exists():
+        before = _figures(json.loads(before_path.read_text()))
+    else:
+        before = _figures(_evaluate("before", model, tokenizer, held_out, args, sandbox).summary())
+    result = train(model, tokenizer, problems, args, resume=tiny.resume, label=args.algorithm, sandbox=sandbox)
+    after = _figures(_evaluate("after", model, tokenizer, held_out, args, sandbox).summary())
+    summary = {
+        "before": before,
+        "after": after,
+        "wall_s": round(time.perf_counter() - start, 1),
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "seed": args.seed,
+        "algorithm": args.algorithm,
+        "family": family.name,
+        "steps": result.steps,
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    learning_curve({args.algorithm: run_dir}, run_dir / "learning_curve.png", title=f"tiny model, {family.about}")
+    return summary
+
+
+def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
+    """The problems as files that `gtpo train` and `gtpo eval` take."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, problems in files.items():
+        rows = (
+            {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, **p.extras} for p in problems
+        )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _cold_start(tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, sandbox: Sandbox) -> None:
+    """Teach the mixed behaviour, from scratch."""
+    behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
+    tool_format = args.make_format(args.specs())
+    problems = family.make_problems(tiny.cold_start_traces, seed=_COLD_START_SEED)
+    traces = mixed_traces(family, problems, sandbox, tool_format, behaviour, seed=_COLD_START_SEED)
+    config = ColdStartConfig(
+        run_dir=str(Path(args.run_dir) / "cold-start"),
+        tool_format=args.tool_format,
+        tools=args.tools,
+        system_prompt=args.system_prompt,
+        overwrite=args.overwrite,
+        max_steps=tiny.cold_start_steps,
+        per_device_train_batch_size=32,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        max_length=tiny.max_trace_tokens,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=20,
+        save_strategy="no",
+        report_to="none",
+        seed=args.seed,
+    )
+    cold_start(make_model(tokenizer, seed=args.seed), tokenizer, traces, config)
+
+
+def _evaluate(
+    name: str, model: Any, tokenizer: Any, problems: list[Problem], args: GTPOConfig, sandbox: Sandbox
+) -> EvalResult:
+    tools = args.make_tools(sandbox)
+    prompts = args.make_prompts([tool.spec for tool in tools])
+    engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, args.rollout_limits())
+    backend = TransformersBackend(model, batch_size=args.rollout_batch_size)
+    protocol = EvalProtocol(
+        tool_format=args.tool_format,
+        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.answer_type, problems)))},
+        sampling=args.sampling(),
+        limits=args.rollout_limits(),
+        tools=tuple(args.tool_names()),
+        tool_state=args.tool_state,
+    )
+    verifier = get_verifier(args.verifier)
+    with closing(verifier), tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
+        result = evaluate(
+            problems,
+            engine,
+            backend,
+            verifier,
+            prompts,
+            protocol,
+            about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},
+            progress=lambda done, of, passed: bar.update(done - bar.n),
+        )
+    result.save(Path(args.run_dir) / "eval" / f"{name}.json")
+    return result
+
+
+def _figures(summary: dict[str, Any]) -> dict[str, Any]:
+    names = ("pass_rate", "invalid_calls_per_rollout", "turns_per_rollout", "calls_per_rollout", "problems")
+    return {name: summary[name] for name in names}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary for the terminal."""
+    rows = [("", "before", "after")]
+    for name, label in (
+        ("pass_rate", "pass rate, sampled"),
+        ("invalid_calls_per_rollout", "invalid calls a rollout"),
+        ("calls_per_rollout", "calls a rollout"),
+        ("turns_per_rollout", "turns a rollout"),
+    ):
+        rows.append((label, f"{summary['before'][name]:.3f}", f"{summary['after'][name]:.3f}"))
+    return "\n".join(f"  {label:26}{before:>10}{after:>10}" for label, before, after in rows)

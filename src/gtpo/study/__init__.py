@@ -1,7 +1,0 @@
-"""Studies: several variants of a training run, several seeds of each, evaluated alike and compared."""
-
-from gtpo.study.plan import Cell, Study, read_study
-from gtpo.study.report import write_report
-from gtpo.study.runner import run_cells
-
-__all__ = ["Cell", "Study", "read_study", "run_cells", "write_report"]

@@ -1,0 +1,68 @@
+"""Guards against collapse: what becomes of rollouts that went nowhere, and a word where success is too rare.
+
+Two kinds of rollouts go nowhere, each with an option. A *void* rollout ends with a turn that holds neither a call nor
+an answer. A *cut* one ends at a limit, or because it repeated itself. SimpleTIR (arXiv 2509.02479) leaves rollouts with
+void turns out of the loss; the paper of GTPO does neither, so both options are `keep` by default.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from gtpo.types import StopReason, Trajectory
+
+LossPolicy = Literal["keep", "mask", "drop"]
+"""keep: as any other. mask: its tokens are out of the loss, its rewards count in its group. drop: neither."""
+
+_CUT = {
+    StopReason.TURN_TOKENS,
+    StopReason.TOTAL_TOKENS,
+    StopReason.CONTEXT,
+    StopReason.TURNS,
+    StopReason.REPETITION,
+}
+
+
+def loss_policy_of(trajectory: Trajectory, *, has_answer: bool, void: LossPolicy, cut: LossPolicy) -> LossPolicy:
+    """What becomes of a rollout; one whose sandbox failed is always dropped.
+
+    Args:
+        trajectory: the rollout.
+        has_answer: whether its last turn holds an answer, right or wrong.
+        void: for rollouts that end with a turn without call and answer.
+        cut: for rollouts that end at a limit or by repetition.
+    """
+    if trajectory.stop_reason is StopReason.TOOL_FAILURE:
+        return "drop"
+    if trajectory.stop_reason in _CUT:
+        return cut
+    return "keep" if has_answer else void
+
+
+class FailureWatch:
+    """Says once that most groups fail altogether.
+
+    Args:
+        advice: what the settings do there (`gtpo.advice.where_success_is_rare`); None: nothing is said.
+    """
+
+    STEPS = 5
+    SHARE = 0.5
+
+    def __init__(self, advice: str | None) -> None:
+        self._advice = advice
+        self._recent: deque[float] = deque(maxlen=self.STEPS)
+        self._said = False
+
+    def note(self, frac_all_failed: float) -> str | None:
+        """Take note of a step; returns the sentence when it is time for it."""
+        self._recent.append(frac_all_failed)
+        mean = sum(self._recent) / len(self._recent)
+        if self._said or self._advice is None or len(self._recent) < self.STEPS or mean <= self.SHARE:
+            return None
+        self._said = True
+        return (
+            f"in the last {self.STEPS} steps {mean:.0%} of the groups failed altogether. {self._advice} Easier "
+            "problems, larger groups or a longer cold start help too."
+        )
