@@ -23,7 +23,7 @@ from gtpo.evaluation.result import load_result
 from gtpo.evaluation.statistics import paired_difference
 from gtpo.lab.study.figures import spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p
-from gtpo.rollout import ToolChoice, get_format
+from gtpo.rollout import PromptConfig, get_format
 from gtpo.similarity import LexicalSimilarity
 from gtpo.types import InvalidCall
 
@@ -133,9 +133,8 @@ def of_evaluation(folder: Path) -> dict[str, float]:
     """Of the samples after training."""
     document = json.loads((folder / "eval" / "result.json").read_text())
     samples = document["samples"]
-    tool_format = get_format(
-        document["protocol"]["tool_format"], ToolChoice(",".join(document["protocol"]["tools"])).specs()
-    )
+    rollout = document["protocol"]["rollout"]
+    tool_format = get_format(rollout["tool_format"], PromptConfig(tools=rollout["tools"]).specs())
     calls = unused = repeated = 0
     for sample in samples:
         texts = [turn["text"] for turn in sample["turns"]]

@@ -20,7 +20,7 @@ class Passes:
     def verify_many(self, texts, problems):
         return [Verdict(self.passes(text), float(self.passes(text)), "judged") for text in texts]
 
-    def has_answer(self, text):
+    def has_answer(self, text, problem):
         return True
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from gtpo import functional as F
 from gtpo.errors import ConfigError
 from gtpo.similarity import CodeSimilarity
-from gtpo.types import StopReason, Trajectory
+from gtpo.types import Trajectory
 
 ALGORITHMS = ("gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo")
 """`gtpo`; `grpo`, the paper's baseline; and others for comparison, see `gtpo.functional.estimators`."""
 _ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
-"""They have one reward a rollout, that of the paper's baseline."""
+"""They have one reward per rollout, that of the paper's baseline."""
 SHAPED = {"gtpo", "turn_loo"}
 """They shape the reward of failed rollouts."""
 
@@ -110,7 +110,7 @@ def credit_inputs(
     penalize_syntax_errors: bool = False,
     dropped: bool = False,
 ) -> CreditInputs:
-    """Reduce a trajectory to what credit needs. One whose sandbox failed, or that is `dropped`, is masked."""
+    """Reduce a trajectory to what credit needs. One that failed, or that is `dropped`, is masked."""
     return CreditInputs(
         group_id=group_id,
         passed=passed,
@@ -121,7 +121,7 @@ def credit_inputs(
         ),
         has_call=trajectory.num_calls > 0,
         code=trajectory.code,
-        masked=dropped or trajectory.stop_reason is StopReason.TOOL_FAILURE,
+        masked=dropped or trajectory.stop_reason.is_failure,
     )
 
 

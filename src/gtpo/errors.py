@@ -46,11 +46,19 @@ class SandboxError(GtpoError, RuntimeError):
 
 
 class BackendError(GtpoError, RuntimeError):
-    """The model that generates can't be had: its server is away, or refuses a request."""
+    """The model that generates is unavailable: its server does not answer, refuses a request, or gives nonsense."""
 
 
 class ServerGoneError(BackendError):
-    """A server that generates has not answered anybody for as long as one is patient."""
+    """A server that generates did not answer any request within `server_timeout_s`."""
+
+
+class ModelError(GtpoError, ArithmeticError):
+    """The model's own numbers are not finite."""
+
+
+class TooManyFailuresError(GtpoError, RuntimeError):
+    """Too many rollouts were lost to failures (`gtpo.failures`)."""
 
 
 class VerifierError(GtpoError, RuntimeError):

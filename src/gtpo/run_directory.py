@@ -22,7 +22,7 @@ from gtpo.errors import DataError
 
 SCHEMA_VERSION = 3
 """Changes whenever a recorded field changes its name or meaning. 3: the names of CHANGELOG.md."""
-METRICS, CONFIG, ROLLOUTS = "metrics.jsonl", "config.yaml", "rollouts"
+METRICS, CONFIG, ROLLOUTS, CHECKPOINTS = "metrics.jsonl", "config.yaml", "rollouts", "checkpoints"
 _STEP = re.compile(r"step_(\d+)\.jsonl(\.gz)?")
 SETTINGS: Mapping[str, Any] = {
     "algorithm": "gtpo",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
@@ -18,6 +18,8 @@ from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.similarity import LexicalSimilarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
+from gtpo.training.batch import Batch
+from gtpo.training.loss_policy import LossPolicy
 from gtpo.training.metrics import rollout_counts, rollout_metrics
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.serialize import rollout_rows
@@ -106,7 +108,7 @@ def made_up_run(
     rng = random.Random(seed)
     settings = settings or CreditSettings()
     recorder = RunRecorder(path)
-    recorder.start_afresh(overwrite=True)
+    recorder.start_afresh()
     recorder.write_config({"config": {"algorithm": "gtpo", **asdict(settings)}})
     pieces = TokenPieces(lambda ids: "".join(map(chr, ids)))
     for step in range(1, steps + 1):
@@ -121,14 +123,28 @@ def made_up_run(
             )
             for passed in (rng.random() < 0.5 for _ in rollouts)
         ]
-        facts = [
+        inputs = tuple(
             credit_inputs(rollout, passed=verdict.passed, group_id=i // group_size)
             for i, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True))
-        ]
-        credit = compute_credit(facts, LexicalSimilarity(), settings)
-        recorder.write_rollouts(step, rollout_rows(rollouts, problems, verdicts, credit, 0, pieces, facts))
+        )
+        credit = compute_credit(inputs, LexicalSimilarity(), settings)
+        count = len(rollouts)
+        batch = Batch(
+            trajectories=tuple(rollouts),
+            problems=tuple(problems),
+            verdicts=tuple(verdicts),
+            policies=cast("tuple[LossPolicy, ...]", ("keep",) * count),
+            first=0,
+            inputs=inputs,
+            failures=(None,) * count,
+            credit=credit,
+            rewards=tuple(credit.accuracy_B.tolist()),
+            verify_s=0.0,
+            credit_s=0.0,
+        )
+        recorder.write_rollouts(step, rollout_rows(batch, pieces, range(count)))
         counts = rollout_metrics([rollout_counts(rollouts)])
-        recorder.append_metrics({"step": step, **credit_metrics(facts, credit), **counts, "entropy": 0.5})
+        recorder.append_metrics({"step": step, **credit_metrics(inputs, credit), **counts, "entropy": 0.5})
     return Path(path)
 
 

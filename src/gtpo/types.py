@@ -22,7 +22,7 @@ class StopReason(str, Enum):
     ANSWER = "answer"
     """The model ended a turn that holds no tool call: the turn is its final answer."""
     TURN_TOKENS = "turn_tokens"
-    """A turn reached the limit of tokens a turn before it ended."""
+    """A turn reached the limit of tokens per turn before it ended."""
     TOTAL_TOKENS = "total_tokens"
     """The completion (turns and observations) reached its limit of tokens."""
     CONTEXT = "context"
@@ -32,7 +32,16 @@ class StopReason(str, Enum):
     REPETITION = "repetition"
     """A turn said the same few tokens over and over and was ended there."""
     TOOL_FAILURE = "tool_failure"
-    """The sandbox itself failed. The rollout is masked: it is neither scored nor trained on."""
+    """A tool itself failed, such as the sandbox; not: the code that it ran."""
+    MODEL_FAILURE = "model_failure"
+    """What generates failed: its server did not answer, or gave nonsense."""
+    PROMPT_TOO_LONG = "prompt_too_long"
+    """The prompt leaves no room in the context. Such problems are left out before a run; this one came anyway."""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether something around the model failed. Such a rollout is masked: neither scored nor trained on."""
+        return self in (StopReason.TOOL_FAILURE, StopReason.MODEL_FAILURE, StopReason.PROMPT_TOO_LONG)
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Observation:
 
     Attributes:
         text: the text put before the model, without the chat template around it.
-        statuses: one entry a call, in order: the sandbox's status, or "invalid".
+        statuses: one entry per call, in order: the sandbox's status, or "invalid".
         token_ids: the ids appended to the context: the text and the template around it, up to where the model
             goes on.
         wall_s: seconds from the end of the turn to the last result.
@@ -114,11 +123,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One rollout: a prompt, its turns, and why it ended. At least one turn."""
+    """One rollout: a prompt, its turns, and why it ended.
+
+    Attributes:
+        prompt_ids: at least one.
+        turns: at least one. A rollout that failed before its first turn has an empty one, of an end token alone.
+        stop_reason: why it ended.
+        note: of a failure, what failed; for logs.
+    """
 
     prompt_ids: tuple[int, ...]
     turns: tuple[Turn, ...]
     stop_reason: StopReason
+    note: str = ""
 
     @property
     def completion_ids(self) -> list[int]:
@@ -156,7 +173,7 @@ class Trajectory:
 
     @property
     def code(self) -> str:
-        """The code of all turns' valid calls, concatenated in order (SPEC section 2: c_i)."""
+        """The code of all turns' valid calls, concatenated in order: c_i of docs/algorithm.md, "Reward shaping"."""
         return "\n".join(call.code for turn in self.turns for call in turn.valid_calls)
 
     @property

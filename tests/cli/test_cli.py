@@ -150,7 +150,7 @@ def test_train_and_eval_run_from_a_config_file(capsys, tmp_path, problem_file, m
     saved = json.loads(output.read_text())
     assert summary["problems"] == 8
     assert len(saved["samples"]) == 16
-    assert saved["protocol"]["limits"]["max_turns"] == 2
+    assert saved["protocol"]["rollout"]["max_turns"] == 2
     assert saved["pass_rate"] == sum(sample["passed"] for sample in saved["samples"]) / 16
 
 

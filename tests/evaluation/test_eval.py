@@ -135,7 +135,7 @@ def test_without_tools_the_model_is_told_of_none_and_a_block_is_no_call(server, 
     found = evaluate(server, lambda body: text, *argv)
     assert found["calls_per_rollout"] == 0.0
     assert found["samples"][0]["passed"]
-    assert found["protocol"]["tools"] == []
+    assert found["protocol"]["rollout"]["tools"] == "none"
     assert "Python" not in found["protocol"]["system_prompts"]["math"]
 
 

@@ -15,7 +15,7 @@ from gtpo.lab.tiny.hops import FACTS, look_up
 from gtpo.lab.tiny.model import PHRASES, make_model, make_tokenizer
 from gtpo.lab.tiny.pipeline import MAX_LENGTH
 from gtpo.lab.tiny.steps import OPERATORS, Calculator
-from gtpo.rollout import ChatEncoder, ToolArguments, get_format
+from gtpo.rollout import ChatEncoder, PromptConfig, get_format
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.traces.mixed import Behaviour, mixed_traces
@@ -89,7 +89,7 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def tool_format(family):
-    return get_format("fenced", ToolArguments(tools=family.tools).specs())
+    return get_format("fenced", PromptConfig(tools=family.tools).specs())
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from quiet import QUIET
 from test_real_vllm import MODEL, VLLMServer, free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gtpo.rollout import build_prompts
 from gtpo.sandbox import SandboxFusionSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
@@ -163,7 +164,7 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
     trainer = Watched(
         AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32"),
         args,
-        problem_dataset(problems, args.make_prompts(args.specs())),
+        problem_dataset(problems, build_prompts(args)),
         tokenizer,
         verifier=Anything(),
         recorder=RunRecorder(args.run_dir),

@@ -13,9 +13,9 @@ from gtpo.rollout import (
     ChatEncoder,
     Prompts,
     PythonTool,
+    RolloutConfig,
     RolloutEngine,
     SearchTool,
-    ToolArguments,
     ToolResult,
     ToolSpec,
     get_format,
@@ -204,21 +204,21 @@ class OwnTool:
 def test_options_choose_tools(tmp_path):
     passages = tmp_path / "p.jsonl"
     passages.write_text('{"text": "alpha"}\n')
-    args = ToolArguments(tools="python, search,test_tools:own_tool", passages=str(passages), search_results=4)
+    args = RolloutConfig(tools="python, search,test_tools:own_tool", passages=str(passages), search_results=4)
     assert [spec.name for spec in args.specs()] == ["python", "search", "clock"]
     sandbox = LocalSandbox(max_workers=1)
     tools = args.make_tools(sandbox)
     assert [type(tool) for tool in tools] == [PythonTool, SearchTool, OwnTool]
     assert [tool.spec for tool in tools] == args.specs(), "what the prompt says is what there is"
     sandbox.close()
-    assert ToolArguments(tools="none").make_tools() == []
-    assert "kept from run to run" in ToolArguments(tool_state="session").specs()[0].note
+    assert RolloutConfig(tools="none").make_tools() == []
+    assert "kept from run to run" in RolloutConfig(tool_state="session").specs()[0].note
     for wrong, fault in (
         ("pythno", "there is no 'pythno'; known: python, search"),
         ("python,python", "names a tool twice"),
         ("nowhere:tool", "can't be imported"),
     ):
         with pytest.raises(ConfigError, match=fault):
-            ToolArguments(tools=wrong).make_tools()
+            RolloutConfig(tools=wrong).make_tools()
     with pytest.raises(ConfigError, match="needs --passages"):
-        ToolArguments(tools="search").make_tools()
+        RolloutConfig(tools="search").make_tools()

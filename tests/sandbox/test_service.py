@@ -18,7 +18,7 @@ from serving import serving
 
 from gtpo.cli import main
 from gtpo.errors import ConfigError, SandboxError
-from gtpo.rollout import ToolArguments
+from gtpo.rollout import SandboxConfig
 from gtpo.sandbox import Limits, LocalSandbox, SandboxFusionSandbox, Status, _endpoints
 from gtpo.sandbox.service import SandboxService
 
@@ -114,7 +114,7 @@ def test_a_key_is_asked_for(monkeypatch):
         with pytest.raises(SandboxError, match="401"):
             SandboxFusionSandbox(service.url, retries=0).run_sync("1")
         monkeypatch.setenv("GTPO_SANDBOX_KEY", "secret")
-        box = ToolArguments(sandbox=service.url).make_sandbox()
+        box = SandboxConfig(sandbox=service.url).make_sandbox()
         assert box.run_sync("1 + 1").stdout == "2\n"
         box.close()
 

@@ -89,7 +89,7 @@ def test_literals_are_compared_by_value(verifier, given, passed):
 )
 def test_the_last_answer_is_the_candidate(text, found):
     assert candidate(text, "tests") == found
-    assert CodeVerifier.has_answer(None, text) is (found is not None)
+    assert CodeVerifier.has_answer(None, text, None) is (found is not None)
 
 
 def test_many_are_checked_at_once_and_keep_their_order(verifier):

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from quiet import QUIET
 
 from gtpo.lab.tiny.model import make_model, make_tokenizer
+from gtpo.rollout import build_prompts
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
@@ -65,7 +66,7 @@ def main(run_dir: str, kind: str) -> None:
     trainer = Watched(
         model,
         args,
-        problem_dataset(problems, args.make_prompts(args.specs())),
+        problem_dataset(problems, build_prompts(args)),
         tokenizer,
         sandbox=LocalSandbox(max_workers=1),
         verifier=Passes(ended),

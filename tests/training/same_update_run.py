@@ -20,6 +20,7 @@ from judge import Passes
 from quiet import QUIET
 
 from gtpo.lab.tiny.model import make_model, make_tokenizer
+from gtpo.rollout import build_prompts
 from gtpo.rollout.loop import RolloutBatch
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
@@ -106,7 +107,7 @@ def main(folder: str, processes: str, algorithm: str) -> None:
             return loss
 
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
-    dataset = problem_dataset(problems, args.make_prompts(args.specs()))
+    dataset = problem_dataset(problems, build_prompts(args))
     trainer = Watched(
         model,
         args,

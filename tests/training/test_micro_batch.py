@@ -7,6 +7,7 @@ import torch
 from judge import Passes
 
 from gtpo.lab.tiny.model import make_model
+from gtpo.rollout import build_prompts
 from gtpo.run_directory import read_metrics
 from gtpo.training import trainer as trainer_module
 from gtpo.training.data import problem_dataset
@@ -211,7 +212,7 @@ def test_an_evaluation_within_the_training_keeps_its_rows(
         eval_steps=1,
         per_device_eval_batch_size=4,
     )
-    held_out = problem_dataset(problems[:4], args.make_prompts(args.specs()))
+    held_out = problem_dataset(problems[:4], build_prompts(args))
     train(
         model,
         tiny_tokenizer,

@@ -6,15 +6,17 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
-from trl import ModelConfig, TrlParser
+from trl import ModelConfig, TrlParser, get_quantization_config
 
-from gtpo._malloc import keep_freed_memory
+from gtpo import models
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier
@@ -28,7 +30,7 @@ def parse(
 ) -> tuple[Any, ...]:
     """Parse `--config FILE.yaml` and flags (which win) into dataclasses.
 
-    `--help` shows the fields that gtpo itself defines; `--help-all` adds the host's. `defaults` is a config file that
+    `--help` shows the fields that gtpo itself defines; `--help-all` adds TRL's. `defaults` is a config file that
     stands behind the one of the user.
 
     Raises:
@@ -42,6 +44,7 @@ def parse(
     argv = ["--help" if arg == "--help-all" else arg for arg in argv]
     parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
     known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print every option
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
     argv = _with_config(argv, known)
     if defaults:
@@ -84,6 +87,9 @@ def _with_config(argv: list[str], known: set[str]) -> list[str]:
     for key in config:
         if key not in known and key not in ALIASES and key != "env":
             raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
+    if not isinstance(config.get("env", {}), dict):
+        raise ConfigError(f"{path}: env: must be a mapping from names to values")
+    os.environ.update({str(name): str(value) for name, value in config.get("env", {}).items()})
     flags = [
         part
         for key, value in config.items()
@@ -91,6 +97,11 @@ def _with_config(argv: list[str], known: set[str]) -> list[str]:
         for part in _as_flags(ALIASES.get(str(key), str(key)), value)
     ]
     return [*flags, *argv[:place], *argv[place + 2 :]]
+
+
+def _refuse(message: str) -> NoReturn:
+    """In the place of argparse's own, which prints the usage of every option and exits."""
+    raise ConfigError(message.removeprefix("argument ").replace("/--", " or --", 1))
 
 
 def _as_flags(key: str, value: Any) -> list[str]:
@@ -133,52 +144,64 @@ def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
     return "\n".join(lines)
 
 
-def load_tokenizer(model_args: ModelConfig) -> Any:
-    """The tokenizer of `--model`, with padding on the left.
+def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of `--model`; see `gtpo.models`."""
+    return models.load_tokenizer(
+        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
+    )
+
+
+def load_model(
+    model_args: ModelConfig,
+    *,
+    training: bool = False,
+    trust_remote_code: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> Any:
+    """The weights of `--model`, in the number format and quantisation that the options ask for; see `gtpo.models`.
+
+    Args:
+        model_args: the options.
+        training: whether a trainer gets the model.
+        trust_remote_code: whether the model's own code may be run.
+        more: further options of `from_pretrained`.
 
     Raises:
-        ConfigError: no model was named, or it can't be found.
+        ConfigError: it can't be loaded.
     """
-    from transformers import AutoTokenizer
+    return models.load_model(
+        model_args.model_name_or_path,
+        training=training,
+        dtype=model_args.dtype,
+        revision=model_args.model_revision,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=get_quantization_config(model_args),
+        trust_remote_code=trust_remote_code or None,
+        **(more or {}),
+    )
 
-    name = model_args.model_name_or_path
-    if not name:
-        raise ConfigError("no model: give --model FOLDER_OR_HUB_ID")
-    if _looks_like_folder(name) and not Path(name).is_dir():
-        raise ConfigError(f"--model {name}: no such folder")
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=model_args.model_revision, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {name}: its tokenizer can't be loaded: {error}") from error
 
+def take_model_options(args: Any) -> dict[str, Any]:
+    """The trainer's `model_init_kwargs`, which have their effect when the command loads the model.
 
-def load_model(model_args: ModelConfig) -> Any:
-    """The weights of `--model`, in float32 unless `--dtype` says otherwise. A folder may hold a PEFT adapter.
+    They are taken out of the arguments, since TRL would say that it ignores them. What a reference model needs stays.
 
-    Raises:
-        ConfigError: they can't be loaded.
+    Args:
+        args: a trainer's configuration.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if not torch.accelerator.is_available():
-        keep_freed_memory()
-    dtype = model_args.dtype or "float32"
-    if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise ConfigError(f"--dtype {dtype}: must be auto, float32, bfloat16 or float16")
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            model_args.model_name_or_path or "",
-            revision=model_args.model_revision,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            attn_implementation=model_args.attn_implementation,
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {model_args.model_name_or_path}: can't be loaded: {error}") from error
+    options = dict(args.model_init_kwargs or {})
+    args.model_init_kwargs = dict(options) if getattr(args, "beta", 0) and options else None
+    return options
 
 
-def _looks_like_folder(name: str) -> bool:
-    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+@dataclass
+class GenerationModelConfig(ModelConfig):
+    """The model."""
+
+    dtype: str | None = dataclasses.field(
+        default="auto", metadata={"help": "auto (the checkpoint's own), float32, bfloat16 or float16."}
+    )
+    trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Let the model's own code run."})
 
 
 def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 import torch
-from trl import ModelConfig
 
-from gtpo.commands.arguments import load_model, say
+from gtpo.commands.arguments import GenerationModelConfig, load_model, say
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
+from gtpo.rollout import RolloutConfig
 from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, TransformersBackend, VLLMBackend
 
 
@@ -23,9 +23,6 @@ class BackendArguments:
     backend: Literal["transformers", "vllm", "server"] = field(
         default="transformers",
         metadata={"help": "transformers or vllm (both in this process), or server (any with OpenAI's API)."},
-    )
-    batch_size: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "Rollouts under way at once; by default 64 with transformers, else 256."}
     )
     vllm_options: str = field(
         default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
@@ -48,21 +45,16 @@ class BackendArguments:
     api_key_variable: str = field(
         default="OPENAI_API_KEY", metadata={"help": "server: environment variable with the key, if it wants one."}
     )
-    max_context: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Longest context in tokens; by default what model or server say."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
     def max_concurrency(self) -> int:
-        """Rollouts under way at once."""
-        return self.batch_size or (64 if self.backend == "transformers" else 256)
+        """Rollouts under way at once, where the options do not say it."""
+        return 64 if self.backend == "transformers" else 256
 
 
-def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any) -> Backend:
+def make_backend(
+    args: BackendArguments, rollout: RolloutConfig, model_args: GenerationModelConfig, tokenizer: Any
+) -> Backend:
     """The backend that the options ask for.
 
     Raises:
@@ -70,30 +62,33 @@ def make_backend(args: BackendArguments, model_args: ModelConfig, tokenizer: Any
         BackendError: no server answers.
     """
     if args.backend == "transformers":
-        return TransformersBackend(load_model(model_args), batch_size=args.max_concurrency)
+        return TransformersBackend(
+            load_model(model_args, trust_remote_code=model_args.trust_remote_code),
+            batch_size=rollout.max_concurrency or args.max_concurrency,
+        )
     if args.backend == "vllm":
-        return VLLMBackend(_engine(args, model_args))
+        return VLLMBackend(_engine(args, rollout, model_args))
     if not args.base_url:
         raise ConfigError("--backend server needs --base_url, such as http://localhost:8000/v1")
-    return _servers(args, tokenizer, args.base_url.split(","))
+    return _servers(args, rollout, tokenizer, args.base_url.split(","))
 
 
-def _servers(args: BackendArguments, tokenizer: Any, urls: Sequence[str]) -> Backend:
+def _servers(args: BackendArguments, rollout: RolloutConfig, tokenizer: Any, urls: Sequence[str]) -> Backend:
     """One server, or those of several that answer."""
     found: list[Backend] = []
     for url in urls:
         try:
-            found.append(_server(args, tokenizer, url.strip()))
+            found.append(_server(args, rollout, tokenizer, url.strip()))
         except ServerGoneError as error:
             if len(urls) == 1:
                 raise
             say(f"left out: {error}")
     if not found:
-        raise BackendError("none of the servers answers")
+        raise BackendError("no server answers")
     return found[0] if len(urls) == 1 else BackendPool(found)
 
 
-def _server(args: BackendArguments, tokenizer: Any, url: str) -> Backend:
+def _server(args: BackendArguments, rollout: RolloutConfig, tokenizer: Any, url: str) -> Backend:
     return OpenAIBackend(
         url,
         tokenizer,
@@ -101,11 +96,11 @@ def _server(args: BackendArguments, tokenizer: Any, url: str) -> Backend:
         dialect=args.dialect,
         api=args.api,
         api_key=os.environ.get(args.api_key_variable),
-        max_context=args.max_context,
+        max_context=rollout.max_context,
     )
 
 
-def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:
+def _engine(args: BackendArguments, rollout: RolloutConfig, model_args: GenerationModelConfig) -> Any:
     try:
         options = json.loads(args.vllm_options)
     except ValueError as error:
@@ -117,7 +112,8 @@ def _engine(args: BackendArguments, model_args: ModelConfig) -> Any:
     except ImportError as error:
         raise ConfigError(f"--backend vllm: vLLM can't be imported ({error}): pip install 'gtpo[vllm]'") from error
     settings: dict[str, Any] = {"model": model_args.model_name_or_path, "revision": model_args.model_revision}
-    settings |= {"dtype": model_args.dtype or "auto", "max_model_len": args.max_context}
+    settings |= {"dtype": model_args.dtype or "auto", "max_model_len": rollout.max_context}
+    settings["trust_remote_code"] = model_args.trust_remote_code
     if not torch.accelerator.is_available():  # a seeded request that is prefilled in parts ends vLLM 0.32's CPU engine
         settings["enable_chunked_prefill"] = False
     return LLM(**{**settings, "logprobs_mode": "processed_logprobs", **options})

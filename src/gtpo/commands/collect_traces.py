@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig
-
 from gtpo._files import write_text
-from gtpo.commands.arguments import parse, say
+from gtpo.commands.arguments import GenerationModelConfig, parse, say
 from gtpo.commands.backends import BackendArguments
-from gtpo.commands.rolling import RolloutArguments, prepare
+from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
-from gtpo.rollout import PromptArguments, ToolArguments
-from gtpo.traces.from_rollouts import traces_of
+from gtpo.traces.from_rollouts import check_choice, traces_of
 
 
 @dataclass
-class CollectArguments(RolloutArguments):
+class CollectArguments(SamplesArguments):
     """Which rollouts become traces."""
 
     output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go, for gtpo sft."})
@@ -37,8 +34,8 @@ class CollectArguments(RolloutArguments):
 
 def main(argv: Sequence[str]) -> int:
     """Parse, roll out, choose, write."""
-    args, prompt_args, *others = parse(
-        (CollectArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig),
+    args, backend_args, model_args = parse(
+        (CollectArguments, BackendArguments, GenerationModelConfig),
         argv,
         prog="gtpo collect-traces",
         about="Roll out problems and keep the rollouts that pass, as traces for gtpo sft.",
@@ -46,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     output = Path(args.output)
     if output.exists():
         raise ConfigError(f"{output} is there already: give another --output, or delete it")
-    traces_of([], [], prompt_args.make_prompts([]), **_choice(args))  # refuses wrong options before the work
-    job = prepare(args, prompt_args, *others)
+    check_choice(**_choice(args))
+    job = prepare(args, backend_args, model_args)
     journal = output.with_name(f"{output.name}.samples.jsonl")
     result = job.run(journal, "collect")
-    found = traces_of(result.samples, job.problems, job.prompts, **_choice(args))
+    found = traces_of(result.samples, job.problems, job.engine.prompts, **_choice(args))
     write_text(output, "".join(json.dumps(trace) + "\n" for trace in found.traces))
     journal.unlink()
     left_out = ", ".join(f"{count} {why}" for why, count in found.left_out.items()) or "none"

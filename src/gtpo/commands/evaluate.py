@@ -8,18 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from trl import ModelConfig
-
-from gtpo.commands.arguments import parse, say
+from gtpo.commands.arguments import GenerationModelConfig, parse, say
 from gtpo.commands.backends import BackendArguments
-from gtpo.commands.rolling import RolloutArguments, prepare
+from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, Figures
-from gtpo.rollout import PromptArguments, ToolArguments
 
 
 @dataclass
-class EvalArguments(RolloutArguments):
+class EvalArguments(SamplesArguments):
     """What becomes of the figures."""
 
     output: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
@@ -29,31 +26,29 @@ class EvalArguments(RolloutArguments):
     overwrite: bool = field(default=False, metadata={"help": "Replace the file, if it is there."})
 
 
-def arguments(
-    argv: Sequence[str],
-) -> tuple[EvalArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig]:
+def arguments(argv: Sequence[str]) -> tuple[EvalArguments, BackendArguments, GenerationModelConfig]:
     """The options.
 
     Raises:
         ConfigError: one is unknown or can't be used.
     """
-    args, prompts, tools, backend, model = parse(
-        (EvalArguments, PromptArguments, ToolArguments, BackendArguments, ModelConfig),
+    args, backend, model = parse(
+        (EvalArguments, BackendArguments, GenerationModelConfig),
         argv,
         prog="gtpo eval",
         about="Evaluate a model on problems, with its tools: avg@n, pass@k, maj@k with 95 % intervals.",
     )
-    return args, prompts, tools, backend, model
+    return args, backend, model
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
-    args, prompts, tools, backend, model = arguments(argv)
+    args, backend, model = arguments(argv)
     output = Path(args.output) if args.output else None
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
     journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
-    result = prepare(args, prompts, tools, backend, model).run(journal, "eval")
+    result = prepare(args, backend, model).run(journal, "eval")
     if output and journal:
         result.save(output)
         journal.unlink()

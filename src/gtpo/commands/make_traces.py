@@ -8,15 +8,15 @@ from typing import Optional
 
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
-from gtpo.rollout import ToolArguments, get_format
+from gtpo.rollout import SandboxConfig, get_format
 from gtpo.tasks.problems import load_problems
 from gtpo.tasks.worked_solutions import parse_solutions
 from gtpo.traces.from_solutions import traces_from_solutions
 
 
 @dataclass
-class ConvertArguments:
-    """What to convert."""
+class ConvertArguments(SandboxConfig):
+    """What to convert, and where its calls run."""
 
     solutions: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
         default=None, metadata={"help": "Problems with a field `solution`, as gsm8k has it: <<48/2=24>>, #### 72."}
@@ -34,8 +34,8 @@ class ConvertArguments:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, convert, save, and say what was left out."""
-    args, tool_args = parse(
-        (ConvertArguments, ToolArguments),
+    (args,) = parse(
+        (ConvertArguments,),
         argv,
         prog="gtpo make-traces",
         about="Make cold-start traces from worked solutions; every call is really executed for its observation.",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_solutions(load_problems(args.solutions, limit=args.max_solutions))
     traces = traces_from_solutions(
         parsed.solutions,
-        tool_args.make_sandbox(),
+        args.make_sandbox(),
         get_format(args.tool_format),
         turns_share=args.turns_share,
         seed=args.seed,

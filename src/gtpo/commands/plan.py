@@ -152,7 +152,7 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         generation_devices=plan.generation_devices,
         tensor_parallel=plan.server_tensor_parallel if server else args.vllm_tensor_parallel_size,
         gpu_memory_utilization=0.9 if server else args.vllm_gpu_memory_utilization,
-        rollout_batch=args.rollout_batch_size,
+        rollout_batch=args.max_concurrency or 64,
         weight_bytes=weight_bytes,
         bits16=bits16 or weight_bytes == 2,
         trainable=trainable,

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from tqdm.auto import tqdm
-from trl import ModelConfig
 
-from gtpo.commands.arguments import load_tokenizer, say, verifiable
+from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, say, verifiable
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
-from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
-from gtpo.rollout import ChatEncoder, PromptArguments, Prompts, RolloutEngine, RolloutLimits, Sampling, ToolArguments
+from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
+from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends.base import Backend
 from gtpo.tasks.benchmarks import BENCHMARKS
 from gtpo.tasks.problems import Problem, sample
@@ -25,8 +24,8 @@ from gtpo.tasks.verifiers import Verifier, get_verifier
 
 
 @dataclass
-class RolloutArguments:
-    """Which problems, how many samples, and where a rollout ends."""
+class SamplesArguments(RolloutConfig):
+    """Which problems, how many samples."""
 
     problems: list[str] = field(
         default_factory=list,
@@ -43,31 +42,9 @@ class RolloutArguments:
     )
     sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
     samples: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Rollouts a problem; by default what people report on a benchmark, else 1."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "0: greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution."})
-    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
-    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
-    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
-    max_completion_length: int = field(default=2048, metadata={"help": "Completion tokens a rollout."})
-    max_observation_tokens: int = field(
-        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
+        default=None, metadata={"help": "Rollouts per problem; by default what people report on a benchmark, else 1."}
     )
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
-
-    def limits(self) -> RolloutLimits:
-        """Where a rollout ends at the latest."""
-        return RolloutLimits(
-            self.max_turns,
-            self.max_turn_tokens,
-            self.max_completion_length,
-            max_observation_tokens=self.max_observation_tokens,
-        )
-
-    def sampling(self) -> Sampling:
-        """The sampling distribution."""
-        return Sampling(self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)
@@ -78,7 +55,6 @@ class Job:
     engine: RolloutEngine
     backend: Backend
     verifier: Verifier
-    prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
     max_concurrency: int | None = None
@@ -97,7 +73,6 @@ class Job:
                     self.engine,
                     self.backend,
                     self.verifier,
-                    self.prompts,
                     self.protocol,
                     about=self.about,
                     max_concurrency=self.max_concurrency,
@@ -108,7 +83,7 @@ class Job:
                 self.verifier.close()
 
 
-def load_problems_of(args: RolloutArguments) -> list[Problem]:
+def load_problems_of(args: SamplesArguments) -> list[Problem]:
     """The problems of all sources, each of which stands in its problems' extras as `from`.
 
     Raises:
@@ -129,8 +104,8 @@ def load_problems_of(args: RolloutArguments) -> list[Problem]:
     return found
 
 
-def samples_of(args: RolloutArguments) -> int:
-    """Rollouts a problem: what was asked for, or what people report on the one benchmark that was asked for."""
+def samples_of(args: SamplesArguments) -> int:
+    """Rollouts per problem: what was asked for, or what people report on the one benchmark that was asked for."""
     if args.samples is not None:
         if args.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {args.samples}")
@@ -141,36 +116,16 @@ def samples_of(args: RolloutArguments) -> int:
     return reported.pop()
 
 
-def prepare(
-    args: RolloutArguments,
-    prompt_args: PromptArguments,
-    tool_args: ToolArguments,
-    backend_args: BackendArguments,
-    model_args: ModelConfig,
-) -> Job:
+def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: GenerationModelConfig) -> Job:
     """Check everything, then load the model."""
     samples = samples_of(args)
-    verifier = get_verifier(prompt_args.verifier)
+    verifier = get_verifier(args.verifier)
     problems = verifiable(load_problems_of(args), verifier)
-    prompts = prompt_args.make_prompts(tool_args.specs())
-    tokenizer = load_tokenizer(model_args)
-    encoder = ChatEncoder(tokenizer, prompts.tool_format)
-    engine = RolloutEngine(encoder, tool_args.make_tools(), args.limits())
-    protocol = EvalProtocol(
-        tool_format=prompt_args.tool_format,
-        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.answer_type, problems)))},
-        samples=samples,
-        sampling=args.sampling(),
-        limits=args.limits(),
-        seed=args.seed,
-        tools=tuple(tool_args.tool_names()),
-        tool_state=tool_args.tool_state,
-        tool_limits=asdict(tool_args.tool_limits()) if "python" in tool_args.tool_names() else {},
-        verifier=prompt_args.verifier,
-    )
+    tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
+    engine = build_engine(args, tokenizer)
     about = {
         "model": {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
-        | {"dtype": str(model_args.dtype or "float32"), "weights": fingerprint(model_args.model_name_or_path or "")},
+        | {"dtype": str(model_args.dtype or "auto"), "weights": fingerprint(model_args.model_name_or_path or "")},
         "backend": {name: value for name, value in asdict(backend_args).items() if name != "api_key_variable"},
         "problems_asked": {
             "sources": args.problems,
@@ -179,9 +134,14 @@ def prepare(
             "sha256": _hash_of([[p.id, p.question, p.answer] for p in problems]),
         },
     }
+    backend = make_backend(backend_args, args, model_args, tokenizer)
+    problems, too_long = fitting(problems, engine, engine.max_context(backend))
+    for problem_id, why in too_long.items():
+        say(f"left out: problem {problem_id}: {why}")
     say(f"{len(problems)} problems, {samples} samples each")
-    backend = make_backend(backend_args, model_args, tokenizer)
-    return Job(problems, engine, backend, verifier, prompts, protocol, about, backend_args.max_concurrency)
+    protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed)
+    concurrency = args.max_concurrency or backend_args.max_concurrency
+    return Job(problems, engine, backend, verifier, protocol, about, concurrency)
 
 
 def fingerprint(model: str) -> str | None:

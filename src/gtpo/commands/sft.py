@@ -8,10 +8,12 @@ from typing import Optional
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, take_model_options
 from gtpo.errors import ConfigError
+from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.data import load_traces
+from gtpo.training.run import check_startable
 
 
 @dataclass
@@ -38,9 +40,11 @@ def main(argv: Sequence[str]) -> int:
     if trace_args.traces is None:
         raise ConfigError("no traces: give --traces FILE.jsonl; `gtpo make-traces` makes one from worked solutions")
     traces = load_traces(trace_args.traces)[: trace_args.max_traces]
-    tokenizer = load_tokenizer(model_args)
+    tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
+    build_encoder(args, tokenizer, args.specs())
+    check_startable(args, args.run_dir, resume=trace_args.resume, overwrite=args.overwrite)
     result = cold_start(
-        load_model(model_args),
+        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)),
         tokenizer,
         traces,
         args,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Optional, cast
+from typing import Optional
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, verifiable
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, take_model_options, verifiable
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder
+from gtpo.rollout import PythonTool, build_engine
 from gtpo.tasks.sources import problems_from
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import train
+from gtpo.training.run import check_startable, train
 
 
 @dataclass
@@ -58,23 +58,28 @@ def main(argv: Sequence[str]) -> int:
         )
     verifier = get_verifier(args.verifier)
     problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)
-    tokenizer = load_tokenizer(model_args)
-    ChatEncoder(tokenizer, args.make_format(args.specs()), template_kwargs=cast(Any, args.chat_template_kwargs))
+    tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
-    sandbox = args.make_sandbox() if "python" in args.tool_names() else None
+    check_startable(args, args.run_dir, resume=problem_args.resume, overwrite=args.overwrite)
+    engine = build_engine(args, tokenizer)
     is_main = args.process_index == 0
     if is_main:
-        say(f"{len(problems)} problems" + (f", sandbox: {sandbox.level().sentence}" if sandbox else ""))
-    model = load_model(model_args)
+        python = engine.tools.get("python")
+        level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
+        say(f"{len(problems)} problems{level}")
+    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
+    model = load_model(
+        model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)
+    )
     result = train(
         model,
         tokenizer,
         problems,
         args,
         resume=problem_args.resume,
-        provenance={"problems": asdict(problem_args), "model": asdict(model_args)},
+        provenance=provenance,
         label=args.algorithm,
-        sandbox=sandbox,
+        engine=engine,
         verifier=verifier,
         peft_config=get_peft_config(model_args),
     )

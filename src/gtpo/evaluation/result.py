@@ -12,10 +12,11 @@ from typing import Any
 from gtpo._files import write_text
 from gtpo.errors import DataError
 from gtpo.evaluation.statistics import Estimate, maj_at_k, mean_with_interval, pass_at_k
-from gtpo.rollout import RolloutLimits, Sampling
+from gtpo.rollout import RolloutConfig, RolloutEngine
+from gtpo.tasks.problems import Problem
 from gtpo.versions import installed_versions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -23,28 +24,24 @@ class EvalProtocol:
     """Everything that decides the figures, besides model and problems.
 
     Attributes:
-        tool_format: name of the tool-call syntax.
-        system_prompts: as the model saw them, by kind of answer; None if there was none.
-        samples: rollouts a problem.
-        sampling: the sampling distribution.
-        limits: where a rollout ended at the latest.
+        samples: rollouts per problem.
         seed: of the sampling.
-        tools: names of the tools; none: without tools.
-        tool_state: what a call left for the next one of its rollout.
-        tool_limits: of one call.
-        verifier: its name.
+        system_prompts: as the model saw them, by type of answer; None if there was none.
+        rollout: how rollouts were made; see `gtpo.rollout.RolloutConfig.recorded`.
     """
 
-    tool_format: str
-    system_prompts: Mapping[str, str | None] = field(default_factory=dict)
     samples: int = 1
-    sampling: Sampling = field(default_factory=Sampling)
-    limits: RolloutLimits = field(default_factory=RolloutLimits)
     seed: int = 0
-    tools: tuple[str, ...] = ("python",)
-    tool_state: str = "stateless"
-    tool_limits: Mapping[str, Any] = field(default_factory=dict)
-    verifier: str = "auto"
+    system_prompts: Mapping[str, str | None] = field(default_factory=dict)
+    rollout: Mapping[str, Any] = field(default_factory=dict)
+
+
+def protocol_of(
+    config: RolloutConfig, engine: RolloutEngine, problems: Sequence[Problem], *, samples: int = 1, seed: int = 0
+) -> EvalProtocol:
+    """The protocol of an evaluation of these problems with this engine, which was built of that configuration."""
+    types = sorted(set(map(engine.prompts.answer_type, problems)))
+    return EvalProtocol(samples, seed, {name: engine.prompts.system_prompt(name) for name in types}, config.recorded())
 
 
 @dataclass(frozen=True)

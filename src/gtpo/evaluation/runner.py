@@ -1,8 +1,8 @@
 """Evaluate a model on problems: roll out, verify as rollouts end, keep each sample at once, count.
 
-A sample's random numbers hang on the seed, its problem's place and its own number alone, so an evaluation that was
+A sample's random numbers depend on the seed, its problem's place and its own number alone, so an evaluation that was
 killed goes on with the samples that are missing and comes to the same result, as far as the backend's results do not
-hang on what is computed beside them (they do not for `TransformersBackend` on a CPU; vLLM makes no such promise).
+depend on what is computed beside them (they do not for `TransformersBackend` on a CPU; vLLM makes no such promise).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gtpo._async import run_async
 from gtpo.errors import SandboxError
 from gtpo.evaluation.journal import Journal
 from gtpo.evaluation.result import EvalProtocol, EvalResult, Figures, figures_of
-from gtpo.rollout import Prompts, RolloutEngine
+from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends.base import Backend
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
-from gtpo.types import StopReason, Trajectory, Turn
+from gtpo.types import Trajectory, Turn
 
 Progress = Callable[[int, int, int], None]
 """Called as progress(done, of, passed) when a sample is verified."""
@@ -33,7 +33,6 @@ def evaluate(
     engine: RolloutEngine,
     backend: Backend,
     verifier: Verifier,
-    prompts: Prompts,
     protocol: EvalProtocol,
     *,
     about: Mapping[str, Any] | None = None,
@@ -45,10 +44,9 @@ def evaluate(
 
     Args:
         problems: at least one, with different ids.
-        engine: with the format, tools and limits that the protocol states.
+        engine: with the prompts, tools, limits and sampling that the protocol states.
         backend: generates.
         verifier: checks the final answers.
-        prompts: makes the prompts.
         protocol: how many samples, how they are drawn.
         about: which model and problems; goes into the result.
         max_concurrency: rollouts under way at once; None: as many as the backend takes.
@@ -62,9 +60,9 @@ def evaluate(
         ConfigError: the journal belongs to another evaluation.
     """
     return run_async(
-        _Evaluation(
-            problems, engine, backend, verifier, prompts, protocol, dict(about or {}), max_concurrency, progress
-        ).run(journal)
+        _Evaluation(problems, engine, backend, verifier, protocol, dict(about or {}), max_concurrency, progress).run(
+            journal
+        )
     )
 
 
@@ -76,7 +74,6 @@ class _Evaluation:
     engine: RolloutEngine
     backend: Backend
     verifier: Verifier
-    prompts: Prompts
     protocol: EvalProtocol
     about: dict[str, Any]
     max_concurrency: int | None
@@ -126,9 +123,8 @@ class _Evaluation:
         verifying = asyncio.create_task(self._verify(ended, journal))
         rolling = asyncio.create_task(
             self.engine.run_async(
-                [self.prompts.messages(self._problem(number)) for number in numbers],
+                [self.engine.prompts.messages(self._problem(number)) for number in numbers],
                 self.backend,
-                sampling=self.protocol.sampling,
                 seed=self.protocol.seed,
                 rollout_ids=numbers,
                 max_concurrency=self.max_concurrency,
@@ -151,7 +147,7 @@ class _Evaluation:
             while not ended.empty():
                 items.append(ended.get_nowait())
             last = None in items
-            scored = [item for item in items if item and item[1].stop_reason is not StopReason.TOOL_FAILURE]
+            scored = [item for item in items if item and not item[1].stop_reason.is_failure]
             if not scored:
                 continue
             problems = [self._problem(number) for number, _ in scored]

@@ -180,7 +180,7 @@ def _help(parts: dict[str, float], work: Workload) -> str:
         "activations": "smaller micro-batches (per_device_train_batch_size)"
         + ("" if work.checkpointing else ", gradient_checkpointing")
         + ", shorter rollouts (max_completion_length)",
-        "key-value cache": "a smaller rollout_batch_size, or vLLM",
+        "key-value cache": "a smaller max_concurrency, or vLLM",
         "optimizer": "LoRA (use_peft), optim adamw_8bit, or more devices under fsdp2",
         "gradients": "LoRA (use_peft), or more devices under fsdp2",
         "weights": "more devices under fsdp2, or dtype bfloat16 (not under fsdp2, which trains float32)",

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import yaml
-
-from gtpo.errors import ConfigError
-from gtpo.rollout.formats import ToolFormat, get_format
-from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.formats import ToolFormat
 from gtpo.tasks.answer_types import INSTRUCTIONS, answer_type
 from gtpo.tasks.problems import Problem
 
@@ -50,53 +45,3 @@ class Prompts:
     def messages(self, problem: Problem) -> list[dict[str, Any]]:
         """The prompt as chat messages."""
         return problem.prompt(self.system_prompt(self.answer_type(problem)))
-
-
-@dataclass
-class PromptArguments:
-    """How problems are put to the model, and who checks the answers."""
-
-    tool_format: str = field(
-        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
-    )
-    system_prompt: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None,
-        metadata={"help": "System prompt; by default one that tells of the tools and of how to answer. '' for none."},
-    )
-    instructions: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "YAML file: sentences on how to write the answer, by kind (math, choice, qa, tests, ...)."},
-    )
-    verifier: str = field(
-        default="auto",
-        metadata={"help": "auto (by domain), math, choice, qa, code, reasoning_gym, or MODULE:FUNCTION of your own."},
-    )
-
-    def make_format(self, specs: Sequence[ToolSpec]) -> ToolFormat:
-        """The tool-call syntax for these tools.
-
-        Raises:
-            ConfigError: there is none of that name.
-        """
-        return get_format(self.tool_format, specs)
-
-    def make_prompts(self, specs: Sequence[ToolSpec]) -> Prompts:
-        """What makes the prompts.
-
-        Raises:
-            ConfigError: an unknown format, or a file of instructions that can't be used.
-        """
-        verifier = None if self.verifier == "auto" else self.verifier
-        return Prompts(self.make_format(specs), self.system_prompt, self._instructions(), verifier)
-
-    def _instructions(self) -> dict[str, str]:
-        if self.instructions is None:
-            return {}
-        path = Path(self.instructions)
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: can't be read: {error}") from error
-        if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
-            raise ConfigError(f"{path}: must map kinds of answers to sentences")
-        return found

@@ -13,7 +13,7 @@ class RolloutLimits:
 
     Attributes:
         max_turns: model turns.
-        max_turn_tokens: sampled tokens a turn.
+        max_turn_tokens: sampled tokens per turn.
         max_completion_length: completion tokens in all: turns and observations.
         max_context: prompt and completion tokens; None takes the model's context length.
         max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
@@ -53,6 +53,10 @@ class Sampling:
             raise ConfigError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ConfigError(f"top_k must be at least 0 (0: off), got {self.top_k}")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p must be in [0, 1], got {self.min_p}")
+        if self.repetition_penalty <= 0:
+            raise ConfigError(f"repetition_penalty must be above 0 (1: off), got {self.repetition_penalty}")
 
     @property
     def greedy(self) -> bool:

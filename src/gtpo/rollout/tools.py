@@ -23,17 +23,19 @@ class ToolResult:
         text: for the model; the middle of a long one is cut later.
         status: how it ended: "ok", or another word for statistics; of Python the sandbox's. "tool_failure": the tool
             itself failed, which ends the rollout and masks it.
+        note: of a failing tool, what failed; for logs.
     """
 
     text: str
     status: str = "ok"
+    note: str = ""
 
 
 class ToolUse(Protocol):
     """A tool in the hands of one rollout."""
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Carry out one call. What goes wrong with the call is a result; an exception ends the run."""
+        """Carry out one call. What goes wrong with the call is a result; an exception is a failure of the tool."""
         ...
 
     async def aclose(self) -> None:
@@ -97,7 +99,7 @@ class Interpreter:
             result = await self._sandbox.run(call.code, key=self._key)
         else:
             result = await self._session.run(call.code)
-        return ToolResult(result.render(max_chars=2**31), result.status.value)
+        return ToolResult(result.render(max_chars=2**31), result.status.value, result.note or "")
 
     async def aclose(self) -> None:
         """Ends the rollout's process, if it has one; may be called twice."""

@@ -47,10 +47,7 @@ def traces_of(
     Raises:
         ConfigError: an unknown preference, or a number out of range.
     """
-    if unknown := [name for name in prefer if name not in get_args(Preference)]:
-        raise ConfigError(f"prefer: unknown {', '.join(unknown)}; known: {', '.join(get_args(Preference))}")
-    if per_problem < 1 or max_invalid_calls < 0:
-        raise ConfigError(f"per_problem must be at least 1 ({per_problem}), max_invalid_calls 0 ({max_invalid_calls})")
+    check_choice(per_problem=per_problem, prefer=prefer, max_invalid_calls=max_invalid_calls)
     left_out: Counter[str] = Counter()
     kept: dict[str, list[Mapping[str, Any]]] = {problem.id: [] for problem in problems}
     seen: set[Any] = set()
@@ -71,6 +68,18 @@ def traces_of(
         left_out["more than asked for of the problem"] += len(ranked[per_problem:])
         traces += [_trace(sample, prompts.messages(problem)) for sample in ranked[:per_problem]]
     return Collection(traces, +left_out)
+
+
+def check_choice(*, per_problem: int, prefer: Sequence[str], max_invalid_calls: int) -> None:
+    """Refuse what `traces_of` would, before the rollouts are made.
+
+    Raises:
+        ConfigError: an unknown preference, or a number out of range.
+    """
+    if unknown := [name for name in prefer if name not in get_args(Preference)]:
+        raise ConfigError(f"prefer: unknown {', '.join(unknown)}; known: {', '.join(get_args(Preference))}")
+    if per_problem < 1 or max_invalid_calls < 0:
+        raise ConfigError(f"per_problem must be at least 1 ({per_problem}), max_invalid_calls 0 ({max_invalid_calls})")
 
 
 def _content(sample: Mapping[str, Any], prompts: Prompts) -> tuple[str, ...]:

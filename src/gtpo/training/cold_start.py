@@ -1,7 +1,7 @@
 """Cold start: supervised fine-tuning on multi-turn traces through TRL's `SFTTrainer`.
 
-Traces are encoded here, by the same code as rollouts, and handed over with labels; the host neither renders nor
-masks anything. Loss on the model's own tokens only.
+Traces are encoded here, by the same code as rollouts, and handed over with labels; TRL neither renders nor masks
+anything. Loss on the model's own tokens only.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import ChatEncoder, Prompts, ToolChoice, get_format
+from gtpo.rollout import PromptConfig, Prompts, build_encoder
 from gtpo.training.data import trace_dataset
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
@@ -24,23 +24,18 @@ from gtpo.training.trl_compat import apply_defaults, save_policy
 
 
 @dataclass
-class ColdStartConfig(SFTConfig, ToolChoice):
+class ColdStartConfig(PromptConfig, SFTConfig):
     """Settings of a cold start; every option of TRL's `SFTConfig` keeps its name and meaning."""
 
     run_dir: str = field(default="runs/cold-start", metadata={"help": "Directory of the run; made if missing."})
     overwrite: bool = field(
         default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
     )
-    tool_format: str = field(
-        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
-    )
-    system_prompt: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "System prompt; by default the format's own instruction. '' for none."}
-    )
 
     def __post_init__(self) -> None:
-        apply_defaults(self)
-        super().__post_init__()
+        apply_defaults(self, "runs/cold-start")
+        SFTConfig.__post_init__(self)
+        PromptConfig.__post_init__(self)
         if self.packing or self.completion_only_loss or self.assistant_only_loss:
             raise ConfigError(
                 "the cold start masks by itself, on whole traces: leave packing, completion_only_loss and "
@@ -74,9 +69,8 @@ def cold_start(
         RecordError: the run's directory can't be written.
     """
     recorder = RunRecorder(args.run_dir)
-    tool_format = get_format(args.tool_format, args.specs())
-    prompt = Prompts(tool_format, args.system_prompt).system_prompt()
-    encoder = ChatEncoder(tokenizer, tool_format)
+    encoder = build_encoder(args, tokenizer, args.specs())
+    prompt = Prompts(encoder.format, args.system_prompt).system_prompt()
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     if args.process_index == 0:

@@ -1,7 +1,7 @@
 """`GTPOConfig`: TRL's `GRPOConfig` with the numbers of the algorithm, the rollout, the tool and the run's directory.
 
 The help text of a field is its documentation and says whether its default is the paper's [paper], DAPO's [DAPO] or
-ours. Every option of `GRPOConfig` keeps its name and meaning.
+ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by name (`gtpo.training.trl_options`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from trl import GRPOConfig
 from gtpo import functional as F
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
-from gtpo.rollout import PromptArguments, RolloutLimits, Sampling, ToolArguments
+from gtpo.failures import FailurePolicy
+from gtpo.rollout import RolloutConfig
 from gtpo.training.loss_policy import LossPolicy
 from gtpo.training.trl_compat import apply_defaults
+from gtpo.training.trl_options import check_options
 
 
 @dataclass
-class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
+class GTPOConfig(RolloutConfig, GRPOConfig):
     """Settings of a GTPO (or GRPO) run with tools."""
 
     run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
@@ -31,7 +33,7 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     algorithm: Literal["gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo"] = field(
         default="gtpo",
         metadata={
-            "help": "gtpo; grpo, the paper's baseline with one reward a rollout; or, for comparison, dr_grpo, rloo, "
+            "help": "gtpo; grpo, the paper's baseline with one reward per rollout; or, for comparison, dr_grpo, rloo, "
             "mt_grpo, turn_loo."
         },
     )
@@ -68,7 +70,7 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
     )
     turn_rewards: bool = field(
-        default=True, metadata={"help": "For ablations: false puts the sum of a rollout's rewards at its last turn."}
+        default=True, metadata={"help": "For ablations: false assigns the sum of a rollout's rewards to its last turn."}
     )
     turn_returns: bool = field(
         default=True, metadata={"help": "For ablations: false gives each turn the rollout's sum of rewards."}
@@ -79,24 +81,19 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
             "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
         },
     )
-    max_turns: int = field(default=8, metadata={"help": "Model turns a rollout."})
-    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens a turn."})
-    max_completion_length: int = field(
-        default=2048, metadata={"help": "Completion tokens a rollout: turns and observations."}
-    )
-    max_context: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
-        default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
-    )
-    max_observation_tokens: int = field(
-        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
-    )
-    max_repeated_tokens: int = field(
-        default=256,
-        metadata={"help": "Repeated tokens (a block of at most 32, over and over) that end a turn; 0: never."},
-    )
-    rollout_batch_size: int = field(default=64, metadata={"help": "Rollouts generated at a time, a process."})
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
+    )
+    record_max_tokens: int = field(
+        default=1_000_000,
+        metadata={"help": "Of a step, record whole groups of about so many completion tokens at most; 0: all."},
+    )
+    max_failed_fraction: float = field(
+        default=0.5,
+        metadata={"help": "A batch with a larger share of failed rollouts (tool, verifier, server, ...) is lost."},
+    )
+    max_failed_batches: int = field(
+        default=1, metadata={"help": "The run ends, with a checkpoint, when so many batches in a row are lost."}
     )
     no_answer_rollouts: LossPolicy = field(
         default="keep",
@@ -115,22 +112,20 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
-        apply_defaults(self)
-        super().__post_init__()
+        apply_defaults(self, "runs/default")
+        GRPOConfig.__post_init__(self)
+        RolloutConfig.__post_init__(self)
         chosen = CreditSettings.paper() if self.preset == "paper" else CreditSettings()
         for name in F.PAPER:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
         self.credit_settings()
-        self.rollout_limits()
-        self.sampling()
-        self.tool_limits()
-        self.make_prompts(self.specs())
-        if self.record_every < 0:
-            raise ConfigError(f"record_every must be at least 0, got {self.record_every}")
+        for name in ("record_every", "record_max_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
+        check_options(self)
         self._check_vllm()
-        if self.scale_rewards != "group" or self.multi_objective_aggregation != "sum_then_normalize":
-            raise ConfigError("GTPO normalises returns over the group: leave scale_rewards at 'group'")
 
     def _check_vllm(self) -> None:
         if not self.use_vllm:
@@ -150,24 +145,3 @@ class GTPOConfig(GRPOConfig, ToolArguments, PromptArguments):
     def credit_settings(self) -> CreditSettings:
         """The numbers of the algorithm."""
         return CreditSettings(**{item.name: getattr(self, item.name) for item in fields(CreditSettings)})
-
-    def rollout_limits(self) -> RolloutLimits:
-        """Where a rollout ends at the latest."""
-        return RolloutLimits(
-            max_turns=self.max_turns,
-            max_turn_tokens=self.max_turn_tokens,
-            max_completion_length=self.max_completion_length or 2**31,
-            max_context=self.max_context,
-            max_observation_tokens=self.max_observation_tokens,
-            max_repeated_tokens=self.max_repeated_tokens,
-        )
-
-    def sampling(self) -> Sampling:
-        """The sampling distribution of rollouts."""
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )

@@ -1,4 +1,4 @@
-"""From problems and traces to the data sets that the host's trainers take."""
+"""From problems and traces to the data sets that TRL's trainers take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gtpo.tasks.problems import Problem
 
 
 def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
-    """Columns `prompt` (chat messages), `id`, `question`, `answer`, `domain` and `extras` (JSON), one row a problem."""
+    """One row per problem: `prompt` (chat messages), `id`, `question`, `answer`, `domain` and `extras` (JSON)."""
     return Dataset.from_list(
         [
             {
@@ -33,7 +33,7 @@ def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
 
 
 def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:
-    """Read conversations from JSON Lines: a field `messages` a line, with the roles system, user, assistant, tool.
+    """Read conversations from JSON Lines: a field `messages` per line, with the roles system, user, assistant, tool.
 
     Raises:
         DataError: a missing or empty file, a broken line, or messages that are no conversation; names the line.

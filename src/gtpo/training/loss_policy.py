@@ -1,8 +1,8 @@
-"""Guards against collapse: what becomes of rollouts that went nowhere, and a word where success is too rare.
+"""Guards against collapse: what becomes of rollouts without an answer, and a warning where success is too rare.
 
-Two kinds of rollouts go nowhere, each with an option. A *void* rollout ends with a turn that holds neither a call nor
-an answer. A *cut* one ends at a limit, or because it repeated itself. SimpleTIR (arXiv 2509.02479) leaves rollouts with
-void turns out of the loss; the paper of GTPO does neither, so both options are `keep` by default.
+Two kinds of rollouts have an option each: those that end with a turn that holds neither a call nor an answer, and those
+that end at a limit or because they repeat themselves. SimpleTIR (arXiv 2509.02479) excludes the former from the loss;
+the paper of GTPO does neither, so both options are `keep` by default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gtpo.types import StopReason, Trajectory
 LossPolicy = Literal["keep", "mask", "drop"]
 """keep: as any other. mask: its tokens are out of the loss, its rewards count in its group. drop: neither."""
 
-_CUT = {
+_TRUNCATED = {
     StopReason.TURN_TOKENS,
     StopReason.TOTAL_TOKENS,
     StopReason.CONTEXT,
@@ -24,20 +24,22 @@ _CUT = {
 }
 
 
-def loss_policy_of(trajectory: Trajectory, *, has_answer: bool, void: LossPolicy, cut: LossPolicy) -> LossPolicy:
-    """What becomes of a rollout; one whose sandbox failed is always dropped.
+def loss_policy_of(
+    trajectory: Trajectory, *, has_answer: bool, no_answer: LossPolicy, truncated: LossPolicy
+) -> LossPolicy:
+    """What becomes of a rollout; one that failed is always dropped.
 
     Args:
         trajectory: the rollout.
         has_answer: whether its last turn holds an answer, right or wrong.
-        void: for rollouts that end with a turn without call and answer.
-        cut: for rollouts that end at a limit or by repetition.
+        no_answer: for rollouts that end with a turn without call and answer.
+        truncated: for rollouts that end at a limit or by repetition.
     """
-    if trajectory.stop_reason is StopReason.TOOL_FAILURE:
+    if trajectory.stop_reason.is_failure:
         return "drop"
-    if trajectory.stop_reason in _CUT:
-        return cut
-    return "keep" if has_answer else void
+    if trajectory.stop_reason in _TRUNCATED:
+        return truncated
+    return "keep" if has_answer else no_answer
 
 
 class FailureWatch:

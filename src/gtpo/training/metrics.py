@@ -26,7 +26,7 @@ def rollout_counts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def rollout_metrics(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means a rollout, given the counts of every process."""
+    """Means per rollout, given the counts of every process."""
     total: dict[str, float] = {}
     for part in counts:
         for name, value in part.items():

@@ -69,6 +69,11 @@ class StepProgress(TrainerCallback):
         if self._bar is not None:
             self._phase = "done"
             self._show()
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands, where training does not come to its end."""
+        if self._bar is not None:
             self._bar.close()
             self._bar = None
 

@@ -1,4 +1,4 @@
-"""Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl.
+"""Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl.gz.
 
 Every process of a run makes a `RunRecorder`, which tries the directory; the main process alone writes with it.
 `docs/run-directory.md` documents the files; `SCHEMA_VERSION` changes whenever a field changes its meaning. Files are
@@ -8,18 +8,19 @@ how to go on, and what was written before stays readable.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from gtpo._files import write_text
+from gtpo._files import write_bytes, write_text
 from gtpo.errors import ConfigError, RecordError
-from gtpo.run_directory import CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION
+from gtpo.run_directory import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION
 from gtpo.versions import installed_versions
 
 MIN_FREE_MB = 200
@@ -38,6 +39,7 @@ class RunRecorder:
     def __init__(self, run_dir: str | Path):
         self.run_dir = Path(run_dir)
         self.metrics_path = self.run_dir / METRICS
+        self._last: tuple[int, str, int, int] = (0, "", 0, 0)
         try:
             (self.run_dir / ROLLOUTS).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.run_dir).close()
@@ -55,10 +57,29 @@ class RunRecorder:
         document = {"schema": SCHEMA_VERSION, "versions": installed_versions(), **config}
         self._replace(self.run_dir / CONFIG, yaml.safe_dump(json.loads(json.dumps(document, default=str))))
 
-    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the rollouts of one step, a line each."""
-        lines = "".join(json.dumps({"schema": SCHEMA_VERSION, "step": step, **row}) + "\n" for row in rows)
-        self._replace(self.run_dir / ROLLOUTS / f"step_{step:06d}.jsonl", lines)
+    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the rollouts of one step, a line each, compressed.
+
+        A second batch of the same step, as where an update takes several generations, is added to the first; its
+        rollouts and groups are numbered on.
+        """
+        last_step, lines, rollouts, groups = self._last
+        if last_step != step:
+            lines, rollouts, groups = "", 0, 0
+        for row in rows:
+            similarities = {str(int(p) + rollouts): value for p, value in (row.get("similarities") or {}).items()}
+            numbers = {"rollout": row["rollout"] + rollouts, "group": row["group"] + groups}
+            document = {"schema": SCHEMA_VERSION, "step": step, **row, **numbers, "similarities": similarities}
+            lines += json.dumps(document) + "\n"
+        if rows:
+            rollouts += 1 + max(row["rollout"] for row in rows)
+            groups += 1 + max(row["group"] for row in rows)
+        self._last = (step, lines, rollouts, groups)
+        path = self.run_dir / ROLLOUTS / f"step_{step:06d}.jsonl.gz"
+        try:
+            write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
+        except OSError as error:
+            raise self._error(path, error) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -68,20 +89,10 @@ class RunRecorder:
         except OSError as error:
             raise self._error(self.metrics_path, error) from error
 
-    def start_afresh(self, *, overwrite: bool) -> None:
-        """Make room for a new run.
-
-        Raises:
-            ConfigError: the directory holds a run already, and it is not to be overwritten.
-        """
-        checkpoints = self.run_dir / "checkpoints"
-        if not overwrite and (self.metrics_path.exists() or checkpoints.exists()):
-            raise ConfigError(
-                f"{self.run_dir} holds a run already: go on with it (--resume), choose another --run_dir, or delete "
-                "its records and checkpoints (--overwrite)"
-            )
+    def start_afresh(self) -> None:
+        """Make room for a new run: delete the records and checkpoints of a former one."""
         self.rewind(0)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
 
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, since training resumes from there."""
@@ -89,8 +100,8 @@ class RunRecorder:
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
             self._replace(self.metrics_path, "".join(line + "\n" for line in kept))
-        for path in (self.run_dir / ROLLOUTS).glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
+        for path in (self.run_dir / ROLLOUTS).glob("step_*.jsonl*"):
+            if int(path.name.removeprefix("step_").partition(".")[0]) > step:
                 path.unlink()
 
     def _replace(self, path: Path, text: str) -> None:
@@ -104,6 +115,20 @@ class RunRecorder:
         return RecordError(
             f"{path}: can't be written: {error.strerror or error}. Free some space or mend the permissions, then go "
             "on from the last checkpoint with --resume; what was recorded before is intact."
+        )
+
+
+def check_vacant(run_dir: str | Path) -> None:
+    """Refuse a directory with a run in it.
+
+    Raises:
+        ConfigError: it holds records or checkpoints.
+    """
+    run_dir = Path(run_dir)
+    if (run_dir / METRICS).exists() or (run_dir / CHECKPOINTS).exists():
+        raise ConfigError(
+            f"{run_dir} holds a run already: go on with it (--resume), choose another --run_dir, or delete its records "
+            "and checkpoints (--overwrite)"
         )
 
 

@@ -13,23 +13,26 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainingArguments
 
 from gtpo.errors import ConfigError
+from gtpo.rollout import RolloutEngine, build_engine, fitting
+from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
+from gtpo.training.model_card import write_model_card
 from gtpo.training.progress import StepProgress
-from gtpo.training.recorder import RunRecorder
+from gtpo.training.recorder import RunRecorder, check_vacant
 from gtpo.training.trainer import GTPOTrainer
-from gtpo.training.trl_compat import save_policy
+from gtpo.training.trl_compat import longest_context, save_policy
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends what the host logs to metrics.jsonl."""
+    """Appends what the trainer logs to metrics.jsonl."""
 
     def __init__(self, recorder: RunRecorder):
         self.recorder = recorder
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write one line; the host's closing summary of the whole run is left out."""
+        """Write one line; the trainer's closing summary of the whole run is left out."""
         if logs and state.is_world_process_zero and "train_runtime" not in logs:
             self.recorder.append_metrics({"step": state.global_step, **logs})
 
@@ -58,6 +61,9 @@ def train(
     resume: bool = False,
     provenance: Mapping[str, Any] | None = None,
     label: str = "gtpo",
+    engine: RolloutEngine | None = None,
+    sandbox: Sandbox | None = None,
+    callbacks: Sequence[Any] | None = None,
     **trainer_options: Any,
 ) -> TrainResult:
     """Train, record and save.
@@ -70,32 +76,47 @@ def train(
         resume: go on from the last checkpoint of the run's directory.
         provenance: further entries of config.yaml, such as the model's name and the problem files.
         label: stands before the progress bar.
+        engine: rolls out; by default the one that `args` ask for.
+        sandbox: runs the model's code, in the default engine.
+        callbacks: of the trainer, besides those that record the run.
         trainer_options: passed on to `GTPOTrainer`.
 
     Raises:
         ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+        DataError: no problem's prompt fits into the context.
         RecordError: the run's directory can't be written.
+        TooManyFailuresError: too many rollouts failed; says where the checkpoint is.
     """
     recorder = RunRecorder(args.run_dir)
+    engine = engine or build_engine(args, tokenizer, sandbox=sandbox)
+    progress = StepProgress(enabled=not args.disable_tqdm, label=label)
+    problems, left_out = fitting(problems, engine, longest_context(model, args))
+    if args.process_index == 0:
+        for problem_id, why in left_out.items():
+            progress.say(f"left out: problem {problem_id}: {why}")
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     trainer = GTPOTrainer(
         model,
         args,
-        problem_dataset(problems, args.make_prompts(args.specs())),
+        problem_dataset(problems, engine.prompts),
         tokenizer,
+        engine=engine,
         recorder=recorder,
-        progress=StepProgress(enabled=not args.disable_tqdm, label=label),
-        callbacks=[MetricsCallback(recorder)],
+        progress=progress,
+        callbacks=[MetricsCallback(recorder), *(callbacks or ())],
         **trainer_options,
     )
     if trainer.accelerator.is_main_process:
         recorder.write_config({**(provenance or {}), "config": args.to_dict()})
     if checkpoint and _step_of(checkpoint) >= args.max_steps > 0:
-        trainer._load_from_checkpoint(checkpoint)  # the host would do one step more before it looks at max_steps
+        trainer._load_from_checkpoint(checkpoint)  # TRL would do one step more before it looks at max_steps
         trainer.state.global_step = _step_of(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
+    model_dir = save_policy(trainer, args.run_dir)
+    if trainer.accelerator.is_main_process:
+        write_model_card(model_dir, args, trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history)
+    return TrainResult(Path(args.run_dir), model_dir, trainer.state.global_step)
 
 
 def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
@@ -115,9 +136,22 @@ def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overw
     return cast("str | None", checkpoint)
 
 
+def check_startable(args: TrainingArguments, run_dir: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """What `begin` would refuse, found without touching anything: before weights are loaded.
+
+    Raises:
+        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+    """
+    if resume:
+        _last_whole(args)
+    elif not overwrite:
+        check_vacant(run_dir)
+
+
 def _make_ready(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
+    check_startable(args, recorder.run_dir, resume=resume, overwrite=overwrite)
     if not resume:
-        recorder.start_afresh(overwrite=overwrite)
+        recorder.start_afresh()
         return None
     checkpoint = last_checkpoint(args)
     recorder.rewind(_step_of(checkpoint))
@@ -130,17 +164,22 @@ def last_checkpoint(args: TrainingArguments) -> str:
     Raises:
         ConfigError: there is none.
     """
+    newest = _last_whole(args)
+    for path in Path(args.output_dir or "").glob("checkpoint-*"):
+        if _step_of(path) > _step_of(newest):
+            shutil.rmtree(path, ignore_errors=True)
+    return str(newest)
+
+
+def _last_whole(args: TrainingArguments) -> Path:
     found = whole_checkpoints(args.output_dir or "")
     if not found:
         raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
-    for path in Path(args.output_dir or "").glob("checkpoint-*"):
-        if _step_of(path) > _step_of(found[-1]):
-            shutil.rmtree(path, ignore_errors=True)
-    return str(found[-1])
+    return found[-1]
 
 
 def whole_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints that were written to their end, the newest last. The host writes `trainer_state.json` last of all."""
+    """Checkpoints that were written to their end, the newest last. `trainer_state.json` is written last of all."""
     found = []
     for state in Path(folder).glob("checkpoint-*/trainer_state.json"):
         try:

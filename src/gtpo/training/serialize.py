@@ -1,63 +1,88 @@
-"""One JSON object a rollout, as the recorder writes it; `docs/run-directory.md` documents the fields."""
+"""One JSON object per rollout, as the recorder writes it; `docs/run-directory.md` documents the fields."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-from gtpo.credit import Credit, CreditInputs
 from gtpo.rollout.token_offsets import TokenPieces
-from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict
-from gtpo.types import InvalidCall, Trajectory, Turn
+from gtpo.training.batch import Batch
+from gtpo.types import InvalidCall, Turn
 
 
-def rollout_rows(
-    trajectories: Sequence[Trajectory],
-    problems: Sequence[Problem],
-    verdicts: Sequence[Verdict],
-    credit: Credit,
-    first: int,
-    pieces: TokenPieces,
-    facts: Sequence[CreditInputs],
-) -> list[dict[str, Any]]:
-    """Describe finished rollouts with their credit.
+def recorded_groups(groups: Sequence[int], tokens: Sequence[int], max_tokens: int) -> set[int]:
+    """The first groups of a batch that together have about `max_tokens` completion tokens at most; at least one group.
 
     Args:
-        trajectories, problems, verdicts: of this process, in the same order.
-        credit: of the whole batch.
-        first: place of the first of these rollouts in `credit`.
-        pieces: cuts the texts of turns at their tokens.
-        facts: what credit knows of the rollouts of the whole batch.
+        groups, tokens: of each rollout, its group and its completion tokens.
+        max_tokens: 0: all groups.
     """
-    values = {name: getattr(credit, name).tolist() for name in _OF_CREDIT}  # one by one a tensor's entries are slow
-    groups = credit.group_B.tolist()
+    sizes: dict[int, int] = {}
+    for group, count in zip(groups, tokens, strict=True):
+        sizes[group] = sizes.get(group, 0) + count
+    kept: set[int] = set()
+    total = 0
+    for group, size in sizes.items():
+        total += size
+        if kept and max_tokens and total > max_tokens:
+            break
+        kept.add(group)
+    return kept
+
+
+def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> list[dict[str, Any]]:
+    """Describe the finished rollouts of this process with their credit.
+
+    Args:
+        batch: the rollouts.
+        pieces: cuts the texts of turns at their tokens.
+        groups: those to describe.
+    """
+    values = {name: getattr(batch.credit, name).tolist() for name in _OF_CREDIT}  # entries of a tensor are slow
+    group_of = batch.credit.group_B.tolist()
+    described = enumerate(zip(batch.trajectories, batch.problems, batch.verdicts, strict=True), start=batch.first)
     return [
         {
-            "rollout": first + i,
-            "group": groups[first + i],
+            "rollout": i,
+            "group": group_of[i],
             "problem_id": problem.id,
             "question": problem.question,
             "answer": problem.answer,
             "passed": verdict.passed,
+            "score": verdict.score,
             "verdict": verdict.reason,
             "extracted": verdict.extracted,
             "stop_reason": trajectory.stop_reason.value,
-            "masked": facts[first + i].masked,
+            "failure": failure.kind if (failure := batch.failures[i]) else None,
+            "masked": batch.inputs[i].masked,
             "prompt_tokens": len(trajectory.prompt_ids),
-            "outcome_reward": values["outcome_B"][first + i],
-            "similarities": {str(p): round(value, 6) for p, value in credit.similarities.get(first + i, {}).items()},
+            "outcome_reward": values["outcome_B"][i],
+            "similarities": {str(p): round(value, 6) for p, value in batch.credit.similarities.get(i, {}).items()},
             "turns": [
                 {
                     **_turn_text(turn, pieces),
-                    "invalid": facts[first + i].invalid_turns[j],
-                    **_turn_credit(values, first + i, j, len(trajectory.turns)),
+                    "invalid": batch.inputs[i].invalid_turns[j],
+                    **_turn_credit(values, i, j, len(trajectory.turns)),
                 }
                 for j, turn in enumerate(trajectory.turns)
             ],
         }
-        for i, (trajectory, problem, verdict) in enumerate(zip(trajectories, problems, verdicts, strict=True))
+        for i, (trajectory, problem, verdict) in described
+        if group_of[i] in groups
     ]
+
+
+def turn_columns(batch: Batch) -> dict[str, list[str]]:
+    """For the table of `log_completions`: each rollout's turn rewards, returns and advantages."""
+    named = {"rewards": "rewards_B_K", "returns": "returns_B_K", "advantages": "advantages_B_K"}
+    values = {name: getattr(batch.credit, field).tolist() for name, field in named.items()}
+    return {
+        f"turn_{name}": [
+            ", ".join(f"{value:.2f}" for value in rows[batch.first + i][: len(trajectory.turns)])
+            for i, trajectory in enumerate(batch.trajectories)
+        ]
+        for name, rows in values.items()
+    }
 
 
 def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:

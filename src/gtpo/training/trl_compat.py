@@ -1,30 +1,53 @@
-"""What both trainers have in common: settling the host's arguments, and saving what was trained."""
+"""What leans on TRL, transformers and accelerate: filling in arguments, several processes, saving what was trained."""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from peft import AutoPeftModelForCausalLM
+from transformers import AutoConfig
+from trl.models.utils import unwrap_model_for_generation
 
 from gtpo._malloc import keep_freed_memory
 from gtpo.errors import ConfigError
+from gtpo.run_directory import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_SAVING = timedelta(hours=4)
 
 
-def apply_defaults(args: Any) -> None:
-    """Fill in, before the host checks its arguments, what follows from the run's directory and the machine.
+def apply_defaults(args: Any, default_run_dir: str) -> None:
+    """Fill in, before TRL checks its arguments, what follows from the run's directory and the machine.
 
-    Checkpoints go into the run's directory. Without an accelerator the host wants to be told that the CPU is meant
-    before it computes in bfloat16 there, and the allocator is told to keep what was freed.
+    `output_dir`, TRL's name for the directory of a run, may be given in place of `run_dir`; checkpoints go into a
+    folder of it. Without an accelerator TRL wants to be told that the CPU is meant before it computes in bfloat16
+    there, and the allocator is told to keep what was freed.
+
+    Raises:
+        ConfigError: both are given and differ.
     """
-    if args.output_dir is None:
-        args.output_dir = str(Path(args.run_dir) / "checkpoints")
+    checkpoints = str(Path(args.run_dir) / CHECKPOINTS)
+    if args.output_dir not in (None, checkpoints):
+        if args.run_dir not in (default_run_dir, args.output_dir):
+            raise ConfigError(
+                f"run_dir {args.run_dir!r} and output_dir {args.output_dir!r} name different directories; give one"
+            )
+        args.run_dir = args.output_dir
+    args.output_dir = str(Path(args.run_dir) / CHECKPOINTS)
     if not torch.accelerator.is_available():
         args.use_cpu = True
         keep_freed_memory()
@@ -35,14 +58,92 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
 
     A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged in float32 into a copy of its base for `model`:
     in bfloat16 most of a small change would be rounded away. The copy is loaded anew, on the CPU; a base that was
-    never on disk can't be, and then the adapter is all that is saved. All processes wait until it is there.
+    never on disk can't be, and then the adapter is all that is saved. All processes wait until it is there, however
+    long that takes: a barrier of NCCL would give up after its time limit.
 
     Returns:
         The folder of the model, or of the adapter if there is no model.
     """
+    patient = _patient_group()
     saved = _save_policy(trainer, Path(run_dir) / "model", Path(run_dir) / "adapter")
-    trainer.accelerator.wait_for_everyone()
+    if patient is not None:
+        torch.distributed.barrier(patient)
     return saved
+
+
+def _patient_group() -> Any:
+    """A process group whose barrier waits for hours; None where there is one process."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    return torch.distributed.new_group(backend="gloo", timeout=_SAVING)
+
+
+def on_main(compute: Callable[[], T]) -> T:
+    """What the main process computes, on every process: so an endpoint is asked once, and all see one answer.
+
+    Raises:
+        Exception: what the main process raised.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return compute()
+    found: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            found = [compute()]
+        except Exception as error:
+            found = [error]
+    (result,) = broadcast_object_list(found)
+    if isinstance(result, Exception):
+        raise result
+    return cast(T, result)
+
+
+def gather_on_main(items: list[T]) -> list[T]:
+    """The items of all processes on the main one, those of this process alone on the others."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return items
+    gathered: list[Any] | None = [None] * state.num_processes if state.is_main_process else None
+    torch.distributed.gather_object(items, gathered, dst=0)
+    return [item for part in gathered for item in part] if gathered is not None else items
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """States of the generators that a checkpoint keeps; nothing to restore by default."""
+
+    python: Any = None
+    numpy: Any = None
+    cpu: Any = None
+    cuda: Any = None
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """As they are."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """As they were."""
+        if self.cpu is None:
+            return
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def unwrapped_for_generation(trainer: Any) -> AbstractContextManager[Any]:
+    """TRL's `unwrap_model_for_generation` with the trainer's options; the second came with TRL 1.16."""
+    options = {
+        "gather_deepspeed3_params": trainer.args.ds3_gather_for_generation,
+        "gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs,
+    }
+    known = inspect.signature(unwrap_model_for_generation).parameters
+    chosen = {name: value for name, value in options.items() if name in known}
+    return unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, **chosen)
 
 
 def _save_policy(trainer: Any, model_dir: Path, adapter_dir: Path) -> Path:
@@ -71,7 +172,7 @@ def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
 
     Args:
         model: as accelerate wrapped it.
-        gathered: DeepSpeed ZeRO-3's weights have been put together by the host.
+        gathered: DeepSpeed ZeRO-3's weights have been put together by TRL.
 
     Raises:
         ConfigError: the wrapper has no way to do that: FSDP 1, or ZeRO-3 with `ds3_gather_for_generation` off.
@@ -97,6 +198,18 @@ def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
         for module in spread:
             module.reshard()
             module.set_reshard_after_forward(module is not model, recurse=False)  # torch keeps the root's whole
+
+
+def longest_context(model: Any, args: Any) -> int:
+    """Longest context that the rollouts of a run can have, as far as it is known before they start, in tokens.
+
+    Args:
+        model: a model, or a folder or Hub id.
+        args: a `GTPOConfig`; `max_context` bounds it.
+    """
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+    stated = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return min(args.max_context or stated, stated)
 
 
 def is_peft_model(model: Any) -> bool:

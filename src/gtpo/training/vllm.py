@@ -1,6 +1,6 @@
-"""vLLM under the trainer: the host's engine in this process, and servers, with and without NCCL.
+"""vLLM under the trainer: TRL's engine in this process, and servers, with and without NCCL.
 
-The host (TRL) starts a colocated engine, wakes it, and pushes weights into it; it also pushes weights to a server, over
+TRL starts a colocated engine, wakes it, and pushes weights into it; it also pushes weights to a server, over
 NCCL, which needs CUDA on both sides. `AdapterSync` does without: it writes the LoRA adapter into a folder that the
 server can read too, and has the server load it.
 """
@@ -22,7 +22,7 @@ _LOAD_S = 300.0
 
 
 def colocated(generation: Any) -> VLLMBackend:
-    """The host's engine in this process, which sleeps between batches if it is told to."""
+    """TRL's engine in this process, which sleeps between batches if it is told to."""
 
     def wake() -> None:
         if generation.enable_sleep_mode:
@@ -39,7 +39,7 @@ def colocated(generation: Any) -> VLLMBackend:
 
 
 def check_takes_weights(generation: Any) -> None:
-    """Refuse an engine that the host can't push weights into.
+    """Refuse an engine that TRL can't push weights into.
 
     Raises:
         ConfigError: it is of vLLM's CPU build, which packs its linear layers and drops what they were packed from.
@@ -53,16 +53,16 @@ def check_takes_weights(generation: Any) -> None:
 
 
 def server_url(args: Any) -> str:
-    """Base of the server's API, from the host's options."""
+    """Base of the server's API, from TRL's options."""
     base = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
     return f"{base.rstrip('/').removesuffix('/v1')}/v1"
 
 
 class AdapterSync:
-    """Takes the place of the host's weight sync: a folder a step, loaded by the server as a model of its own name.
+    """Takes the place of TRL's weight sync: a folder per step, loaded by the server as a model of its own name.
 
     The server must have been started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
-    --max-lora-rank RANK`, BASE being the model under the adapter.
+    --max-lora-rank RANK --logprobs-mode processed_logprobs`, BASE being the model under the adapter.
 
     Args:
         model: the PEFT model that is trained.
@@ -88,6 +88,25 @@ class AdapterSync:
         self.folder = Path(folder).resolve()
         self.name, self.server_timeout_s = "", server_timeout_s
         self._run, self._count = uuid.uuid4().hex[:8], 0
+
+    def wrong_logprobs(self) -> str | None:
+        """What is wrong with the server's log-probabilities for TRL's correction; None if nothing is known to be.
+
+        The correction needs them after temperature and truncation. A server says so only in its development mode.
+        """
+        try:
+            url = f"{self.url.removesuffix('/v1')}/server_info"
+            found = httpx.get(url, params={"config_format": "json"}, timeout=30)
+            mode = found.json()["vllm_config"]["model_config"]["logprobs_mode"] if found.status_code == 200 else None
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            mode = None
+        if mode == "processed_logprobs":
+            return None
+        seen = f"runs with --logprobs-mode {mode}" if mode else "does not say its --logprobs-mode"
+        return (
+            f"the vLLM server {seen}; any other than processed_logprobs biases the importance sampling correction. "
+            "Start it with --logprobs-mode processed_logprobs, or set --vllm_importance_sampling_correction false"
+        )
 
     def sync_weights(self) -> None:
         """Have the server sample from the adapter as it is now.
@@ -124,8 +143,8 @@ class AdapterSync:
         if answer.status_code != 200 and not (answer.status_code == gone and said in answer.text):
             raise BackendError(
                 f"{url}: HTTP status {answer.status_code}: {answer.text[:500]}. Start the server with "
-                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank RANK, and let it see "
-                f"{self.folder} under the same path"
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora --max-lora-rank RANK and --logprobs-mode "
+                f"processed_logprobs, and let it see {self.folder} under the same path"
             )
 
     def backend(self, tokenizer: Any) -> OpenAIBackend:

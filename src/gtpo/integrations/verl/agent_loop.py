@@ -20,8 +20,8 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutp
 from gtpo.credit import credit_inputs
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
-from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
-from gtpo.rollout import ChatEncoder, Prompts, RolloutEngine, Sampling
+from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
+from gtpo.rollout import RolloutConfig, RolloutEngine, Sampling, build_engine
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
@@ -34,7 +34,7 @@ class GTPOAgentLoop(AgentLoopBase):
 
     Args:
         args, kwargs: what verl gives each agent loop.
-        options: see `LoopOptions`.
+        options: see `gtpo.integrations.verl.settings.loop_config`.
 
     Raises:
         ConfigError: an option is unknown or can't be used, or routed experts are to be replayed, which are not kept.
@@ -46,7 +46,9 @@ class GTPOAgentLoop(AgentLoopBase):
         kwargs.pop("tools", None)  # those of verl's own loop
         super().__init__(*args, **kwargs)
         template_kwargs = dict(self.apply_chat_template_kwargs)
-        self._shared = _shared(self.tokenizer, LoopOptions.of(options), self.rollout_config, template_kwargs)
+        self._shared = _shared(
+            self.tokenizer, loop_config(options, self.rollout_config, template_kwargs), self.rollout_config
+        )
         self._penalize_syntax_errors = AlgorithmOptions.of(self.config.algorithm).credit.penalize_syntax_errors
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
@@ -67,7 +69,7 @@ class GTPOAgentLoop(AgentLoopBase):
         problem = problem_of(kwargs)
         backend = VerlBackend(self.server_manager, sampling_params, shared.engine.limits.max_context or 0)
         batch = await shared.engine.run_async(
-            [shared.prompts.messages(problem)],
+            [shared.engine.prompts.messages(problem)],
             backend,
             sampling=Sampling(max(float(sampling_params.get("temperature", 1.0)), 0.0)),
             rollout_ids=[next(shared.numbers)],
@@ -114,7 +116,6 @@ class _Shared:
     """What all rollouts of a process use."""
 
     engine: RolloutEngine
-    prompts: Prompts
     verifier: Verifier
     numbers: Any = field(default_factory=itertools.count)
 
@@ -125,18 +126,13 @@ class _Shared:
 _SHARED: dict[str, _Shared] = {}
 
 
-def _shared(tokenizer: Any, options: LoopOptions, rollout: Any, template_kwargs: dict[str, Any]) -> _Shared:
+def _shared(tokenizer: Any, config: RolloutConfig, rollout: Any) -> _Shared:
     """Made once for each set of options."""
     if rollout.get("enable_rollout_routing_replay", False):
         raise ConfigError("the agent loop gtpo keeps no routed experts: leave enable_rollout_routing_replay off")
-    limits = options.limits(rollout.prompt_length, rollout.response_length, rollout.max_model_len)
-    key = f"{id(tokenizer)} {options} {limits} {template_kwargs}"
+    key = f"{id(tokenizer)} {config}"
     if key not in _SHARED:
-        tools = options.make_tools()
-        prompts = options.make_prompts([tool.spec for tool in tools])
-        encoder = ChatEncoder(tokenizer, prompts.tool_format, template_kwargs=template_kwargs)
-        engine = RolloutEngine(encoder, tools, limits)
-        _SHARED[key] = _Shared(engine, prompts, get_verifier(options.verifier))
+        _SHARED[key] = _Shared(build_engine(config, tokenizer), get_verifier(config.verifier))
     return _SHARED[key]
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
-from gtpo.rollout import PromptArguments, RolloutLimits, ToolArguments
+from gtpo.rollout import RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -43,45 +43,44 @@ class AlgorithmOptions:
         return cls(credit, similarity)
 
 
-@dataclass
-class LoopOptions(ToolArguments, PromptArguments):
-    """`options` of the agent loop's entry in the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`.
+_OF_VERL: Mapping[str, str] = {
+    "max_completion_length": "actor_rollout_ref.rollout.response_length",
+    "max_context": "actor_rollout_ref.rollout.max_model_len",
+    "max_concurrency": "actor_rollout_ref.rollout.agent.num_workers",
+    "chat_template_kwargs": "data.apply_chat_template_kwargs",
+    **{
+        name: f"actor_rollout_ref.rollout.{name}"
+        for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    },
+}
+"""Fields of `RolloutConfig` that verl decides on, and the option there."""
 
-    The names and meanings are those of `gtpo train`. The length of a rollout is verl's `rollout.response_length`.
+
+def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str, Any] | None = None) -> RolloutConfig:
+    """How the agent loop makes rollouts.
+
+    Args:
+        options: `options` of its entry in the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`: the fields
+            of `RolloutConfig`, by the names of `gtpo train`.
+        rollout: verl's `actor_rollout_ref.rollout`: the lengths of prompt, response and context.
+        template_kwargs: verl's options of the chat template.
+
+    Raises:
+        ConfigError: an unknown option, one that can't be used, or one that verl decides on.
     """
-
-    max_turns: int = 8
-    max_turn_tokens: int = 512
-    max_observation_tokens: int = 512
-    max_repeated_tokens: int = 256
-
-    @classmethod
-    def of(cls, options: Any) -> LoopOptions:
-        """Read them.
-
-        Raises:
-            ConfigError: an unknown option or one that can't be used.
-        """
-        found = _plain(options)
-        _check_known("options of the agent loop", found, {item.name for item in fields(cls)})
-        return cls(**found)
-
-    def limits(self, prompt_length: int, response_length: int, max_model_len: int | None = None) -> RolloutLimits:
-        """Where a rollout ends at the latest.
-
-        Args:
-            prompt_length, response_length: verl's bounds, in tokens.
-            max_model_len: the servers' longest context, if it is set.
-        """
-        longest = prompt_length + response_length
-        return RolloutLimits(
-            self.max_turns,
-            self.max_turn_tokens,
-            response_length,
-            min(longest, max_model_len or longest),
-            self.max_observation_tokens,
-            self.max_repeated_tokens,
-        )
+    found = _plain(options)
+    if taken := sorted(set(found) & set(_OF_VERL)):
+        raise ConfigError(f"options of the agent loop: {taken[0]} is verl's: set {_OF_VERL[taken[0]]}")
+    _check_known("options of the agent loop", found, {item.name for item in fields(RolloutConfig)} - set(_OF_VERL))
+    if rollout is None:
+        return RolloutConfig(**found)
+    longest = rollout.prompt_length + rollout.response_length
+    return RolloutConfig(
+        **found,
+        max_completion_length=rollout.response_length,
+        max_context=min(longest, rollout.max_model_len or longest),
+        chat_template_kwargs=dict(template_kwargs or {}),
+    )
 
 
 def _plain(options: Any) -> dict[str, Any]:

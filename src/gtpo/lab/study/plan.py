@@ -2,7 +2,7 @@
 
     output: runs/studies/mine          # where everything goes
     train: {...}                       # options of `gtpo train` that all cells share
-    evaluate: {...}                    # options of `gtpo eval`; tools, format and limits are taken from `train`
+    evaluate: {...}                    # options of `gtpo eval`; how rollouts are made is taken from `train`
     variants:                          # options of `gtpo train`, by the name of the variant
       grpo: {algorithm: grpo}
       gtpo: {}
@@ -19,38 +19,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gtpo.errors import ConfigError
+from gtpo.rollout import RolloutConfig
 
-_SHARED = (
-    "tool_format",
-    "system_prompt",
-    "instructions",
-    "verifier",
-    "tools",
-    "tool_state",
-    "search_results",
-    "passages",
-    "sandbox",
-    "sandbox_require",
-    "tool_wall_s",
-    "tool_cpu_s",
-    "tool_memory_mb",
-    "max_turns",
-    "max_turn_tokens",
-    "max_observation_tokens",
-    "max_context",
-    "temperature",
-    "top_p",
-    "top_k",
-    "dtype",
-    "attn_implementation",
-)
+_SHARED = {item.name for item in fields(RolloutConfig)} | {"dtype", "attn_implementation", "trust_remote_code"}
 """Options that `gtpo train` and `gtpo eval` know under the same name."""
 _KEYS = {"output", "train", "evaluate", "variants", "baseline", "seeds", "seeds_of", "thresholds"}
 _RESERVED = {"run_dir", "seed", "resume", "overwrite"}
@@ -180,9 +158,7 @@ def read_study(path: str | Path) -> Study:
 
 def _cell(output: Path, variant: str, seed: int, train: Mapping[str, Any], evaluate: Mapping[str, Any] | None) -> Cell:
     folder = output / "cells" / f"{variant}-{seed}"
-    shared = {name: train[name] for name in _SHARED if name in train}
-    if "max_completion_length" in train:
-        shared["max_completion_length"] = train["max_completion_length"]
+    shared = {name: value for name, value in train.items() if name in _SHARED}
     train = {"logging_steps": 1, **train}  # the report wants every step
     return Cell(variant, seed, folder, train, None if evaluate is None else {**shared, **evaluate})
 

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from gtpo.errors import ConfigError
-from gtpo.evaluation import EvalProtocol, EvalResult, evaluate
+from gtpo.evaluation import EvalResult, evaluate, protocol_of
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
-from gtpo.rollout import ChatEncoder, RolloutEngine
+from gtpo.rollout import RolloutEngine, build_engine
 from gtpo.rollout.backends import TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
@@ -75,15 +75,18 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
     family = get_family(tiny.family, tiny.problem_steps)
+    if args.tools not in ("python", family.tools):
+        raise ConfigError(f"gtpo demo: the family {family.name!r} has its own tools; leave out --tools {args.tools}")
     args.tools = family.tools
     sandbox = args.make_sandbox()
     tokenizer = make_tokenizer(family.phrases)
+    engine = build_engine(args, tokenizer, sandbox=sandbox)
     held_out = family.make_problems(tiny.eval_problems, seed=_EVAL_SEED)
     problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
     if tiny.resume:
         last_checkpoint(args)
     else:
-        _cold_start(tiny, args, family, tokenizer, sandbox)
+        _cold_start(tiny, args, family, tokenizer, engine, sandbox)
         _write_problems(run_dir / "problems", {"train": problems, "held_out": held_out})
     if tiny.prepare_only:
         return {}
@@ -92,9 +95,9 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     if tiny.resume and before_path.exists():
         before = _figures(json.loads(before_path.read_text()))
     else:
-        before = _figures(_evaluate("before", model, tokenizer, held_out, args, sandbox).summary())
-    result = train(model, tokenizer, problems, args, resume=tiny.resume, label=args.algorithm, sandbox=sandbox)
-    after = _figures(_evaluate("after", model, tokenizer, held_out, args, sandbox).summary())
+        before = _figures(_evaluate("before", model, held_out, args, engine).summary())
+    result = train(model, tokenizer, problems, args, resume=tiny.resume, label=args.algorithm, engine=engine)
+    after = _figures(_evaluate("after", model, held_out, args, engine).summary())
     summary = {
         "before": before,
         "after": after,
@@ -120,12 +123,13 @@ def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _cold_start(tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, sandbox: Sandbox) -> None:
+def _cold_start(
+    tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, engine: RolloutEngine, sandbox: Sandbox
+) -> None:
     """Teach the mixed behaviour, from scratch."""
     behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
-    tool_format = args.make_format(args.specs())
     problems = family.make_problems(tiny.cold_start_traces, seed=_COLD_START_SEED)
-    traces = mixed_traces(family, problems, sandbox, tool_format, behaviour, seed=_COLD_START_SEED)
+    traces = mixed_traces(family, problems, sandbox, engine.encoder.format, behaviour, seed=_COLD_START_SEED)
     config = ColdStartConfig(
         run_dir=str(Path(args.run_dir) / "cold-start"),
         tool_format=args.tool_format,
@@ -148,21 +152,8 @@ def _cold_start(tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer
     cold_start(make_model(tokenizer, seed=args.seed), tokenizer, traces, config)
 
 
-def _evaluate(
-    name: str, model: Any, tokenizer: Any, problems: list[Problem], args: GTPOConfig, sandbox: Sandbox
-) -> EvalResult:
-    tools = args.make_tools(sandbox)
-    prompts = args.make_prompts([tool.spec for tool in tools])
-    engine = RolloutEngine(ChatEncoder(tokenizer, prompts.tool_format), tools, args.rollout_limits())
-    backend = TransformersBackend(model, batch_size=args.rollout_batch_size)
-    protocol = EvalProtocol(
-        tool_format=args.tool_format,
-        system_prompts={kind: prompts.system_prompt(kind) for kind in sorted(set(map(prompts.answer_type, problems)))},
-        sampling=args.sampling(),
-        limits=args.rollout_limits(),
-        tools=tuple(args.tool_names()),
-        tool_state=args.tool_state,
-    )
+def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, engine: RolloutEngine) -> EvalResult:
+    backend = TransformersBackend(model, batch_size=args.max_concurrency or 64)
     verifier = get_verifier(args.verifier)
     with closing(verifier), tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
         result = evaluate(
@@ -170,8 +161,7 @@ def _evaluate(
             engine,
             backend,
             verifier,
-            prompts,
-            protocol,
+            protocol_of(args, engine, problems),
             about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},
             progress=lambda done, of, passed: bar.update(done - bar.n),
         )
@@ -189,9 +179,9 @@ def table(summary: dict[str, Any]) -> str:
     rows = [("", "before", "after")]
     for name, label in (
         ("pass_rate", "pass rate, sampled"),
-        ("invalid_calls_per_rollout", "invalid calls a rollout"),
-        ("calls_per_rollout", "calls a rollout"),
-        ("turns_per_rollout", "turns a rollout"),
+        ("invalid_calls_per_rollout", "invalid calls per rollout"),
+        ("calls_per_rollout", "calls per rollout"),
+        ("turns_per_rollout", "turns per rollout"),
     ):
         rows.append((label, f"{summary['before'][name]:.3f}", f"{summary['after'][name]:.3f}"))
     return "\n".join(f"  {label:26}{before:>10}{after:>10}" for label, before, after in rows)

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 from gtpo._async import run_async
-from gtpo.rollout import ToolArguments
+from gtpo.rollout import SandboxConfig
 from gtpo.rollout.tools import PythonTool, ToolResult, ToolUse
 from gtpo.sandbox import LocalSandbox, Sandbox
 from gtpo.tasks.problems import Problem
@@ -41,7 +41,7 @@ class Calculator:
         self.under_way: dict[str, asyncio.Future[ToolResult]] = {}
 
     @classmethod
-    def from_options(cls, options: ToolArguments) -> Calculator:
+    def from_options(cls, options: SandboxConfig) -> Calculator:
         """With the sandbox and the limits that a run's options ask for."""
         return cls(options.make_sandbox())
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: the host's own filters, and one stream of random numbers for each rollout."""
+"""From logits to tokens: transformers' own filters, and one stream of random numbers for each rollout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
-from transformers.generation import logits_process as host
+from transformers.generation import logits_process
 
+from gtpo.errors import ModelError
 from gtpo.rollout.settings import Sampling
 
 _CHUNK = 256
@@ -26,15 +27,15 @@ class Sampler:
         self.sampling = sampling
         self._penalty = LogitsProcessorList()
         if sampling.repetition_penalty != 1:
-            self._penalty.append(host.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+            self._penalty.append(logits_process.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         self._filters = LogitsProcessorList()
         if not sampling.greedy:
             if sampling.top_k:
-                self._filters.append(host.TopKLogitsWarper(sampling.top_k))
+                self._filters.append(logits_process.TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self._filters.append(host.TopPLogitsWarper(sampling.top_p))
+                self._filters.append(logits_process.TopPLogitsWarper(sampling.top_p))
             if sampling.min_p is not None:
-                self._filters.append(host.MinPLogitsWarper(sampling.min_p))
+                self._filters.append(logits_process.MinPLogitsWarper(sampling.min_p))
 
     @property
     def needs_contexts(self) -> bool:
@@ -48,8 +49,11 @@ class Sampler:
 
         Args:
             logits_R_V: next-token logits of R rows, any floating dtype.
-            uniforms: a number in [0, 1) a row; not used when greedy.
+            uniforms: a number in [0, 1) per row; not used when greedy.
             contexts: the ids so far of each row, if `needs_contexts`.
+
+        Raises:
+            ModelError: a row's logits are not finite.
         """
         scores_R_V = logits_R_V.float()
         if self.needs_contexts:
@@ -64,7 +68,14 @@ class Sampler:
             chosen_R = torch.searchsorted(
                 cumulative_R_V, (numbers_R * cumulative_R_V[:, -1]).unsqueeze(-1), right=True
             ).squeeze(-1)
-        chosen_logprobs_R = scores_R_V.gather(-1, chosen_R.unsqueeze(-1)).squeeze(-1) - scores_R_V.logsumexp(-1)
+            chosen_R = chosen_R.clamp(max=scores_R_V.shape[-1] - 1)  # NaN sorts past the end; it is refused below
+        total_R = scores_R_V.logsumexp(-1)
+        if not bool(total_R.isfinite().all()):
+            raise ModelError(
+                "the model's logits are not finite (NaN or infinity): its weights may have diverged. Go on from an "
+                "earlier checkpoint with a lower learning_rate, or check the model with --dtype float32"
+            )
+        chosen_logprobs_R = scores_R_V.gather(-1, chosen_R.unsqueeze(-1)).squeeze(-1) - total_R
         return chosen_R.tolist(), chosen_logprobs_R.tolist()
 
 

@@ -44,7 +44,7 @@ class Verifier(Protocol):
         """
         ...
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         """Whether a final turn holds an answer, right or wrong. Cheap; never raises."""
         ...
 

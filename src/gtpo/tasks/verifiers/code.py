@@ -62,7 +62,7 @@ class CodeVerifier:
         """
         return run_async(self._verify(answer_texts, problems))
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         """Whether the text holds an answer block, a fenced block or a filled box."""
         return any(candidate(text, kind) is not None for kind in _KINDS)
 

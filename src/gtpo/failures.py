@@ -1,0 +1,98 @@
+"""One policy for failures around the model: what a failing tool, verifier, similarity or model server means for a run.
+
+`docs/failures.md` has it as a table. In short: whoever talks to the part that fails tries again with growing waits,
+where that can help. If it fails all the same, the rollouts that it concerns are masked (no reward, no advantage, no
+token in the loss, not counted in their group) and counted by kind. A run whose batches lose too many rollouts ends,
+with an error that says what failed and a checkpoint to go on from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gtpo.errors import ConfigError, TooManyFailuresError
+from gtpo.types import StopReason, Trajectory
+
+KINDS = ("tool", "model_server", "prompt_too_long", "verifier", "similarity")
+"""What can fail. Each is logged as `failures/KIND`, the share of the step's rollouts that it masked."""
+_BY_STOP_REASON = {
+    StopReason.TOOL_FAILURE: "tool",
+    StopReason.MODEL_FAILURE: "model_server",
+    StopReason.PROMPT_TOO_LONG: "prompt_too_long",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What masks a rollout.
+
+    Attributes:
+        kind: one of `KINDS`.
+        note: what failed, for people.
+    """
+
+    kind: str
+    note: str = ""
+
+
+def failure_of(trajectory: Trajectory) -> Failure | None:
+    """What failed in a rollout, if something did."""
+    kind = _BY_STOP_REASON.get(trajectory.stop_reason)
+    return Failure(kind, trajectory.note) if kind else None
+
+
+@dataclass
+class FailurePolicy:
+    """Decides when a run has lost too much.
+
+    A batch is lost if more than `max_failed_fraction` of its rollouts failed; the run ends with the
+    `max_failed_batches`-th lost batch in a row. Every process of a run notes the same failures and decides alike.
+
+    Attributes:
+        max_failed_fraction: in [0, 1]; 0: a batch with any failure is lost.
+        max_failed_batches: at least 1.
+
+    Raises:
+        ConfigError: one of them is out of range.
+    """
+
+    max_failed_fraction: float = 0.5
+    max_failed_batches: int = 1
+    _lost: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ConfigError(f"max_failed_fraction must be in [0, 1], got {self.max_failed_fraction}")
+        if self.max_failed_batches < 1:
+            raise ConfigError(f"max_failed_batches must be at least 1, got {self.max_failed_batches}")
+
+    def note(self, failures: Sequence[Failure | None], step: int) -> dict[str, float]:
+        """Take note of a batch: one entry per rollout, None for those that did not fail.
+
+        Returns:
+            The share of rollouts that each kind masked, as `failures/KIND`.
+
+        Raises:
+            TooManyFailuresError: the run has lost too much.
+        """
+        counts = Counter(failure.kind for failure in failures if failure)
+        share = sum(counts.values()) / max(len(failures), 1)
+        self._lost = self._lost + 1 if share > self.max_failed_fraction or share == 1 else 0
+        if self._lost >= self.max_failed_batches:
+            raise TooManyFailuresError(self._sentence(failures, counts, step))
+        return {f"failures/{kind}": counts[kind] / max(len(failures), 1) for kind in KINDS}
+
+    def _sentence(self, failures: Sequence[Failure | None], counts: Mapping[str, int], step: int) -> str:
+        notes = {failure.kind: failure.note for failure in failures if failure and failure.note}
+        said = [
+            f"{kind} {count}" + (f" (such as: {notes[kind]})" if kind in notes else "")
+            for kind, count in counts.items()
+        ]
+        batches = f" in each of the last {self._lost} batches" if self._lost > 1 else ""
+        return (
+            f"step {step}: {sum(counts.values())} of {len(failures)} rollouts failed, more than max_failed_fraction "
+            f"{self.max_failed_fraction:g} allows{batches}: {'; '.join(said)}. Mend what failed, then go on with "
+            "--resume"
+        )

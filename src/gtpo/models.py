@@ -1,0 +1,122 @@
+"""Loading tokenizers and models: from where, in which number format, onto which device."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import torch
+
+from gtpo._malloc import keep_freed_memory
+from gtpo.errors import ConfigError
+
+_HUB_TIMEOUT_S = 5.0
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model goes, and in which number format.
+
+    Attributes:
+        device: None leaves it on the CPU, for a trainer that moves it.
+        dtype: `auto` (the checkpoint's own) or the name of a torch dtype.
+    """
+
+    device: torch.device | None
+    dtype: str
+
+
+def placement(dtype: str | None, *, training: bool) -> Placement:
+    """Decides it: generation uses the accelerator if there is one, a trainer moves the model itself.
+
+    Args:
+        dtype: as asked for; None: float32 for training, the checkpoint's own for generation.
+        training: whether a trainer gets the model.
+
+    Raises:
+        ConfigError: an unknown dtype.
+    """
+    chosen = dtype or ("float32" if training else "auto")
+    if chosen not in DTYPES:
+        raise ConfigError(f"--dtype {chosen}: must be one of {', '.join(DTYPES)}")
+    device = None if training or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    return Placement(device, chosen)
+
+
+def load_tokenizer(name: str | None, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, with padding on the left.
+
+    Raises:
+        ConfigError: no model was named, or it can't be found.
+    """
+    from transformers import AutoTokenizer
+
+    if not name:
+        raise ConfigError("no model: give --model FOLDER_OR_HUB_ID")
+    if _looks_like_folder(name) and not Path(name).is_dir():
+        raise ConfigError(f"--model {name}: no such folder")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, **_hub_options(name)}
+    try:
+        return AutoTokenizer.from_pretrained(name, padding_side="left", **options)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, "its tokenizer", error, options) from error
+
+
+def load_model(name: str | None, *, training: bool = False, dtype: str | None = None, **options: Any) -> Any:
+    """A causal language model. A folder may hold a PEFT adapter.
+
+    Args:
+        name: a folder or Hub id.
+        training: see `placement`.
+        dtype: see `placement`.
+        options: passed on to `from_pretrained`; those that are None are left out.
+
+    Raises:
+        ConfigError: it can't be loaded, or a package that an option needs is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = placement(dtype, training=training)
+    if not torch.accelerator.is_available():
+        keep_freed_memory()
+    given = {key: value for key, value in options.items() if value is not None} | _hub_options(name or "")
+    given["dtype"] = place.dtype if place.dtype == "auto" else getattr(torch, place.dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name or "", **given)
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_loaded(name, "the model", error, given) from error
+    is_placed = getattr(model, "hf_device_map", None) is not None  # quantised models are placed as they are loaded
+    return model if place.device is None or is_placed else cast(Any, model).to(place.device)
+
+
+def _hub_options(name: str) -> dict[str, Any]:
+    """For a Hub id where the Hub is out of reach: look in the cache only, in place of many retries for each file."""
+    return {} if Path(name).is_dir() or _hub_answers() else {"local_files_only": True}
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _not_loaded(name: str | None, what: str, error: Exception, options: dict[str, Any]) -> ConfigError:
+    if options.get("local_files_only"):
+        return ConfigError(
+            f"--model {name}: {what} can't be loaded: it is no folder here, the Hugging Face Hub does not answer, and "
+            "the local cache does not hold it. Connect to the network, or give a folder"
+        )
+    return ConfigError(f"--model {name}: {what} can't be loaded: {error}")
+
+
+def _looks_like_folder(name: str) -> bool:
+    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1

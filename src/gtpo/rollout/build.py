@@ -1,0 +1,89 @@
+"""The one place where a configuration becomes a rollout engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from gtpo.errors import DataError
+from gtpo.rollout.config import PromptConfig, RolloutConfig
+from gtpo.rollout.encoding import ChatEncoder
+from gtpo.rollout.formats import ToolFormat, get_format
+from gtpo.rollout.loop import RolloutEngine
+from gtpo.rollout.prompts import Prompts
+from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.tools import Tool
+from gtpo.sandbox import Sandbox
+from gtpo.tasks.problems import Problem
+
+
+def build_engine(
+    config: RolloutConfig, tokenizer: Any, *, tools: Sequence[Tool] | None = None, sandbox: Sandbox | None = None
+) -> RolloutEngine:
+    """Everything that a rollout needs besides a model: prompts, encoder, tools, limits, sampling.
+
+    Args:
+        config: the configuration; every field of it but `verifier` has its effect here.
+        tokenizer: with a chat template.
+        tools: in place of those that the configuration asks for.
+        sandbox: for Python, in place of the one that the configuration asks for.
+
+    Raises:
+        ConfigError, DataError, SandboxError: see `RolloutConfig.make_tools`.
+        TemplateError: see `ChatEncoder`.
+    """
+    tools = config.make_tools(sandbox) if tools is None else tools
+    encoder = build_encoder(config, tokenizer, [tool.spec for tool in tools])
+    return RolloutEngine(
+        encoder,
+        tools,
+        config.limits(),
+        prompts=build_prompts(config, encoder.format),
+        sampling=config.sampling(),
+        max_concurrency=config.max_concurrency,
+    )
+
+
+def build_prompts(config: RolloutConfig, tool_format: ToolFormat | None = None) -> Prompts:
+    """What makes the prompts of problems.
+
+    Args:
+        config: the configuration.
+        tool_format: the syntax of calls, with the tools; by default the one that the configuration asks for.
+
+    Raises:
+        ConfigError: the file of instructions can't be used.
+    """
+    tool_format = tool_format or get_format(config.tool_format, config.specs())
+    verifier = None if config.verifier == "auto" else config.verifier
+    return Prompts(tool_format, config.system_prompt, config.answer_instructions(), verifier)
+
+
+def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec]) -> ChatEncoder:
+    """The encoder of conversations with these tools.
+
+    Raises:
+        ConfigError: a tool that the format can't express.
+        TemplateError: see `ChatEncoder`.
+    """
+    template_kwargs = cast("dict[str, Any] | None", config.chat_template_kwargs)
+    return ChatEncoder(tokenizer, get_format(config.tool_format, specs), template_kwargs=template_kwargs)
+
+
+def fitting(
+    problems: Sequence[Problem], engine: RolloutEngine, max_context: int
+) -> tuple[list[Problem], dict[str, str]]:
+    """The problems whose prompts leave room in the context, and why the others, by their id, do not.
+
+    Raises:
+        DataError: none does.
+    """
+    too_long: dict[str, str] = {}
+    for problem in problems:
+        length = len(engine.encoder.prompt_ids(engine.prompts.messages(problem)))
+        if length >= max_context:
+            too_long[problem.id] = f"its prompt of {length} tokens leaves no room in a context of {max_context}"
+    left = [problem for problem in problems if problem.id not in too_long]
+    if not left:
+        raise DataError(f"the prompts of all {len(problems)} problems fill the context of {max_context} tokens")
+    return left, too_long

@@ -1,0 +1,277 @@
+"""How rollouts are made: one description for every command, trainer and plugin, option by option.
+
+`RolloutConfig` is the whole of it; `PromptConfig` and `SandboxConfig` are the parts that the cold start and the trace
+makers need. The help text of a field is its documentation. `gtpo.rollout.build` makes an engine of a configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gtpo._imports import imported
+from gtpo.errors import ConfigError
+from gtpo.rollout.formats import FORMATS
+from gtpo.rollout.search import SearchTool, search_spec
+from gtpo.rollout.settings import RolloutLimits, Sampling
+from gtpo.rollout.tool_spec import ToolSpec, python_spec
+from gtpo.rollout.tools import PythonTool, Tool, ToolState
+from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
+from gtpo.sandbox.service import KEY_HEADER
+
+_MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency"}
+"""Fields that say where and how fast rollouts are made, or name files whose content is recorded elsewhere."""
+_OF_PYTHON = {"tool_state", "tool_wall_s", "tool_cpu_s", "tool_memory_mb"}
+
+
+@dataclass
+class SandboxConfig:
+    """Where the model's programs run, and with what limits."""
+
+    sandbox: str = field(
+        default="local", metadata={"help": "local, or the URL of a SandboxFusion server, or several with commas."}
+    )
+    sandbox_require: Require = field(
+        default="landlock", metadata={"help": "Weakest isolation that the local sandbox may start with."}
+    )
+    tool_wall_s: float = field(default=8.0, metadata={"help": "Wall-clock seconds that a Python call may take."})
+    tool_cpu_s: float = field(default=4.0, metadata={"help": "CPU seconds that a Python call may take."})
+    tool_memory_mb: int = field(default=512, metadata={"help": "Memory that a Python call may use, in MB."})
+
+    def tool_limits(self) -> Limits:
+        """What one Python call may use.
+
+        Raises:
+            ConfigError: a limit is out of range.
+        """
+        return Limits(cpu_s=self.tool_cpu_s, wall_s=self.tool_wall_s, memory_mb=self.tool_memory_mb)
+
+    def make_sandbox(self) -> LocalSandbox | SandboxFusionSandbox:
+        """The sandbox that these options ask for.
+
+        Raises:
+            ConfigError: `sandbox` is neither `local` nor a URL.
+            SandboxError: the local one can't start, or does not hold what `sandbox_require` asks for; no
+                SandboxFusion server answers at the URL.
+        """
+        if self.sandbox == "local":
+            return LocalSandbox(limits=self.tool_limits(), require=self.sandbox_require)
+        urls = [url.strip() for url in self.sandbox.split(",")]
+        key = os.environ.get("GTPO_SANDBOX_KEY")
+        remote = SandboxFusionSandbox(urls, limits=self.tool_limits(), headers={KEY_HEADER: key} if key else None)
+        remote.ping()
+        return remote
+
+
+@dataclass
+class PromptConfig:
+    """What the model is told, and how it writes tool calls."""
+
+    tools: str = field(
+        default="python",
+        metadata={"help": "python, search, both with a comma, MODULE:FACTORY for one of your own, or none."},
+    )
+    tool_state: ToolState = field(
+        default="stateless",
+        metadata={
+            "help": "Python: stateless (one process per call), session (one per rollout, which keeps globals) or fresh "
+            "(one per rollout, new globals for each call)."
+        },
+    )
+    search_results: int = field(default=3, metadata={"help": "search: passages that a call returns."})
+    tool_format: str = field(
+        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
+    )
+    system_prompt: str | None = field(
+        default=None,
+        metadata={"help": "System prompt; by default one that tells of the tools and of how to answer. '' for none."},
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'Options of the chat template, as JSON: {"enable_thinking": false}.'}
+    )
+
+    def __post_init__(self) -> None:
+        self.chat_template_kwargs = _mapping(self.chat_template_kwargs, "chat_template_kwargs")
+        if self.tool_format not in FORMATS:
+            raise ConfigError(f"unknown tool format {self.tool_format!r}; known: {', '.join(sorted(FORMATS))}")
+        names = self.tool_names()
+        if unknown := [name for name in names if name not in ("python", "search") and ":" not in name]:
+            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: python, search, MODULE:FACTORY, none")
+        if len(set(names)) < len(names):
+            raise ConfigError(f"tools: {self.tools!r} names a tool twice")
+
+    def tool_names(self) -> list[str]:
+        """The tools as they were asked for."""
+        return [name.strip() for name in self.tools.split(",")] if self.tools.strip() not in ("", "none") else []
+
+    def specs(self) -> list[ToolSpec]:
+        """What the model is told of the tools, where none of them is going to be used. Builds a tool of the user's own.
+
+        Raises:
+            ConfigError: a tool of the user's own can't be imported, or two tools have one name.
+        """
+        return distinct([self._spec(name) for name in self.tool_names()])
+
+    def _spec(self, name: str) -> ToolSpec:
+        if name == "python":
+            return python_spec(keeps_state=self.tool_state == "session")
+        if name == "search":
+            return search_spec(self.search_results)
+        tool: Tool = imported(name, "tools")()
+        return tool.spec
+
+
+@dataclass
+class RolloutConfig(PromptConfig, SandboxConfig):
+    """How rollouts are made: prompts, tools, limits, sampling. The same names in every command."""
+
+    instructions: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file: sentences on how to write the answer, by its type (math, choice, qa, tests, ...)."
+        },
+    )
+    verifier: str = field(
+        default="auto",
+        metadata={"help": "auto (by domain), math, choice, qa, code, reasoning_gym, or MODULE:FUNCTION of your own."},
+    )
+    passages: str | None = field(
+        default=None, metadata={"help": "search: passages, JSON Lines with `text` and, if they have one, `title`."}
+    )
+    max_turns: int = field(default=8, metadata={"help": "Model turns per rollout."})
+    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens per turn."})
+    max_completion_length: int | None = field(
+        default=2048, metadata={"help": "Completion tokens per rollout: turns and observations."}
+    )
+    max_context: int | None = field(
+        default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
+    )
+    max_observation_tokens: int = field(
+        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
+    )
+    max_repeated_tokens: int = field(
+        default=256,
+        metadata={"help": "Repeated tokens (a block of at most 32, over and over) that end a turn; 0: never."},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampling distribution; 0: greedy."})
+    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution, in (0, 1]."})
+    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
+    min_p: float | None = field(
+        default=None, metadata={"help": "Least probability of a token, as a share of the likeliest one's."}
+    )
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1: tokens seen before become less likely."})
+    max_concurrency: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rollouts under way at once, per process; by default 64 in process, 256 with vLLM or a server."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
+        self.tool_limits()
+        self.limits()
+        self.sampling()
+        self.answer_instructions()
+        if self.max_concurrency is not None and self.max_concurrency < 1:
+            raise ConfigError(f"max_concurrency must be at least 1, got {self.max_concurrency}")
+        if "search" in self.tool_names() and self.passages is None:
+            raise ConfigError("the tool 'search' needs --passages FILE.jsonl")
+
+    def limits(self) -> RolloutLimits:
+        """Where a rollout ends at the latest.
+
+        Raises:
+            ConfigError: a limit is out of range.
+        """
+        return RolloutLimits(
+            max_turns=self.max_turns,
+            max_turn_tokens=self.max_turn_tokens,
+            max_completion_length=2**31 if self.max_completion_length is None else self.max_completion_length,
+            max_context=self.max_context,
+            max_observation_tokens=self.max_observation_tokens,
+            max_repeated_tokens=self.max_repeated_tokens,
+        )
+
+    def sampling(self) -> Sampling:
+        """The sampling distribution.
+
+        Raises:
+            ConfigError: a number is out of range.
+        """
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+
+    def answer_instructions(self) -> dict[str, str]:
+        """Sentences on how to write the answer, by its type.
+
+        Raises:
+            ConfigError: the file can't be used.
+        """
+        if self.instructions is None:
+            return {}
+        path = Path(self.instructions)
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"instructions: {path}: can't be read: {error}") from error
+        if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+            raise ConfigError(f"instructions: {path}: must map types of answers to sentences")
+        return found
+
+    def make_tools(self, sandbox: Sandbox | None = None) -> list[Tool]:
+        """The tools, each built once.
+
+        Args:
+            sandbox: for Python, in place of the one that the options ask for.
+
+        Raises:
+            ConfigError: a tool can't be imported, two have one name, or search lacks its package.
+            DataError: the passages can't be read.
+            SandboxError: see `make_sandbox`.
+        """
+        tools = [self._tool(name, sandbox) for name in self.tool_names()]
+        distinct([tool.spec for tool in tools])
+        return tools
+
+    def _tool(self, name: str, sandbox: Sandbox | None) -> Tool:
+        if name == "python":
+            return PythonTool(sandbox or self.make_sandbox(), self.tool_state)
+        if name == "search":
+            return SearchTool.from_file(str(self.passages), results=self.search_results)
+        factory = imported(name, "tools")
+        tool: Tool = factory.from_options(self) if hasattr(factory, "from_options") else factory()
+        return tool
+
+    def recorded(self) -> dict[str, Any]:
+        """What of it decides how rollouts come out, as plain values: for records and comparisons."""
+        left_out = _MACHINE if "python" in self.tool_names() else _MACHINE | _OF_PYTHON
+        return {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+
+
+def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:
+    """The specs.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    names = [spec.name for spec in specs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"tools: two of them are named {twice[0]!r}; give them different names")
+    return list(specs)
+
+
+def _mapping(value: Mapping[str, Any] | str | None, name: str) -> dict[str, Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: not JSON: {error}") from error
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: must be a mapping, such as {{enable_thinking: false}}, got {value!r}")
+    return None if value is None else dict(value)
