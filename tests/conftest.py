@@ -29,13 +29,34 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def qwen_tokenizer(tiny_tokenizer):
-    """A character tokenizer with the chat template of Qwen2.5-Instruct, as the host ships it."""
+    """A character tokenizer with the chat template of Qwen2.5-Instruct, as TRL ships it."""
     from importlib.resources import files
 
     from gtpo.testing import with_chat_template
 
     template = files("trl").joinpath("chat_templates", "qwen2_5.jinja").read_text(encoding="utf-8")
     return with_chat_template(tiny_tokenizer, template, end="<|im_end|>", specials=("<|im_start|>", "<|im_end|>"))
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    """Two programs at a time."""
+    from gtpo.sandbox import LocalSandbox
+
+    box = LocalSandbox(max_workers=2)
+    yield box
+    box.close()
+
+
+@pytest.fixture(scope="session")
+def byte_model_dir(tmp_path_factory, byte_tokenizer):
+    """A model that no test looks at the words of, and a tokenizer that can say any text."""
+    from gtpo.lab.tiny.model import make_model
+
+    folder = tmp_path_factory.mktemp("byte-model")
+    make_model(byte_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder
 
 
 CHATML = (

@@ -21,7 +21,7 @@ from quiet import QUIET
 
 from gtpo.audit import AuditBatch, Kind, audit
 from gtpo.lab.tiny.model import make_model
-from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
+from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, build_prompts, get_format
 from gtpo.rollout.backends import Generation, TransformersBackend
 
 

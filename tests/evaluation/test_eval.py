@@ -254,7 +254,7 @@ def test_a_comparison_is_paired_and_refuses_what_can_not_be_compared(
         server, lambda body: half[asked(body)], byte_model_dir, problem_file, names["fewer"], "--max_problems", "3"
     )
     capsys.readouterr()
-    assert main(["eval", "--compare", str(names["half"]), str(names["right"])]) == 0
+    assert main(["compare", str(names["half"]), str(names["right"])]) == 0
     shown = capsys.readouterr()
     found = json.loads(shown.out)
     assert found["overall"]["value"] == pytest.approx(4 / 7)
@@ -262,7 +262,7 @@ def test_a_comparison_is_paired_and_refuses_what_can_not_be_compared(
     assert found["domains"]["math"]["changed"] == 1
     assert found["notes"] == ["seed: 5 and 0"]
     assert "p = 0.1250" in shown.err
-    with pytest.raises(ConfigError, match=r"different protocols: limits.max_turns: 8 and 3"):
+    with pytest.raises(ConfigError, match=r"different protocols: rollout.max_turns: 8 and 3"):
         compare(names["right"], names["other"])
     with pytest.raises(ConfigError, match="4 are in the first only, 0 in the second only"):
         compare(names["right"], names["fewer"])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gtpo.errors import ConfigError, DataError, SandboxError
+from gtpo.errors import BackendError, ConfigError, DataError, SandboxError
 from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.sandbox import ExecResult, LocalSandbox, SandboxFusionSandbox, Status
 from gtpo.testing import ScriptedBackend
@@ -215,13 +215,50 @@ def test_a_slow_call_delays_no_other_rollout(tiny_tokenizer):
     assert ended[20] >= 1.0
 
 
-def test_a_tool_that_breaks_is_an_error_of_the_run_and_leaves_nothing_running(tiny_tokenizer):
+@pytest.mark.parametrize("error", [SandboxError("the sandbox is closed"), ZeroDivisionError("a bug")])
+def test_a_tool_that_breaks_ends_the_rollouts_that_call_it_and_no_others(tiny_tokenizer, error):
     class Broken(FakeSandbox):
         async def run(self, code, **options):
-            raise SandboxError("the sandbox is closed")
+            raise error
 
-    with pytest.raises(SandboxError, match="closed"):
-        roll(tiny_tokenizer, {"q": [python("1"), "A"], "r": [python("1"), "A"]}, sandbox=Broken())
+    rollouts, _, _ = roll(tiny_tokenizer, {"q": [python("1"), "A"], "r": ["A"]}, sandbox=Broken())
+    assert [r.stop_reason for r in rollouts] == [StopReason.TOOL_FAILURE, StopReason.ANSWER]
+    assert str(error) in rollouts[0].note
+
+
+class FailingBackend(ScriptedBackend):
+    """Its server is gone for the rollouts whose number is odd."""
+
+    async def generate(self, request):
+        if request.rollout % 2:
+            raise BackendError("the server is gone")
+        return await super().generate(request)
+
+
+def test_a_model_server_that_fails_ends_the_batch_or_by_request_the_rollouts_that_it_concerns(tiny_tokenizer):
+    encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
+    prompts = [[{"role": "user", "content": "q"}]] * 4
+    backend = FailingBackend(tiny_tokenizer, {tuple(encoder.prompt_ids(prompts[0])): ["A"]})
+    engine = RolloutEngine(encoder, FakeSandbox())
+    with pytest.raises(BackendError, match="2 of 4 rollouts had finished"):
+        engine.run(prompts, backend)
+    rollouts = engine.run(prompts, backend, mask_failures=True).trajectories
+    assert [r.stop_reason for r in rollouts] == [StopReason.ANSWER, StopReason.MODEL_FAILURE] * 2
+    assert rollouts[1].note == "the server is gone"
+    assert (rollouts[1].mask, rollouts[1].answer_text) == ([1], None), "one turn, so that a trainer has a row for it"
+
+
+def test_a_prompt_that_fills_the_context_ends_the_batch_or_by_request_its_rollout(tiny_tokenizer):
+    encoder = ChatEncoder(tiny_tokenizer, get_format("fenced"))
+    prompts = [[{"role": "user", "content": text}] for text in ("q", "long " * 20)]
+    backend = ScriptedBackend(tiny_tokenizer, {tuple(encoder.prompt_ids(prompts[0])): ["A"]}, max_context=64)
+    engine = RolloutEngine(encoder, FakeSandbox())
+    with pytest.raises(DataError, match="leaves no room in a context of 64"):
+        engine.run(prompts, backend)
+    rollouts = engine.run(prompts, backend, mask_failures=True).trajectories
+    assert [r.stop_reason for r in rollouts] == [StopReason.ANSWER, StopReason.PROMPT_TOO_LONG]
+    assert "in a context of 64" in rollouts[1].note
+    assert len(rollouts[1].prompt_ids) < 64, "a trainer must be able to compute with it"
 
 
 def test_rollouts_end_each_at_their_own_turn_and_keep_the_order_of_their_prompts(tiny_tokenizer):

@@ -8,7 +8,6 @@ from quiet import QUIET
 
 from gtpo.lab.tiny.model import make_model
 from gtpo.rollout.backends import Generation
-from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 
@@ -38,13 +37,6 @@ class RandomTurns:
 
     def finish(self, rollout):
         pass
-
-
-@pytest.fixture(scope="session")
-def sandbox():
-    box = LocalSandbox(max_workers=2)
-    yield box
-    box.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -11,18 +12,43 @@ from collections import namedtuple
 import pytest
 
 from gtpo.errors import RecordError
-from gtpo.training.recorder import SCHEMA_VERSION, RunRecorder
+from gtpo.run_directory import SCHEMA_VERSION
+from gtpo.training.recorder import RunRecorder
 
 Usage = namedtuple("Usage", "total used free")
 
 
+def row(rollout, group, **more):
+    return {"rollout": rollout, "group": group, **more}
+
+
+def read(file):
+    return [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+
+
 def test_files_are_replaced_whole(tmp_path):
     recorder = RunRecorder(tmp_path)
-    recorder.write_rollouts(3, [{"a": 1}, {"a": 2}])
-    recorder.write_rollouts(3, [{"a": 3}])
+    recorder.write_rollouts(2, [row(0, 0)])
+    RunRecorder(tmp_path).write_rollouts(2, [row(0, 0, a=3)])
     (file,) = (tmp_path / "rollouts").iterdir()
-    assert file.name == "step_000003.jsonl"
-    assert json.loads(file.read_text()) == {"schema": SCHEMA_VERSION, "step": 3, "a": 3}
+    assert file.name == "step_000002.jsonl.gz"
+    assert read(file) == [{"schema": SCHEMA_VERSION, "step": 2, **row(0, 0, a=3), "similarities": {}}]
+
+
+def test_a_second_batch_of_a_step_is_added_to_the_first_and_numbered_on(tmp_path):
+    recorder = RunRecorder(tmp_path)
+    recorder.write_rollouts(1, [row(0, 0), row(1, 0, similarities={"0": 0.5}), row(2, 1)])
+    recorder.write_rollouts(1, [row(0, 0), row(1, 0, similarities={"0": 0.25})])
+    recorder.write_rollouts(2, [row(0, 0)])
+    first, second = sorted((tmp_path / "rollouts").iterdir())
+    assert [(r["rollout"], r["group"], r["similarities"]) for r in read(first)] == [
+        (0, 0, {}),
+        (1, 0, {"0": 0.5}),
+        (2, 1, {}),
+        (3, 2, {}),
+        (4, 2, {"3": 0.25}),
+    ]
+    assert len(read(second)) == 1
 
 
 def test_a_rewind_forgets_what_came_after_and_lines_that_a_kill_cut(tmp_path):
@@ -51,14 +77,16 @@ def test_a_path_that_can_not_be_made_is_told_before_anything_runs(tmp_path):
 
 FULL_DISK = """
 import resource, signal, sys
-from gtpo.training.recorder import SCHEMA_VERSION, RunRecorder
+from gtpo.training.recorder import RunRecorder
 from gtpo.errors import RecordError
 recorder = RunRecorder(sys.argv[1])
-recorder.write_rollouts(1, [{"text": "a" * 1000}])
+import random
+text = "".join(random.Random(1).choices("abcdefgh0123456789", k=100_000))  # does not compress away
+recorder.write_rollouts(1, [{"rollout": 0, "group": 0, "text": "a"}])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # writes past 4 KiB fail, as on a full disk
 try:
-    recorder.write_rollouts(2, [{"text": "a" * 100_000}])
+    recorder.write_rollouts(2, [{"rollout": 0, "group": 0, "text": text}])
 except RecordError as error:
     print(error)
 """
@@ -67,6 +95,6 @@ except RecordError as error:
 def test_a_disk_that_fills_up_says_how_to_go_on_and_leaves_what_was_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "step_000002.jsonl: can't be written" in done.stdout
+    assert "step_000002.jsonl.gz: can't be written" in done.stdout
     assert "--resume" in done.stdout
-    assert [file.name for file in (tmp_path / "rollouts").iterdir()] == ["step_000001.jsonl"]
+    assert [file.name for file in (tmp_path / "rollouts").iterdir()] == ["step_000001.jsonl.gz"]

@@ -29,7 +29,6 @@ REFUSED: Mapping[str, str] = {
     "mask_truncated_completions": "use --truncated_rollouts mask",
     "reward_weights": "the reward is the verdict on the final answer: use --verifier, --alpha and --format_penalty",
     "resume_from_checkpoint": "use --resume",
-    "auto_find_batch_size": "the batch size decides on the groups: set --per_device_train_batch_size",
     "data_seed": "use --seed",
     "train_sampling_strategy": "problems are drawn in groups: use --shuffle_dataset",
     "length_column_name": "problems are drawn in groups",
