@@ -180,7 +180,7 @@ def test_a_run_that_loses_too_much_leaves_a_checkpoint_and_goes_on_as_if_unbroke
     random_turns.batches = 0
     with pytest.raises(TooManyFailuresError, match=r"checkpoint-\d holds the run as of step") as error:
         run("broken", DyingSandbox(6))
-    (checkpoint,) = (tmp_path / "broken" / "checkpoints").iterdir()
+    (checkpoint,) = (tmp_path / "broken" / "checkpoints").glob("checkpoint-*")
     step = int(checkpoint.name.rsplit("-", 1)[1])
     assert 0 < step < 4
     assert str(checkpoint) in str(error.value)
