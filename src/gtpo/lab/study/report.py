@@ -36,8 +36,9 @@ def write_report(study: Study) -> Path:
     for cell in done:
         if parts := stale_parts(cell):
             raise ConfigError(
-                f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, so "
-                "it can't be compared; delete the folder to run it again, or give the study another output"
+                f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, or "
+                "with files whose contents have changed, so it can't be compared; delete the folder to run it again, "
+                "or give the study another output"
             )
     figures = study_figures(study, done)
     study.output.mkdir(parents=True, exist_ok=True)
