@@ -44,6 +44,7 @@ _SHARED = (
     "tool_memory_mb",
     "max_turns",
     "max_turn_tokens",
+    "max_completion_length",
     "max_observation_tokens",
     "max_context",
     "temperature",
@@ -181,8 +182,6 @@ def read_study(path: str | Path) -> Study:
 def _cell(output: Path, variant: str, seed: int, train: Mapping[str, Any], evaluate: Mapping[str, Any] | None) -> Cell:
     folder = output / "cells" / f"{variant}-{seed}"
     shared = {name: train[name] for name in _SHARED if name in train}
-    if "max_completion_length" in train:
-        shared["max_completion_length"] = train["max_completion_length"]
     train = {"logging_steps": 1, **train}  # the report wants every step
     return Cell(variant, seed, folder, train, None if evaluate is None else {**shared, **evaluate})
 
