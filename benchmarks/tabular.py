@@ -1,9 +1,11 @@
 """Estimators on processes whose true gradient is known: bias, variance, learning, and where each breaks.
 
     python benchmarks/tabular.py [--quick] [--output docs/results] [--json runs/tabular.json]
+    python benchmarks/tabular.py --candidates [--quick] [--json runs/tabular-candidates.json]
 
 Prints the tables of docs/results/tabular.md, draws tabular-learning.png, and writes everything with all curves as JSON.
-About five minutes on one core.
+About five minutes on one core. `--candidates` prints instead, by turns and success rate, those of the candidates for a
+default beside GRPO's; about ten minutes.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from gtpo import functional as F
 from gtpo.credit import CreditSettings
 from gtpo.lab.study.figures import spread
 from gtpo.lab.tabular import (
+    CANDIDATES,
     CallProcess,
     Curves,
+    candidate,
     enumerate_expectation,
     estimator,
     learn,
@@ -69,9 +73,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few groups and seeds, to see whether it runs")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
-    parser.add_argument("--json", type=Path, default=Path("runs/tabular.json"))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--candidates", action="store_true", help="the candidates for a default, and nothing else")
     args = parser.parse_args()
+    args.json = args.json or Path("runs/tabular-candidates.json" if args.candidates else "runs/tabular.json")
     torch.set_num_threads(1)
+    if args.candidates:
+        rows = list(candidates(400 if args.quick else 20_000))
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(rows) + "\n")
+        for which in ("cosine", "signal_to_noise"):
+            print_map(which, rows)
+        return
     for folder in (args.output, args.json.parent):
         folder.mkdir(parents=True, exist_ok=True)
     groups, seeds = (400, 4) if args.quick else (40_000, 50)
@@ -142,6 +155,20 @@ def sampled(groups: int) -> Iterator[dict[str, Any]]:
             yield {"turns": turns, "success": success, "group_size": size, "estimator": name, **figures}
 
 
+def candidates(groups: int) -> Iterator[dict[str, Any]]:
+    """Cosine and signal to noise of the candidates and of GRPO, in groups of 8, by turns and success rate."""
+    for turns, process in TURNS.items():
+        advantages = {"grpo": estimator(process, 8, algorithm="grpo")}
+        advantages |= {name: candidate(process, 8, name) for name in CANDIDATES}
+        for success in SUCCESS:
+            logits = policy_with_success(process, success)
+            true = process.true_gradient(logits)
+            for name, advantage in advantages.items():
+                drawn = sampled_expectation(process, logits, advantage, 8, groups=groups, seed=2)
+                figures = {"cosine": drawn.cosine(true), "signal_to_noise": drawn.signal_to_noise(true)}
+                yield {"turns": turns, "success": success, "group_size": 8, "estimator": name, **figures}
+
+
 def learning(seeds: int) -> Iterator[dict[str, Any]]:
     """Learning curves: success rate x turns x estimator, 16 groups of 8 a step."""
     for turns, process in TURNS.items():
@@ -199,12 +226,7 @@ def print_all(found: dict[str, list[dict[str, Any]]]) -> None:
     print_table("flip", ["turns", "first share with a negative first turn", "formula"], found["flip"])
     print_table("enumerated", [name for name in found["enumerated"][0] if name != "groups"], found["enumerated"])
     for which in ("cosine", "signal_to_noise"):
-        columns = list(dict.fromkeys((r["turns"], r["success"], r["group_size"]) for r in found["sampled"]))
-        print(f"\n{which}\n\n| estimator | " + " | ".join(f"{t} turns, {s:g}, G {g}" for t, s, g in columns) + " |")
-        print("|---" * (len(columns) + 1) + "|")
-        for name in ESTIMATORS:
-            cells = [r[which] for r in found["sampled"] if r["estimator"] == name]
-            print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in cells) + " |")
+        print_map(which, found["sampled"])
     for which in ("area", "after 20", "final"):
         print(f"\nsuccess, {which}\n\n| turns | start | " + " | ".join(MAPPED) + " |")
         print("|---" * (len(MAPPED) + 2) + "|")
@@ -213,6 +235,15 @@ def print_all(found: dict[str, list[dict[str, Any]]]) -> None:
                 rows = [r for r in found["learning"] if (r["turns"], r["success"]) == (turns, success)]
                 cells = [f"{r[which]['mean']:.3f} ±{(r[which]['high'] - r[which]['low']) / 2:.3f}" for r in rows]
                 print(f"| {turns} | {success:g} | " + " | ".join(cells) + " |")
+
+
+def print_map(which: str, rows: Sequence[dict[str, Any]]) -> None:
+    columns = list(dict.fromkeys((row["turns"], row["success"], row["group_size"]) for row in rows))
+    print(f"\n{which}\n\n| estimator | " + " | ".join(f"{t} turns, {s:g}, G {g}" for t, s, g in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        cells = [row[which] for row in rows if row["estimator"] == name]
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in cells) + " |")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:

@@ -1,9 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files told apart by their contents."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import time
 from pathlib import Path
+
+_CHUNK_BYTES = 1 << 22
+_SETTLED_NS = 2_000_000_000
+"""A file written in this time may be written again without its time stamp showing it."""
+_hashes: dict[tuple[object, ...], str] = {}
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -21,3 +29,36 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fingerprint(path: str | Path) -> str | None:
+    """Tells the contents of a file or folder from others, wherever they lie and whenever they were written.
+
+    Of a folder, such as a model's, the names and contents of the files right in it count, except README.md. A file is
+    read once per process, unless its inode, size or times change.
+
+    Returns:
+        16 hexadecimal digits; None if there is no such file or folder, as for the name of a model on the Hub.
+    """
+    if not path:
+        return None
+    if os.path.isfile(path):  # unlike Path.is_file, False for what is too long to be a path
+        return _content_hash(Path(path))[:16]
+    if not os.path.isdir(path):
+        return None
+    files = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name != "README.md")
+    return hashlib.sha256(json.dumps([[file.name, _content_hash(file)] for file in files]).encode()).hexdigest()[:16]
+
+
+def _content_hash(path: Path) -> str:
+    stat = path.stat()
+    key = (path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if (known := _hashes.get(key)) is not None:
+        return known
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if time.time_ns() - stat.st_mtime_ns > _SETTLED_NS:
+        _hashes[key] = digest.hexdigest()
+    return digest.hexdigest()

@@ -8,13 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from gtpo.evaluation.statistics import (
-    maj_at_k,
-    mean_with_interval,
-    paired_difference,
-    pass_at_k,
-    student_quantile,
-)
+from gtpo.evaluation.statistics import maj_at_k, mean_with_interval, paired_difference, pass_at_k
 
 
 @pytest.mark.parametrize(
@@ -71,12 +65,6 @@ def test_maj_at_k_of_many_samples_is_close_to_the_exact_value():
 def test_figures_of_impossible_counts_are_refused(call):
     with pytest.raises(ValueError, match="@"):
         call()
-
-
-def test_student_quantiles():
-    for degrees, value in ((1, 12.706), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (200, 1.972)):
-        assert student_quantile(degrees) == pytest.approx(value, rel=0.005)
-    assert student_quantile(2) == pytest.approx(4.303, rel=0.03)
 
 
 def test_intervals_are_never_empty():

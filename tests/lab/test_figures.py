@@ -6,14 +6,21 @@ import json
 import math
 import random
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
 from gtpo.errors import DataError
 from gtpo.lab.study import Cell, Study, write_report
-from gtpo.lab.study.figures import Spread, cell_figures, spread, student_p_value, study_figures
+from gtpo.lab.study.figures import Spread, cell_figures, spread, study_figures
 from gtpo.lab.study.report import _steps, draw_curves
+
+
+def values_with(t, degrees):
+    """As many values as give this t: their mean over its standard error."""
+    values = [float(i) for i in range(degrees + 1)]
+    shift = t * stdev(values) / math.sqrt(len(values)) - fmean(values)
+    return [value + shift for value in values]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,17 @@ from gtpo.lab.study.report import _steps, draw_curves
     [(2.776445, 4, 0.05), (12.706205, 1, 0.05), (4.604095, 4, 0.01), (0.0, 3, 1.0), (-2.776445, 4, 0.05)],
 )
 def test_p_values_are_students(t, degrees, p):
-    assert student_p_value(t, degrees) == pytest.approx(p, abs=2e-6)
+    assert spread(values_with(t, degrees)).p_value == pytest.approx(p, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (10, 2.228), (30, 2.042), (200, 1.972)]
+)
+def test_intervals_are_students(degrees, quantile):
+    found = spread(values_with(2.0, degrees))
+    error = found.deviation / math.sqrt(found.seeds)
+    assert (found.high - found.mean) / error == pytest.approx(quantile, abs=5e-4)
+    assert (found.mean - found.low) / error == pytest.approx(quantile, abs=5e-4)
 
 
 def test_intervals_over_seeds_cover_the_mean_as_often_as_they_say():
@@ -98,7 +115,7 @@ def test_differences_are_paired_by_seed_and_at_equal_time_the_slower_run_is_cut(
     assert difference["final"].mean == pytest.approx(0.15)
     error = 0.05
     assert difference["final"].high == pytest.approx(0.15 + 12.706 * error, rel=1e-3)
-    assert difference["final"].p_value == pytest.approx(student_p_value(0.15 / error, 1))
+    assert difference["final"].p_value == pytest.approx(1 - 2 / math.pi * math.atan(0.15 / error))  # Cauchy's
     # After 20 s the slower run has done 10 of its steps, the last five of which are past its jump.
     assert difference["equal_time"].mean == pytest.approx(0.15)
     assert difference["area"].mean == pytest.approx(fmean([0.1 * 0.25 + 0.75 * (0.5 + g) for g in (0.1, 0.2)]) - 0.3)
@@ -160,9 +177,9 @@ def test_a_cell_without_metrics_is_named(study):
 
 
 def test_p_value_falls_with_t():
-    values = [student_p_value(t, 4) for t in (0.0, 0.5, 1.0, 2.0, 5.0, 50.0)]
+    values = [spread(values_with(t, 4)).p_value for t in (0.0, 0.5, 1.0, 2.0, 5.0, 50.0)]
     assert values == sorted(values, reverse=True)
-    assert not math.isnan(student_p_value(1e9, 2))
+    assert not math.isnan(spread(values_with(1e9, 2)).p_value)
 
 
 def test_many_variants_leave_the_curves_their_room(study, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ def write_study(path, start, output, **changes):
 
 def compare(path, *options):
     return subprocess.Popen(
-        [sys.executable, "-m", "gtpo.cli", "compare", str(path), "--threads", "1", *options],
+        [sys.executable, "-m", "gtpo.cli", "study", str(path), "--threads", "1", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -264,3 +264,28 @@ def test_filters_that_the_api_does_not_have_are_refused(serve, tiny_tokenizer):
     server = serve(two_turns(tiny_tokenizer))
     with pytest.raises(ConfigError, match="top_k"):
         roll_out(server, tiny_tokenizer, dialect="openai", sampling=Sampling(top_k=5))
+
+
+def test_a_key_goes_to_the_hosts_that_it_was_named_for_and_never_over_plain_http(tiny_tokenizer, monkeypatch, capsys):
+    """Asked by the command as people start it: with OPENAI_API_KEY in the environment for something else."""
+    from gtpo.commands.backends import BackendArguments, make_backend
+    from gtpo.rollout import RolloutConfig
+
+    def headers(url, **options):
+        seen = []
+        server = lambda self, *args, **kwargs: seen.append(kwargs["api_key"])  # noqa: E731
+        monkeypatch.setattr("gtpo.commands.backends.OpenAIBackend.__init__", server)
+        args = BackendArguments(backend="server", base_url=url, served_model="m", **options)
+        make_backend(args, RolloutConfig(max_context=64), None, tiny_tokenizer)
+        return seen[0]
+
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("MY_KEY", "mine")
+    assert headers("https://api.openai.com/v1") == "secret"
+    assert headers("https://elsewhere.example/v1") is None
+    assert headers("http://localhost:8000/v1") is None
+    assert headers("https://elsewhere.example/v1", api_key_variable="MY_KEY") == "mine"
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="plain http"):
+        OpenAIBackend("http://elsewhere.example/v1", tiny_tokenizer, model="m", max_context=64, api_key="secret")
+    OpenAIBackend("http://127.0.0.1:1/v1", tiny_tokenizer, model="m", max_context=64, api_key="secret")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 import torch
 
+from gtpo._http import key_for
 from gtpo.commands.arguments import GenerationModelConfig, load_model, say
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout import RolloutConfig
@@ -42,8 +42,12 @@ class BackendArguments:
     api: Literal["completions", "chat"] = field(
         default="completions", metadata={"help": "server: chat, if it has nothing else; its rollouts are not exact."}
     )
-    api_key_variable: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "server: environment variable with the key, if it wants one."}
+    api_key_variable: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "server: environment variable with the key for --base_url; by default OPENAI_API_KEY if that is "
+            "OpenAI's own, else no key."
+        },
     )
 
     @property
@@ -95,7 +99,7 @@ def _server(args: BackendArguments, rollout: RolloutConfig, tokenizer: Any, url:
         model=args.served_model,
         dialect=args.dialect,
         api=args.api,
-        api_key=os.environ.get(args.api_key_variable),
+        api_key=key_for(url, args.api_key_variable, option="--api_key_variable"),
         max_context=rollout.max_context,
     )
 

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from tqdm.auto import tqdm
 
+from gtpo._files import fingerprint
 from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, say, verifiable
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
@@ -142,15 +143,6 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed)
     concurrency = args.max_concurrency or backend_args.max_concurrency
     return Job(problems, engine, backend, verifier, protocol, about, concurrency)
-
-
-def fingerprint(model: str) -> str | None:
-    """Tells the weights in a folder from others in the same place, by names, sizes and times; None for a Hub id."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return _hash_of([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
 
 
 def _hash_of(value: Sequence[Any]) -> str:

@@ -21,7 +21,9 @@ def get_similarity(spec: str) -> CodeSimilarity:
             - `lexical`;
             - `sentence-transformers:NAME`, NAME the name or folder of an embedding model;
             - `random`, the negative control of studies: has nothing to do with the code;
-            - `endpoint:URL#MODEL`, URL the base of an OpenAI-compatible API, such as `http://localhost:8000/v1`.
+            - `endpoint:URL#MODEL`, URL the base of an OpenAI-compatible API, such as `http://localhost:8000/v1`;
+              `endpoint:URL#MODEL?key=VARIABLE` with the environment variable that holds the key for this URL (without
+              it, `OPENAI_API_KEY` at api.openai.com and no key elsewhere).
 
     Raises:
         ConfigError: the specification is none of these, or what it needs is not installed.
@@ -38,9 +40,12 @@ def get_similarity(spec: str) -> CodeSimilarity:
     if kind == "endpoint":
         from gtpo.similarity.endpoint import EndpointSimilarity
 
-        url, _, model = rest.rpartition("#")
-        if url and model:
-            return EndpointSimilarity(url, model)
+        url, _, named = rest.rpartition("#")
+        model, _, setting = named.partition("?")
+        name, _, variable = setting.partition("=")
+        if url and model and (not setting or (name == "key" and variable)):
+            return EndpointSimilarity(url, model, api_key_env=variable or None)
     raise ConfigError(
-        f"no code similarity {spec!r}; there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL, random"
+        f"no code similarity {spec!r}; there are: lexical, sentence-transformers:NAME, endpoint:URL#MODEL, "
+        "endpoint:URL#MODEL?key=VARIABLE, random"
     )

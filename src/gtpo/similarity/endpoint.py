@@ -1,45 +1,64 @@
 """Similarity by an embedding model behind an OpenAI-compatible HTTP endpoint, such as vLLM's or TEI's.
 
-The code of the rollouts is sent there. A key is sent only if its own environment variable is set.
+The code of the rollouts is sent there. An API key is sent only to the host it was named for (`gtpo._http`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPException
 from typing import Any
 
+import httpx
 import torch
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_exponential,
+    wait_random,
+)
 from torch import Tensor
 
-from gtpo._http import retry_after_s
+from gtpo._http import bearer_headers, is_this_machine, key_for, parse_url, retry_after_s
 from gtpo.errors import ConfigError
 from gtpo.similarity.base import EmbeddingSimilarity, SimilarityError
 
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
-_LONGEST_WAIT_S = 30.0
+_RETRIED = {408, 425, 429}
+"""Statuses below 500 that say to try later."""
+_LONGEST_WAIT_S = 8.0
+
+
+class _TryLaterError(SimilarityError):
+    """A failure that another try may mend, after `wait_s` seconds or more."""
+
+    def __init__(self, message: str, wait_s: float = 0.0):
+        super().__init__(message)
+        self.wait_s = wait_s
 
 
 class EndpointSimilarity(EmbeddingSimilarity):
     """Cosine similarity of embeddings from an endpoint. See `gtpo.similarity.base.CodeSimilarity`.
 
+    A request that finds no server, or one that is starting or overloaded (status 408, 425, 429, 5xx), is tried again
+    after growing waits with jitter, or when the server's `Retry-After` says. Redirects are not followed.
+
     Args:
         url: base of the API, such as `http://localhost:8000/v1`, or its full path that ends in `/embeddings`.
         model: the model's name there.
-        api_key_env: name of the environment variable that holds the key; without it no key is sent.
+        api_key_env: name of the environment variable with the key for this URL. None: `OPENAI_API_KEY` if the host is
+            api.openai.com, else no key.
         batch_size: texts a request.
         timeout_s: seconds that a request may take.
-        retries: further tries after a failed connection, a time-out, or a status that says to try later.
-        backoff_s: seconds before the first further try; doubled each time.
+        server_timeout_s: seconds to go on trying before that is an error; 0: one try.
+        backoff_s: seconds before the second try, plus as many at random; doubled each time up to 8.
         cache_size: embeddings kept.
 
     Raises:
-        ConfigError: the URL is not one of HTTP, or a number is out of range.
+        ConfigError: the URL is not one of HTTP, a number is out of range, `api_key_env` is not set, or its key would go
+            over plain http to another machine.
     """
 
     def __init__(
@@ -47,40 +66,60 @@ class EndpointSimilarity(EmbeddingSimilarity):
         url: str,
         model: str,
         *,
-        api_key_env: str = "GTPO_EMBEDDINGS_API_KEY",
+        api_key_env: str | None = None,
         batch_size: int = 64,
         timeout_s: float = 60.0,
-        retries: int = 3,
+        server_timeout_s: float = 120.0,
         backoff_s: float = 0.5,
         cache_size: int = 4096,
     ):
         super().__init__(cache_size)
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"embeddings endpoint {url!r}: give a URL that starts with http:// or https://")
         if batch_size < 1 or timeout_s <= 0:
             raise ConfigError(f"batch_size={batch_size}, timeout_s={timeout_s}: both must be above 0")
-        if retries < 0:
-            raise ConfigError(f"retries={retries}: must be 0 or more")
+        if server_timeout_s < 0 or backoff_s < 0:
+            raise ConfigError(f"server_timeout_s={server_timeout_s}, backoff_s={backoff_s}: both must be at least 0")
         base = url.rstrip("/")
         self._url = base if base.endswith("/embeddings") else f"{base}/embeddings"
-        self._model, self._api_key_env = model, api_key_env
-        self._batch_size, self._timeout_s = batch_size, timeout_s
-        self._retries, self._backoff_s = retries, backoff_s
+        option = "similarity endpoint"
+        parsed = parse_url(self._url, option=option)
+        headers = bearer_headers(self._url, key_for(self._url, api_key_env, option=option), option=option)
+        # A proxy of the environment is for other machines.
+        self._client = httpx.Client(
+            headers={"Content-Type": "application/json", "Accept": "application/json", **headers},
+            timeout=timeout_s,
+            trust_env=not is_this_machine(parsed),
+        )
+        self._model, self._batch_size = model, batch_size
+        self._server_timeout_s = server_timeout_s
+        self._backoff = wait_exponential(backoff_s, max=_LONGEST_WAIT_S) + wait_random(0, backoff_s)
+        self._length: int | None = None
 
     def embed(self, texts: list[str]) -> Tensor:
         """Embeddings of the texts, one row a text.
 
         Raises:
-            SimilarityError: the endpoint can't be reached, refuses, or answers with something else.
+            SimilarityError: the endpoint is unavailable, refuses, or answers with something other than one finite
+                vector a text, all as long as those before.
         """
         rows: list[list[float]] = []
         for start in range(0, len(texts), self._batch_size):
             batch = texts[start : start + self._batch_size]
             rows += self._vectors_in(self._post({"model": self._model, "input": batch}), len(batch))
         try:
-            return torch.tensor(rows, dtype=torch.float32)
-        except (ValueError, TypeError) as error:
+            vectors = torch.tensor(rows, dtype=torch.float32)
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             raise SimilarityError(f"{self._url}: embeddings of unequal length or not numbers") from error
+        if vectors.ndim != 2 or not vectors.shape[1]:
+            raise SimilarityError(f"{self._url}: embeddings of shape {tuple(vectors.shape)}, not one vector a text")
+        if not torch.isfinite(vectors).all():
+            raise SimilarityError(f"{self._url}: the embeddings hold values that are not finite")
+        if self._length not in (None, vectors.shape[1]):
+            raise SimilarityError(
+                f"{self._url}: embeddings of length {vectors.shape[1]}, before of {self._length}; was the model "
+                f"{self._model!r} replaced there?"
+            )
+        self._length = vectors.shape[1]
+        return vectors
 
     def _vectors_in(self, body: Any, count: int) -> list[list[float]]:
         try:
@@ -94,29 +133,37 @@ class EndpointSimilarity(EmbeddingSimilarity):
         return vectors
 
     def _post(self, payload: Mapping[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := os.environ.get(self._api_key_env):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self._url, json.dumps(payload).encode(), headers, method="POST")
-        wait_s = self._backoff_s
-        for tries_left in reversed(range(self._retries + 1)):
-            asked_s = 0.0
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                said = error.read(500).decode(errors="replace")
-                problem: SimilarityError = SimilarityError(f"{self._url}: HTTP status {error.code}: {said}")
-                if error.code not in _RETRIED:
-                    raise problem from error
-                asked_s = retry_after_s(error.headers.get("Retry-After"))
-            except (OSError, HTTPException) as error:
-                reason = getattr(error, "reason", None) or error
-                problem = SimilarityError(f"{self._url}: no response ({type(error).__name__}: {reason})")
-            except ValueError as error:
-                raise SimilarityError(f"{self._url}: the response is not JSON") from error
-            if not tries_left:
-                raise problem
-            time.sleep(min(max(wait_s, asked_s), _LONGEST_WAIT_S))
-            wait_s *= 2
-        raise AssertionError("unreachable")
+        retrying = Retrying(
+            retry=retry_if_exception_type(_TryLaterError),
+            wait=self._wait_s,
+            stop=stop_before_delay(self._server_timeout_s),
+        )
+        try:
+            return retrying(self._ask, json.dumps(payload).encode())
+        except RetryError as error:
+            last = error.last_attempt
+            tried = f"{last.attempt_number} tries within {self._server_timeout_s:g} s"
+            raise SimilarityError(f"{last.exception()} ({tried}); is the server running?") from last.exception()
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        failure = state.outcome.exception() if state.outcome else None
+        return max(self._backoff(state), failure.wait_s if isinstance(failure, _TryLaterError) else 0.0)
+
+    def _ask(self, content: bytes) -> Any:
+        try:
+            response = self._client.post(self._url, content=content)
+        except httpx.RequestError as error:
+            raise _TryLaterError(f"{self._url}: no response ({type(error).__name__}: {error})") from error
+        status = response.status_code
+        if response.is_redirect:
+            target = response.headers.get("Location")
+            raise SimilarityError(f"{self._url}: HTTP status {status}, a redirect to {target}; give that URL itself")
+        if status != 200:
+            problem = f"{self._url}: HTTP status {status}: {response.text[:500]}"
+            if status in _RETRIED or status >= 500:
+                raise _TryLaterError(problem, retry_after_s(response.headers.get("Retry-After")))
+            raise SimilarityError(problem)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise SimilarityError(f"{self._url}: the response is not JSON") from error

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from gtpo._files import fingerprint
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 
@@ -65,7 +66,7 @@ class Cell:
 
     @property
     def train_fingerprint(self) -> str:
-        """Tells whether two cells are trained alike: their options, and the files that these name."""
+        """Tells whether two cells are trained alike: by options, and the contents of the files that these name."""
         return _fingerprint(self.train)
 
     @property
@@ -75,17 +76,16 @@ class Cell:
 
 
 def _fingerprint(options: Mapping[str, Any]) -> str:
-    """Of a file its size and its first MB count, of a folder the sizes of its files."""
-    found: list[Any] = [sorted((str(name), repr(value)) for name, value in options.items())]
-    for value in options.values():
-        for one in value if isinstance(value, list) else [value]:
-            path = Path(str(one).partition("?")[0]) if isinstance(one, str) and one else None
-            if path and path.is_file():
-                with path.open("rb") as file:
-                    found.append([path.stat().st_size, hashlib.sha256(file.read(2**20)).hexdigest()])
-            elif path and path.is_dir():
-                found.append(sorted((item.name, item.stat().st_size) for item in path.iterdir() if item.is_file()))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    """Of options that name files or folders, the contents count too."""
+    found = [
+        [str(name), repr(value), [_contents(one) for one in (value if isinstance(value, list) else [value])]]
+        for name, value in options.items()
+    ]
+    return hashlib.sha256(json.dumps(sorted(found, key=lambda option: option[0])).encode()).hexdigest()[:16]
+
+
+def _contents(value: Any) -> str | None:
+    return fingerprint(value.partition("?")[0]) if isinstance(value, str) else None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, median_low
 from typing import Any
 
+import numpy as np
+
 from gtpo.errors import ConfigError
 from gtpo.lab.study.figures import WINDOW, CellFigures, Spread, StudyFigures, as_document, study_figures
 from gtpo.lab.study.plan import Study
@@ -34,8 +36,9 @@ def write_report(study: Study) -> Path:
     for cell in done:
         if parts := stale_parts(cell):
             raise ConfigError(
-                f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, so "
-                "it can't be compared; delete the folder to run it again, or give the study another output"
+                f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, or "
+                "with files whose contents have changed, so it can't be compared; delete the folder to run it again, "
+                "or give the study another output"
             )
     figures = study_figures(study, done)
     study.output.mkdir(parents=True, exist_ok=True)
@@ -203,19 +206,11 @@ def _draw(axis: Any, curves: Sequence[Sequence[float]], label: str, number: int)
         return
     length = min(map(len, curves))
     columns = [_smooth(curve[:length]) for curve in curves]
-    means = [fmean(values) for values in zip(*columns, strict=True)]
-    spreads = [_deviation(values) for values in zip(*columns, strict=True)]
+    means, spreads = np.mean(columns, axis=0), np.std(columns, axis=0, ddof=min(len(columns) - 1, 1))
     steps = range(1, length + 1)
     (line,) = axis.plot(steps, means, lw=1.5, label=label, color=f"C{number % 10}", ls=LINES[number // 10 % len(LINES)])
-    low = [mean - part for mean, part in zip(means, spreads, strict=True)]
-    high = [mean + part for mean, part in zip(means, spreads, strict=True)]
-    axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, lw=0)
+    axis.fill_between(steps, means - spreads, means + spreads, color=line.get_color(), alpha=0.12, lw=0)
 
 
 def _smooth(curve: Sequence[float]) -> list[float]:
     return [fmean(curve[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(curve))]
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return float((sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)) ** 0.5)

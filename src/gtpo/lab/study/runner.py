@@ -80,16 +80,16 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
 
 
 def _check_same(cell: Cell) -> None:
-    """Refuse to go on with a cell whose options have changed under what is there of it."""
+    """Refuse to go on with a cell whose options or files have changed under what is there of it."""
     for part in stale_parts(cell):
         raise ConfigError(
-            f"{cell.folder}: its {part} was done with other options than the study file has now; delete the folder to "
-            "run it again, or give the study another output"
+            f"{cell.folder}: its {part} was done with other options than the study file has now, or with files whose "
+            "contents have changed; delete the folder to run it again, or give the study another output"
         )
 
 
 def stale_parts(cell: Cell) -> list[str]:
-    """Which of a cell's training and evaluation was done with other options than it has."""
+    """Which of a cell's training and evaluation was done with other options, or contents of files, than it has now."""
     state = _state(cell)
     begun = {
         "training": bool(state.get("trained")) or (cell.folder / "checkpoints").is_dir(),

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import httpx
 
+from gtpo._http import bearer_headers, parse_url
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
@@ -70,7 +71,7 @@ class OpenAIBackend:
         tokenizer: of that model. It encodes what a server gives as text.
         dialect: `vllm` (ids go and come) or `openai` (standard fields only).
         api: `completions`, or `chat` for a server that has nothing else.
-        api_key: sent as a bearer token.
+        api_key: sent as a bearer token; never over plain http to another machine, never along a redirect.
         max_context: longest context in tokens; by default what the server says.
         concurrency: requests at once.
         timeout_s: for one request.
@@ -81,7 +82,8 @@ class OpenAIBackend:
         transport: of httpx, for tests.
 
     Raises:
-        ConfigError: the URL is none, or the server does not know the model or its longest context.
+        ConfigError: the URL is none, the key would go over plain http to another machine, or the server knows neither
+            the model nor its longest context.
         BackendError: the server does not answer within `server_timeout_s`.
     """
 
@@ -102,13 +104,12 @@ class OpenAIBackend:
         reload: Callable[[], None] | None = None,
         transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
     ) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"base_url {base_url!r}: give a URL such as http://localhost:8000/v1")
+        parse_url(base_url, option="base_url")
         self.base_url, self.tokenizer = base_url.rstrip("/"), tokenizer
         self.dialect, self.api, self.extra = dialect, api, dict(extra or {})
         self.concurrency, self.timeout_s, self.server_timeout_s = concurrency, timeout_s, server_timeout_s
         self.reload = reload
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = bearer_headers(base_url, api_key, option="api_key")
         self._transport: Any = transport
         known = {} if model and max_context else self._models()
         if known and reload and model not in known:  # a server that was started anew

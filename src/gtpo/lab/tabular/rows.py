@@ -1,0 +1,148 @@
+"""The candidates as the bench takes them, each by a name: from rollouts to the advantage of each turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gtpo import functional as F
+from gtpo.credit import CreditSettings
+from gtpo.lab.tabular import candidates as C
+from gtpo.lab.tabular.estimators import shaped_groups
+from gtpo.lab.tabular.gradients import Advantage
+from gtpo.lab.tabular.process import CallProcess, Rollouts
+
+_DEFAULT = CreditSettings()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts whose groups stand side by side, and what candidates are made of; in float64."""
+
+    process: CallProcess
+    rollouts: Rollouts
+    group_B: Tensor
+    group_size: int
+
+    @property
+    def outcome_B(self) -> Tensor:
+        """1 for rollouts that passed, else 0."""
+        return self.rollouts.passed_B.double()
+
+    @property
+    def outcome_B_K(self) -> Tensor:
+        """The outcome as the return of each turn: no discount, no penalty, no shaping."""
+        return self.outcome_B[:, None] * self.rollouts.active_B_K
+
+    @property
+    def prefixes_B_K(self) -> Tensor:
+        """Of calls and results: an action stands for both."""
+        return C.prefix_ids(self.rollouts.actions_B_K, self.rollouts.num_turns_B, self.group_B)
+
+    @property
+    def format_B_K(self) -> Tensor:
+        """The format penalties."""
+        return self._rewards(torch.zeros_like(self.rollouts.passed_B), _DEFAULT.format_penalty, None)
+
+    def returns_B_K(self, gamma: float, *, penalty: float = -0.1, bounded: bool = False) -> Tensor:
+        """Returns with shaping as it is by default, or bounded by first turns of successes."""
+        turns, passed_B = self.rollouts.num_turns_B, self.rollouts.passed_B
+        codes_B_D = self.rollouts.code_B_D(self.process.states)
+        shaped_B = shaped_groups(codes_B_D, passed_B, self.group_size, _DEFAULT.alpha)
+        if bounded:
+            unshaped = F.discounted_returns(self._rewards(passed_B, penalty, None), turns, gamma=gamma)
+            shaped_B = C.bounded_shaping(shaped_B, unshaped[:, 0], passed_B, self.group_B)
+        return F.discounted_returns(self._rewards(passed_B, penalty, shaped_B), turns, gamma=gamma)
+
+    def _rewards(self, passed_B: Tensor, penalty: float, shaped_B: Tensor | None) -> Tensor:
+        found = self.rollouts
+        return F.turn_rewards(
+            passed_B,
+            found.num_turns_B,
+            found.invalid_B_K,
+            found.has_call_B,
+            format_penalty=penalty,
+            shaped_B=torch.zeros(len(passed_B), dtype=torch.float64) if shaped_B is None else shaped_B,
+        )
+
+    def normalised(self, returns_B_K: Tensor) -> Tensor:
+        """As GTPO does by default."""
+        found = self.rollouts
+        return F.group_advantages(returns_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B)
+
+    def format_apart(self, gamma: float, *, bounded: bool = False) -> Tensor:
+        """`format_apart_advantages` of shaped returns."""
+        returns_B_K = self.returns_B_K(gamma, penalty=0.0, bounded=bounded)
+        found = self.rollouts
+        return C.format_apart_advantages(
+            returns_B_K, self.format_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B
+        )
+
+    def maxrl(self, returns_B_K: Tensor) -> Tensor:
+        """`maxrl_advantages`."""
+        found = self.rollouts
+        return C.maxrl_advantages(returns_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B)
+
+    def grpo_B(self) -> Tensor:
+        """GRPO's advantages of the bare outcome."""
+        return F.grpo_advantages(self.outcome_B, self.group_B)
+
+    def prefix_baseline(self, outcome_B: Tensor, prior: float = 0.0) -> Tensor:
+        """`prefix_baseline_advantages` of outcomes."""
+        found = self.rollouts
+        returns_B_K = outcome_B[:, None] * found.active_B_K
+        return C.prefix_baseline_advantages(
+            returns_B_K, self.prefixes_B_K, found.num_turns_B, self.group_B, prior=prior
+        )
+
+    def prefix_value(self, outcome_B: Tensor) -> Tensor:
+        """`prefix_value_advantages`."""
+        return C.prefix_value_advantages(outcome_B, self.prefixes_B_K, self.rollouts.num_turns_B)
+
+    def gamma(self) -> float:
+        """`gamma_for_turns` of the longest rollout there may be."""
+        return C.gamma_for_turns(self.process.max_turns)
+
+
+def _gigpo(batch: Batch) -> Tensor:
+    found = batch.rollouts
+    last_B_K = torch.arange(found.actions_B_K.shape[1]) == found.num_turns_B[:, None] - 1
+    returns_B_K = F.discounted_returns(batch.outcome_B[:, None] * last_B_K, found.num_turns_B, gamma=0.95)
+    return C.gigpo_advantages(batch.outcome_B, returns_B_K, batch.prefixes_B_K, found.num_turns_B, batch.group_B)
+
+
+CANDIDATES: dict[str, Callable[[Batch], Tensor]] = {
+    "gtpo default": lambda b: b.normalised(b.returns_B_K(_DEFAULT.gamma)),
+    "default, gamma by turns": lambda b: b.normalised(b.returns_B_K(b.gamma())),
+    "default, shaping bounded": lambda b: b.normalised(b.returns_B_K(_DEFAULT.gamma, bounded=True)),
+    "default, format apart": lambda b: b.format_apart(_DEFAULT.gamma),
+    "default, MaxRL's scale": lambda b: b.maxrl(b.returns_B_K(_DEFAULT.gamma)),
+    "gamma by turns, shaping bounded": lambda b: b.normalised(b.returns_B_K(b.gamma(), bounded=True)),
+    "gamma by turns, format apart": lambda b: b.format_apart(b.gamma()),
+    "gamma, shaping, format": lambda b: b.format_apart(b.gamma(), bounded=True),
+    "gamma, shaping, MaxRL's scale": lambda b: b.maxrl(b.returns_B_K(b.gamma(), bounded=True)),
+    "grpo of the outcome": lambda b: b.grpo_B()[:, None] * b.rollouts.active_B_K,
+    "MaxRL": lambda b: b.maxrl(b.outcome_B_K),
+    "GiGPO": _gigpo,
+    "prefix baseline": lambda b: b.prefix_baseline(b.outcome_B),
+    "prefix baseline, GRPO's scale": lambda b: b.prefix_baseline(b.grpo_B()),
+    "prefix baseline, prior 2": lambda b: b.prefix_baseline(b.outcome_B, prior=2.0),
+    "prefix baseline, prior 2, GRPO's scale": lambda b: b.prefix_baseline(b.grpo_B(), prior=2.0),
+    "prefix value": lambda b: b.prefix_value(b.outcome_B),
+    "prefix value, GRPO's scale": lambda b: b.prefix_value(b.grpo_B()),
+    "prefix value, MaxRL's scale": lambda b: b.prefix_value(b.maxrl(b.outcome_B_K)[:, 0]),
+    "GRPO's scale: prefix value, format apart": lambda b: b.prefix_value(b.grpo_B()) + b.format_B_K,
+    "half GRPO, half prefix value": lambda b: (
+        0.5 * b.grpo_B()[:, None] * b.rollouts.active_B_K + 0.5 * b.prefix_value(b.grpo_B())
+    ),
+}
+"""`default`: GTPO with the defaults of `CreditSettings`. Prefixes, MaxRL and GiGPO take the bare outcome."""
+
+
+def candidate(process: CallProcess, group_size: int, name: str) -> Advantage:
+    """The advantages of a candidate. Rollouts of a group must stand side by side."""
+    make = CANDIDATES[name]
+    return lambda rollouts, group_ids_B: make(Batch(process, rollouts, group_ids_B, group_size))
