@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,28 @@ def test_problems_without_a_verifier_are_named_before_a_run(auto):
     assert "no verifier 'oracle'; there are: auto, math, choice" in found["o"]
     with pytest.raises(VerifierError, match="the domain 'law'"):
         auto.verify_many(["x"], [law])
+
+
+def test_a_row_can_not_name_code(auto, capsys):
+    """What the model wrote must not reach a function that the data chose: cProfile.run executes it."""
+    evil = Problem("evil", "?", "1", extras={"verifier": "cProfile:run"})
+    assert "there is no verifier 'cProfile:run' for a row to name" in auto.unusable([evil])["evil"]
+    with pytest.raises(VerifierError, match="problem evil: there is no verifier 'cProfile:run'"):
+        auto.verify_many(["print('executed')"], [evil])
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_function_comes_from_a_named_file_and_never_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "own_judge.py").write_text("def judge(text, problem):\n    return True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", str(tmp_path), *sys.path])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match=r"for a file of your own give its path, \./own_judge\.py:judge"):
+        get_verifier("own_judge:judge")
+    for path in ("./own_judge.py:judge", f"{tmp_path}/own_judge.py:judge"):
+        assert get_verifier(path).verify_many(["x"], [MATH])[0].passed
+    with pytest.raises(ConfigError, match="can't be imported"):
+        get_verifier("./missing.py:judge")
 
 
 def verdict(text, problem):
