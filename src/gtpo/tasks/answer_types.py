@@ -1,8 +1,8 @@
 """What kind of answer a problem wants. It decides on the verifier and on how the model is told to write the answer.
 
-A row may say it itself, with a field `verifier` that names a built-in verifier; else the domain and the form of the gold
-answer decide. A function of the user's own is given on the command line or in Python only: rows are data, and what they
-name must not be run.
+A row may say it itself, with a field `verifier` that names a built-in verifier; else the domain and the form of the
+gold answer decide. A function of the user's own is given on the command line or in Python only: rows are data, and what
+they name must not be run.
 """
 
 from __future__ import annotations

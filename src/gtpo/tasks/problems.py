@@ -154,8 +154,8 @@ def draw_key(problem: Problem, seed: int) -> bytes:
 def no_row_verifier(named: object) -> str:
     """What is wrong with a row's field `verifier`, and how to mend it."""
     return (
-        f"there is no verifier {named!r} for a row to name; there are: {', '.join(VERIFIERS)}. Name one of these or remove "
-        "the field; a function of your own is given on the command line, as --verifier MODULE:FUNCTION"
+        f"there is no verifier {named!r} for a row to name; there are: {', '.join(VERIFIERS)}. Name one of these or "
+        "remove the field; a function of your own is given on the command line, as --verifier MODULE:FUNCTION"
     )
 
 

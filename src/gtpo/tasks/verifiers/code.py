@@ -23,15 +23,17 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gtpo._async import run_async
-from gtpo.errors import ConfigError, VerifierError
-from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Sandbox, Session, Status
+from gtpo.errors import VerifierError
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers._io_tests import IOTests
+from gtpo.tasks.verifiers._io_tests import NOT_TO_THE_END, IOTests
+from gtpo.tasks.verifiers._judge import program as judge_program
+from gtpo.tasks.verifiers._judge.wire import encode
+from gtpo.tasks.verifiers._programs import Programs, told
 from gtpo.tasks.verifiers.answers import last_boxed
 from gtpo.tasks.verifiers.base import Verdict
 
@@ -53,6 +55,7 @@ class CodeVerifier:
         self._limits = limits or Limits(cpu_s=6.0, wall_s=12.0)
         self._own = LocalSandbox(limits=self._limits) if sandbox is None else None
         self._sandbox: Sandbox = sandbox or self._own  # type: ignore[assignment]
+        self._programs = Programs(self._sandbox, self._limits)
 
     def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
         """See `Verifier.verify_many`.
@@ -126,52 +129,37 @@ class CodeVerifier:
         return await (self._run_io if kind == "io" else self._run)(given, problem)
 
     async def _run(self, program: str, problem: Problem) -> Verdict:
-        prelude, word = str(problem.extras.get("prelude") or ""), secrets.token_hex(16)
-        parts = {"the prelude": prelude, "the program": program, "the tests": f"{problem.answer}\nprint({word!r});"}
-        session = self._session()
-        try:
-            parts = parts if session else {"program or tests": "\n".join(parts.values())}
-            results = [await self._call(session, part, problem) for part in parts.values()]
-        finally:
-            if session:
-                await session.aclose()
-        for name, result in zip(parts, results, strict=True):
-            if result.status is not Status.OK:
-                return Verdict(False, 0.0, f"{name} ended with {_told(result)}", program)
-        if results[-1].stdout.split("\n")[-2:] != [word, ""]:
-            return Verdict(False, 0.0, "the tests were not run to their end", program)
-        return Verdict(True, 1.0, "all tests passed", program)
+        wrong = await self._programs.test(program, problem)
+        return Verdict(not wrong, float(not wrong), wrong or "all tests passed", program)
 
     async def _run_io(self, program: str, problem: Problem) -> Verdict:
         try:
             tests = IOTests.parse(problem.answer)
         except ValueError as error:
             raise VerifierError(f"problem {problem.id}: {error}") from error
-        word = secrets.token_hex(16)
-        source = f"{problem.extras.get('prelude') or ''}\n{program}"
-        results = await self._sandbox.run_many(tests.programs(source, word), limits=self._limits)
-        for number, result in enumerate(results, 1):
-            if result.status is Status.TOOL_FAILURE:
-                raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
-            if result.status is not Status.OK:
-                which = f"test {number} of {len(results)}" if tests.function is None else "the tests"
-                return Verdict(False, 0.0, f"{which} ended with {_told(result)}", program)
-        wrong = tests.wrong([result.stdout for result in results], word)
+        check = self._run_stdin if tests.function is None else self._run_calls
+        wrong = await check(program, problem, tests)
         return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", program)
 
-    def _session(self) -> Session | None:
-        """None for a sandbox without sessions: there everything runs as one program."""
-        try:
-            return self._sandbox.session()
-        except ConfigError:
-            return None
+    async def _run_stdin(self, program: str, problem: Problem, tests: IOTests) -> str | None:
+        """A process a test."""
+        asked = {"prelude": str(problem.extras.get("prelude") or ""), "program": program}
+        codes = [judge_program("stdin", {**asked, "input": text}, asked["prelude"] + program) for text in tests.inputs]
+        results = await asyncio.gather(*(self._programs.run(code, problem) for code in codes))
+        for number, result in enumerate(results, 1):
+            if result.status is not Status.OK:
+                return f"test {number} of {len(results)} ended with {told(result)}"
+        return tests.wrong_output([result.stdout for result in results])
 
-    async def _call(self, session: Session | None, code: str, problem: Problem) -> ExecResult:
-        run: Any = session.run if session else self._sandbox.run
-        result: ExecResult = await run(code, limits=self._limits)
-        if result.status is Status.TOOL_FAILURE:
-            raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
-        return result
+    async def _run_calls(self, program: str, problem: Problem, tests: IOTests) -> str | None:
+        """All calls in one process."""
+        target = {"n": tests.function}
+        calls = [["call", target, encode(given), encode({})] for given in tests.inputs]
+        loaded = await self._programs.load(program, problem, calls, method=True, stop=True)
+        if loaded.fault:
+            return loaded.fault.replace("the program ended", "the tests ended")
+        wrong = tests.wrong_result(loaded.outcomes)
+        return NOT_TO_THE_END if wrong == "the tests ended with SystemExit" else wrong
 
 
 def candidate(text: str, kind: str) -> str | None:
@@ -209,10 +197,6 @@ def _compare(given: str, problem: Problem) -> Verdict:
     gold = _literal(problem.answer)
     same = type(value) is type(gold) and value == gold
     return Verdict(same, float(same), "the same value" if same else "another value", given)
-
-
-def _told(result: ExecResult) -> str:
-    return result.error_type or result.note or result.status.value
 
 
 _READERS: dict[str, Callable[[str], Any]] = {"tests": ast.parse, "io": IOTests.parse, "literal": _literal}
