@@ -3,26 +3,33 @@
 Three kinds, told by a problem's `extras["answer_kind"]`:
 
 `tests`
-    The gold answer is test code that raises if something is wrong. The candidate (after the problem's `prelude`) and
-    the tests run one after the other in one session of the sandbox; then a word that was drawn for this check is
-    printed. Only that word in the output is a pass: a candidate that ends its process with status 0 before the tests,
-    or that prints what it thinks is expected, has not passed. Candidate and tests share an interpreter, so a candidate
-    that rewrites it under the tests can still cheat; tests of another design would be needed against that.
+    The gold answer is test code that raises if something is wrong. It runs in one process, the candidate (after the
+    problem's `prelude`) in another, where it is asked for the results of calls: plain data crosses, and is compared
+    where the candidate has no hand. What the candidate does to its own process (patched builtins, frames, `gc`,
+    threads, `atexit`, an `__eq__` that is always true) changes no verdict. See `_judge` for what crosses.
 `io`
     The gold answer is JSON: inputs and outputs of a program, or arguments and results of a function. Each input has a
-    process of its own, all calls of a function share one.
+    process of its own, all calls of a function share one. What is expected is compared outside the sandbox.
 `literal`
     The gold answer is a Python literal, the value of an expression. The candidate is compared by value and type.
 
-The candidate is the last `<answer>` block of the final turn, or else, for programs, its last fenced block, and for
-`literal` its last `\\boxed{}`.
+Programs run as official graders run them. A program on standard input is `__main__`, has its input as descriptor 0, and
+ends when its threads have ended and what it left with `atexit` has run. Functions are loaded under another `__name__`;
+`sys.exit` while they load is no fault. Results are compared with `==`, as LiveCodeBench does: 1 is True, 5.0 is 5, a
+tuple is a list; printed numbers by value, so that 1.0e+01 is 10.
+
+The clock is processor time. A candidate that ran out of wall-clock time before it had used its processor time is tried
+once more with four times as much.
+
+Where the candidate is found, `reading.program` says: the last `<answer>` block, or else the last fenced block labelled
+as Python, or else the last one without a label; for `literal` the last `<answer>` block or `\\boxed{}`. A boxed program
+is none. Objects that are no plain data, such as a deque where a list is expected or a generator, are equal to nothing.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,9 +43,8 @@ from gtpo.tasks.verifiers._judge.wire import encode
 from gtpo.tasks.verifiers._programs import Programs, told
 from gtpo.tasks.verifiers.answers import last_boxed
 from gtpo.tasks.verifiers.base import Verdict
+from gtpo.tasks.verifiers.reading import fenced, last_tag, program
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"^(`{3,})[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _LITERAL_CHARS = 20_000
 _KINDS = ("tests", "io", "literal")
 
@@ -92,7 +98,7 @@ class CodeVerifier:
         for problem in problems:
             try:
                 _READERS[_kind(problem)](problem.answer)
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
                 found[problem.id] = f"{type(error).__name__}: {error}"
         return found
 
@@ -128,34 +134,34 @@ class CodeVerifier:
             return _compare(given, problem)
         return await (self._run_io if kind == "io" else self._run)(given, problem)
 
-    async def _run(self, program: str, problem: Problem) -> Verdict:
-        wrong = await self._programs.test(program, problem)
-        return Verdict(not wrong, float(not wrong), wrong or "all tests passed", program)
+    async def _run(self, code: str, problem: Problem) -> Verdict:
+        wrong = await self._programs.test(code, problem)
+        return Verdict(not wrong, float(not wrong), wrong or "all tests passed", code)
 
-    async def _run_io(self, program: str, problem: Problem) -> Verdict:
+    async def _run_io(self, code: str, problem: Problem) -> Verdict:
         try:
             tests = IOTests.parse(problem.answer)
         except ValueError as error:
             raise VerifierError(f"problem {problem.id}: {error}") from error
         check = self._run_stdin if tests.function is None else self._run_calls
-        wrong = await check(program, problem, tests)
-        return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", program)
+        wrong = await check(code, problem, tests)
+        return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", code)
 
-    async def _run_stdin(self, program: str, problem: Problem, tests: IOTests) -> str | None:
+    async def _run_stdin(self, code: str, problem: Problem, tests: IOTests) -> str | None:
         """A process a test."""
-        asked = {"prelude": str(problem.extras.get("prelude") or ""), "program": program}
-        codes = [judge_program("stdin", {**asked, "input": text}, asked["prelude"] + program) for text in tests.inputs]
+        asked = {"prelude": str(problem.extras.get("prelude") or ""), "program": code}
+        codes = [judge_program("stdin", {**asked, "input": text}, asked["prelude"] + code) for text in tests.inputs]
         results = await asyncio.gather(*(self._programs.run(code, problem) for code in codes))
         for number, result in enumerate(results, 1):
             if result.status is not Status.OK:
                 return f"test {number} of {len(results)} ended with {told(result)}"
         return tests.wrong_output([result.stdout for result in results])
 
-    async def _run_calls(self, program: str, problem: Problem, tests: IOTests) -> str | None:
+    async def _run_calls(self, code: str, problem: Problem, tests: IOTests) -> str | None:
         """All calls in one process."""
         target = {"n": tests.function}
         calls = [["call", target, encode(given), encode({})] for given in tests.inputs]
-        loaded = await self._programs.load(program, problem, calls, method=True, stop=True)
+        loaded = await self._programs.load(code, problem, calls, method=True, stop=True)
         if loaded.fault:
             return loaded.fault.replace("the program ended", "the tests ended")
         wrong = tests.wrong_result(loaded.outcomes)
@@ -164,16 +170,15 @@ class CodeVerifier:
 
 def candidate(text: str, kind: str) -> str | None:
     """The last answer of a final turn for that kind of problem, or None."""
-    blocks = _ANSWER.findall(text)
-    if blocks:
-        inner = _FENCED.findall(blocks[-1])
-        found = inner[-1][1] if inner else blocks[-1].strip("\n")
-    elif kind != "literal":
-        fenced = _FENCED.findall(text)
-        found = fenced[-1][1] if fenced else ""
+    if kind != "literal":
+        return program(text)
+    tag = last_tag(text)
+    if tag is None:
+        found = last_boxed(text)
     else:
-        found = last_boxed(text) or ""
-    return found if found.strip() else None
+        blocks = fenced(tag.content)
+        found = blocks[-1].content if blocks else tag.content.strip("\n") if tag.closed else None
+    return found if found and found.strip() else None
 
 
 def _kind(problem: Problem) -> str:
@@ -192,10 +197,9 @@ def _literal(text: str) -> Any:
 def _compare(given: str, problem: Problem) -> Verdict:
     try:
         value = _literal(given)
+        same = type(value) is type(gold := _literal(problem.answer)) and bool(value == gold)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return Verdict(False, 0.0, "not a Python literal", given)
-    gold = _literal(problem.answer)
-    same = type(value) is type(gold) and value == gold
     return Verdict(same, float(same), "the same value" if same else "another value", given)
 
 

@@ -30,6 +30,7 @@ def main(asked: dict[str, Any]) -> None:
     os.dup2(place, 0)
     os.close(place)
     sys.stdin = sys.__stdin__ = os.fdopen(os.dup(0), "r", encoding="utf-8")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = os.fdopen(os.dup(1), "w", encoding="utf-8")  # type: ignore[misc]
     _open_reads_standard_input()
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     space = module.__dict__
