@@ -56,7 +56,9 @@ def answer_type(problem: Problem, verifier: str | None = None) -> str:
         problem: the problem.
         verifier: the one that checks it, if it was chosen for all problems.
     """
-    name = verifier or verifier_name(problem)
+    name = (verifier or "auto").partition("?")[0]
+    if name == "auto":
+        name = verifier_name(problem)
     if name != "code":
         return name
     return "literal" if problem.extras.get("answer_kind") == "literal" else "tests"

@@ -58,7 +58,7 @@ class CodeVerifier:
     """
 
     def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits(cpu_s=6.0, wall_s=12.0)
+        self._limits = limits or default_limits()
         self._own = LocalSandbox(limits=self._limits) if sandbox is None else None
         self._sandbox: Sandbox = sandbox or self._own  # type: ignore[assignment]
         self._programs = Programs(self._sandbox, self._limits)
@@ -166,6 +166,11 @@ class CodeVerifier:
             return loaded.fault.replace("the program ended", "the tests ended")
         wrong = tests.wrong_result(loaded.outcomes)
         return NOT_TO_THE_END if wrong == "the tests ended with SystemExit" else wrong
+
+
+def default_limits(cpu_s: float = 6.0, wall_s: float | None = None, memory_mb: int = 512) -> Limits:
+    """Limits of each process; by default twice as much wall-clock time as processor time."""
+    return Limits(cpu_s=cpu_s, wall_s=2 * cpu_s if wall_s is None else wall_s, memory_mb=memory_mb)
 
 
 def candidate(text: str, kind: str) -> str | None:
