@@ -45,6 +45,14 @@ LETTERS = [
     ("option A", "A"),
     ("Option (A)", "A"),
     ("Answer: A", "A"),
+    ("**A**", "A"),
+    ("[A]", "A"),
+    ("**Answer:** A", "A"),
+    ("A, maine", "A"),
+    ("[A] maine", "A"),
+    ('"maine"', "A"),
+    ("“Maine”", "A"),
+    ("*maine*!", "A"),
     ("A) maine", "A"),
     ("(A) maine", "A"),
     ("(A) Maine.", "A"),
@@ -86,6 +94,12 @@ WORDS = [
     ("Yes.", "yes"),
     ("YES", "yes"),
     (r"\text{yes}", "yes"),
+    ("yes!", "yes"),
+    ("**No!**", "no"),
+    ("Answer: yes", "yes"),
+    ("The final answer is no.", "no"),
+    ('"Yes"', "yes"),
+    ("`no`", "no"),
     (r"\textbf{No}", "no"),
     ("True", "yes"),
     ("false", "no"),
@@ -115,7 +129,7 @@ def test_yes_and_no(answer, word, spelled):
         assert check(box(answer), replace(problem, answer=spelled(other))).passed == (word == "no")
 
 
-@pytest.mark.parametrize("answer", ["yes, because it is", "yes and no", "not no", "A", "y", "yes!", "maybe", "да"])
+@pytest.mark.parametrize("answer", ["yes, because it is", "yes and no", "not no", "A", "y", "yes?", "yes! no!", "maybe", "да"])
 def test_only_the_word_alone_is_yes_or_no(answer):
     for word in ("yes", "no"):
         assert check(box(answer), gold(word, "Is it?")) == Verdict(False, 0.0, "neither yes nor no alone", answer)

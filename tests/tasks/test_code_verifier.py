@@ -79,7 +79,21 @@ def test_literals_are_compared_by_value(verifier, given, passed):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("```python\na\n```\nor\n```\nb\n```", "b\n"),
+        ("```python\na\n```\nor\n```\nb\n```", "a\n"),
+        ("```\na\n```\nor\n```\nb\n```", "b\n"),
+        ("```Python3\na\n```\nthen\n```text\n6\n```", "a\n"),
+        ("~~~python\na\n~~~", "a\n"),
+        ("1. So:\n   ```py\n   def f():\n       pass\n   ```", "def f():\n    pass\n"),
+        ("```python\r\na\r\nb\r\n```\r\n", "a\nb\n"),
+        ("````python\na\n```\nb\n````", "a\n```\nb\n"),
+        ("```cpp\nint a;\n```", None),
+        ("```python\nprint(1)", "print(1)"),
+        ("```python\nprint(1", None),
+        ("<answer>\nprint(1)\n", "print(1)"),
+        ("<answer>\nprint('<answer>x</answer>')\n</answer>", "print('<answer>x</answer>')"),
+        ("Between <answer> tags: <answer>a = 1</answer>", "a = 1"),
+        ("```python\na\n```\nThis is my <answer>", "a\n"),
+        ("<answer>\n    a = 1\n    b = 2\n</answer>", "a = 1\nb = 2"),
         ("```python\na\n```\n<answer>\nb = 1\n</answer>", "b = 1"),
         ("<answer>\n```python\nc\n```\n</answer>", "c\n"),
         ("```python\nopen", None),
@@ -113,18 +127,24 @@ def test_a_failing_sandbox_is_no_verdict():
         CodeVerifier(Broken()).verify_many([fenced("x")], [ADD])
 
 
-def test_without_sessions_program_and_tests_run_as_one():
+def test_program_and_tests_are_never_in_one_process_also_without_sessions(verifier):
     class Stateless:
         session = SandboxFusionSandbox.session
 
-        async def run(self, code, **_):
-            self.code = code
-            return ExecResult(Status.OK, stdout=code.rpartition("print('")[2].partition("'")[0] + "\n")
+        def __init__(self):
+            self.codes = []
+
+        async def run(self, code, **more):
+            self.codes.append(code)
+            return await verifier._sandbox.run(code, **more)
 
     sandbox = Stateless()
-    (verdict,) = CodeVerifier(sandbox).verify_many([fenced("def add(a, b): return 3")], [ADD])
-    assert verdict.passed
-    assert sandbox.code.index("def add") < sandbox.code.index("assert add(1")
+    more = replace(ADD, answer="three = add(1, 2)\n" + ADD.answer)
+    verdicts = CodeVerifier(sandbox).verify_many([fenced("def add(a, b): return a + b")] * 2, [ADD, more])
+    assert [verdict.passed for verdict in verdicts] == [True, True]
+    assert any("def add" in code for code in sandbox.codes)
+    assert any("assert add(-1" in code for code in sandbox.codes)
+    assert not any("def add" in code and "assert add(-1" in code for code in sandbox.codes)
 
 
 def test_problems_that_can_not_be_checked_are_named(verifier):

@@ -209,3 +209,10 @@ def test_sources_load_without_torch_or_datasets():
     code = "import sys, gtpo.tasks.sources; sys.exit(bool({'torch', 'datasets', 'pyarrow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert sources.__doc__
+
+
+def test_a_source_names_no_code(tmp_path):
+    path = tmp_path / "sums.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "2"}\n')
+    with pytest.raises(ConfigError, match="there is no verifier 'cProfile:run' for a row to name"):
+        problems_from(f"{path}?verifier=cProfile:run")

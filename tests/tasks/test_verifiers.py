@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 
 from gtpo.cli import main
 from gtpo.errors import ConfigError, VerifierError
+from gtpo.tasks.answer_types import answer_type
 from gtpo.tasks.checking import check_verifier
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.sources import problems_from
@@ -47,6 +49,44 @@ def test_problems_without_a_verifier_are_named_before_a_run(auto):
     assert "no verifier 'oracle'; there are: auto, math, choice" in found["o"]
     with pytest.raises(VerifierError, match="the domain 'law'"):
         auto.verify_many(["x"], [law])
+
+
+def test_limits_are_set_with_the_name():
+    code = get_verifier("code?cpu_s=10&memory_mb=700")
+    assert (code._limits.cpu_s, code._limits.wall_s, code._limits.memory_mb) == (10.0, 20.0, 700)
+    code.close()
+    auto = get_verifier("auto?min_f1=0.5&cpu_s=1")
+    assert auto.verify_many(["\\boxed{Paris France}"], [QA])[0].passed
+    assert answer_type(LITERAL, "auto?cpu_s=1") == answer_type(LITERAL, "code?cpu_s=1") == "literal"
+    for name, fault in (
+        ("code?timeout_s=1", "verifier 'code' has no setting 'timeout_s'; there are: cpu_s, wall_s, memory_mb"),
+        ("math?timeout_s=x", "setting 'timeout_s' of the verifier must be a number, not 'x'"),
+        ("choice?x=1", "there are: none"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            get_verifier(name)
+
+
+def test_a_row_can_not_name_code(auto, capsys):
+    """What the model wrote must not reach a function that the data chose: cProfile.run executes it."""
+    evil = Problem("evil", "?", "1", extras={"verifier": "cProfile:run"})
+    assert "there is no verifier 'cProfile:run' for a row to name" in auto.unusable([evil])["evil"]
+    with pytest.raises(VerifierError, match="problem evil: there is no verifier 'cProfile:run'"):
+        auto.verify_many(["print('executed')"], [evil])
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_function_comes_from_a_named_file_and_never_from_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "own_judge.py").write_text("def judge(text, problem):\n    return True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", str(tmp_path), *sys.path])
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match=r"for a file of your own give its path, \./own_judge\.py:judge"):
+        get_verifier("own_judge:judge")
+    for path in ("./own_judge.py:judge", f"{tmp_path}/own_judge.py:judge"):
+        assert get_verifier(path).verify_many(["x"], [MATH])[0].passed
+    with pytest.raises(ConfigError, match="can't be imported"):
+        get_verifier("./missing.py:judge")
 
 
 def verdict(text, problem):

@@ -1,6 +1,8 @@
 """What kind of answer a problem wants. It decides on the verifier and on how the model is told to write the answer.
 
-A row may say it itself, with a field `verifier`; else the domain and the form of the gold answer decide.
+A row may say it itself, with a field `verifier` that names a built-in verifier; else the domain and the form of the
+gold answer decide. A function of the user's own is given on the command line or in Python only: rows are data, and what
+they name must not be run.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from gtpo.errors import DataError
-from gtpo.tasks.problems import Problem
+from gtpo.tasks.problems import Problem, no_row_verifier
 
 _CHOICE = re.compile(r"\(?[A-Z]\)?|yes|no|true|false", re.IGNORECASE)
 
@@ -28,10 +30,12 @@ def verifier_name(problem: Problem) -> str:
     """The name of the verifier that checks answers to the problem.
 
     Raises:
-        DataError: the domain is none of math, commonsense and code, and the row names no verifier.
+        DataError: the domain is none of math, commonsense and code, and the row names no verifier; or it names code.
     """
     named = problem.extras.get("verifier")
     if named:
+        if not isinstance(named, str) or ":" in named:
+            raise DataError(f"problem {problem.id}: {no_row_verifier(named)}", field="verifier")
         return str(named)
     if problem.domain == "commonsense":
         chosen = bool(problem.extras.get("choices")) or _CHOICE.fullmatch(problem.answer.strip())
@@ -52,7 +56,9 @@ def answer_type(problem: Problem, verifier: str | None = None) -> str:
         problem: the problem.
         verifier: the one that checks it, if it was chosen for all problems.
     """
-    name = verifier or verifier_name(problem)
+    name = (verifier or "auto").partition("?")[0]
+    if name == "auto":
+        name = verifier_name(problem)
     if name != "code":
         return name
     return "literal" if problem.extras.get("answer_kind") == "literal" else "tests"

@@ -17,6 +17,8 @@ from gtpo._jsonl import json_type, numbered_rows
 from gtpo.errors import ConfigError, DataError
 
 MAX_FAULTS = 5
+VERIFIERS = ("math", "choice", "qa", "code", "reasoning_gym")
+"""The verifiers that a row may name, see `gtpo.tasks.verifiers`."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,14 @@ def draw_key(problem: Problem, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{problem.id}".encode()).digest()
 
 
+def no_row_verifier(named: object) -> str:
+    """What is wrong with a row's field `verifier`, and how to mend it."""
+    return (
+        f"there is no verifier {named!r} for a row to name; there are: {', '.join(VERIFIERS)}. Name one of these or "
+        "remove the field; a function of your own is given on the command line, as --verifier MODULE:FUNCTION"
+    )
+
+
 def _renamed(row: dict[str, Any], columns: Mapping[str, str], source: str | Path, number: int) -> dict[str, Any]:
     """The row with the columns under our names."""
     for theirs in columns.values():
@@ -186,6 +196,8 @@ def _problem(row: dict[str, Any], source: str | Path, number: int, require: Sequ
     name = row.get("id", f"{Path(source).stem}/{number - 1}")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise fault("id", f"a JSON {json_type(name)}; give text or a whole number, or leave it out")
+    if (named := row.get("verifier")) and named not in VERIFIERS:
+        raise fault("verifier", f"id {name!r}: {no_row_verifier(named)}")
     extras = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "domain")}
     return Problem(str(name), question, str(answer), domain, extras, messages)
 

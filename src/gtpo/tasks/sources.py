@@ -35,7 +35,15 @@ import yaml
 from gtpo._jsonl import numbered_rows
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.benchmarks import BENCHMARKS, get_benchmark
-from gtpo.tasks.problems import Problem, draw_key, load_problems, problems_of_rows, sample
+from gtpo.tasks.problems import (
+    VERIFIERS,
+    Problem,
+    draw_key,
+    load_problems,
+    no_row_verifier,
+    problems_of_rows,
+    sample,
+)
 
 _FIELDS = ("id", "question", "messages", "answer")
 
@@ -115,6 +123,8 @@ def _made(rows: Any, where: str | Path, settings: Mapping[str, str], extra: tupl
     known = {*_FIELDS, "domain", "verifier", "limit", *extra}
     if unknown := sorted(set(settings) - known):
         raise ConfigError(f"{where}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    if (named := settings.get("verifier")) is not None and named not in VERIFIERS:
+        raise ConfigError(f"{where}: setting 'verifier': {no_row_verifier(named)}")
     columns = {name: settings[name] for name in _FIELDS if name in settings}
     problems = problems_of_rows(
         rows, where, limit=_whole(settings, "limit", where), columns=columns, domain=settings.get("domain", "math")

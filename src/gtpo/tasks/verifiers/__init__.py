@@ -4,8 +4,10 @@
     By problem: its field `verifier`, or else its domain (`gtpo.tasks.answer_types`).
 `math`, `choice`, `qa`, `code`, `reasoning_gym`
     The same one for all problems.
-`MODULE:FUNCTION`
+`MODULE:FUNCTION`, `FILE.py:FUNCTION`
     A function of your own, called as `function(answer_text, problem)`.
+
+Settings follow a question mark, as in `auto?cpu_s=10&timeout_s=8`; `SETTINGS` lists them.
 
 An answer *passes* or not; the score in [0, 1] says more where a verifier knows more (`qa`: F1, `reasoning_gym`: its own
 score, a function: what it returns). GTPO trains on passing alone.
@@ -13,70 +15,83 @@ score, a function: what it returns). GTPO trains on passing alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from urllib.parse import parse_qsl
 
 from gtpo.errors import ConfigError
 from gtpo.tasks.verifiers.base import Verdict, Verifier
 
-__all__ = ["Verdict", "Verifier", "get_verifier"]
+__all__ = ["SETTINGS", "Verdict", "Verifier", "get_verifier"]
+
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "math": {"timeout_s": "seconds for one comparison", "workers": "processes at most"},
+    "choice": {},
+    "qa": {"min_f1": "an answer passes with this F1 or more, in (0, 1]"},
+    "code": {
+        "cpu_s": "processor time of each process, in seconds",
+        "wall_s": "its wall-clock time, in seconds",
+        "memory_mb": "its memory, in MiB",
+    },
+    "reasoning_gym": {},
+}
+"""What can be set, by verifier. `auto` takes them all."""
 
 
 def get_verifier(name: str) -> Verifier:
     """A new verifier by its name; see the module.
 
     Raises:
-        ConfigError: there is no such verifier; the message lists those there are.
+        ConfigError: there is no such verifier, or it has no such setting; the message lists those there are.
     """
-    if ":" in name:
+    base, _, query = name.partition("?")
+    if ":" in base:
         from gtpo.tasks.verifiers.function import FunctionVerifier
 
         return FunctionVerifier(name)
-    if name not in _MAKERS:
-        raise ConfigError(f"no verifier {name!r}; there are: {', '.join(_MAKERS)}, MODULE:FUNCTION")
-    return _MAKERS[name]()
-
-
-def _auto() -> Verifier:
+    if base != "auto" and base not in SETTINGS:
+        raise ConfigError(f"no verifier {base!r}; there are: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")
+    settings = dict(parse_qsl(query, keep_blank_values=True))
+    known = [setting for one in SETTINGS for setting in SETTINGS[one] if base in (one, "auto")]
+    if unknown := sorted(set(settings) - set(known)):
+        raise ConfigError(f"verifier {base!r} has no setting {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    if base != "auto":
+        return _make(base, _numbers(settings))
     from gtpo.tasks.verifiers.auto import AutoVerifier
 
-    return AutoVerifier(get_verifier)
+    numbers = _numbers(settings)
+    return AutoVerifier(lambda one: _make(one, {k: v for k, v in numbers.items() if k in SETTINGS.get(one, ())}))
 
 
-def _math() -> Verifier:
-    from gtpo.tasks.verifiers.math import MathVerifier
-
-    return MathVerifier()
-
-
-def _choice() -> Verifier:
-    from gtpo.tasks.verifiers.choice import ChoiceVerifier
-
-    return ChoiceVerifier()
-
-
-def _qa() -> Verifier:
-    from gtpo.tasks.verifiers.qa import QAVerifier
-
-    return QAVerifier()
+def _numbers(settings: Mapping[str, str]) -> dict[str, float]:
+    numbers = {}
+    for setting, text in settings.items():
+        try:
+            number = float(text)
+        except ValueError:
+            raise ConfigError(f"setting {setting!r} of the verifier must be a number, not {text!r}") from None
+        numbers[setting] = int(number) if setting in ("workers", "memory_mb") else number
+    return numbers
 
 
-def _code() -> Verifier:
-    from gtpo.tasks.verifiers.code import CodeVerifier
+def _make(name: str, settings: Mapping[str, float]) -> Verifier:
+    if name == "math":
+        from gtpo.tasks.verifiers.math import MathVerifier
 
-    return CodeVerifier()
+        return MathVerifier(**settings)  # type: ignore[arg-type]
+    if name == "choice":
+        from gtpo.tasks.verifiers.choice import ChoiceVerifier
 
+        return ChoiceVerifier()
+    if name == "qa":
+        from gtpo.tasks.verifiers.qa import QAVerifier
 
-def _reasoning_gym() -> Verifier:
-    from gtpo.tasks.verifiers.reasoning_gym import ReasoningGymVerifier
+        return QAVerifier(**settings)
+    if name == "code":
+        from gtpo.tasks.verifiers.code import CodeVerifier, default_limits
 
-    return ReasoningGymVerifier()
+        return CodeVerifier(limits=default_limits(**settings))
+    if name == "reasoning_gym":
+        from gtpo.tasks.verifiers.reasoning_gym import ReasoningGymVerifier
 
-
-_MAKERS: dict[str, Callable[[], Verifier]] = {
-    "auto": _auto,
-    "math": _math,
-    "choice": _choice,
-    "qa": _qa,
-    "code": _code,
-    "reasoning_gym": _reasoning_gym,
-}
+        return ReasoningGymVerifier()
+    raise ConfigError(f"no verifier {name!r}; there are: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")

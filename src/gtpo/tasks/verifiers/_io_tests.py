@@ -10,21 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-_STDIN = """import io, sys
-sys.stdin = io.TextIOWrapper(io.BytesIO({text!r}.encode()), encoding="utf-8")
-exec(compile({program!r}, "<program>", "exec"), {{"__name__": "__main__"}})
-"""
-_CALLS = """import json, sys
-space = {{"__name__": "__main__"}}
-exec(compile({program!r}, "<program>", "exec"), space)
-results = []
-for arguments in json.loads({arguments!r}):
-    owner = space["Solution"]() if "Solution" in space else None
-    function = getattr(owner, {name!r}) if owner is not None else space[{name!r}]
-    results.append(function(*arguments))
-print()
-print({word!r} + json.dumps(results), end="")
-"""
+NOT_TO_THE_END = "the tests were not run to their end"
 
 
 @dataclass(frozen=True)
@@ -56,29 +42,60 @@ class IOTests:
             raise ValueError(f"there must be a test, and every input must be a {wanted.__name__}")
         return cls(inputs, outputs, function)
 
-    def programs(self, program: str, word: str) -> list[str]:
-        """What to run: one program a test of standard input, or one for all calls, whose results follow `word`."""
-        if self.function is None:
-            return [_STDIN.format(text=text, program=program) for text in self.inputs]
-        arguments = json.dumps(self.inputs)
-        return [_CALLS.format(program=program, arguments=arguments, name=self.function, word=word)]
+    def wrong_output(self, printed: list[str]) -> str | None:
+        """What is wrong with what the programs printed, one a test; None if nothing is."""
+        pairs = enumerate(zip(printed, self.outputs, strict=True), 1)
+        place = next((i for i, (text, output) in pairs if not same_output(text, output)), None)
+        return None if place is None else f"test {place} of {len(self.outputs)} printed something else"
 
-    def wrong(self, printed: list[str], word: str) -> str | None:
-        """What is wrong with what the programs printed; None if nothing is."""
-        if self.function is None:
-            pairs = enumerate(zip(printed, self.outputs, strict=True), 1)
-            place = next((i for i, (text, output) in pairs if not same_output(text, output)), None)
-            return None if place is None else f"test {place} of {len(self.outputs)} printed something else"
-        line = printed[0].rpartition("\n")[2]
-        if not line.startswith(word):
-            return "the tests were not run to their end"
-        try:
-            results = json.loads(line.removeprefix(word))
-        except ValueError:
-            return "the results can't be read"
-        pairs = enumerate(zip(results, self.outputs, strict=False), 1)
-        place = next((i for i, (result, output) in pairs if result != output), None)
-        return None if place is None else f"test {place} of {len(self.outputs)} returned something else"
+    def wrong_result(self, outcomes: list[Any]) -> str | None:
+        """What is wrong with what came of the calls, as `_judge.candidate` tells it; None if nothing is."""
+        for place, (outcome, output) in enumerate(zip(outcomes, self.outputs, strict=False), 1):
+            fault = _wrong_outcome(outcome, output)
+            if fault == "value":
+                return f"test {place} of {len(self.outputs)} returned something else"
+            if fault:
+                return f"the tests ended with {fault}"
+        return None if len(outcomes) == len(self.outputs) else NOT_TO_THE_END
+
+
+def _wrong_outcome(outcome: Any, output: Any) -> str:
+    """The name of the exception, "value" for another value, "" if the outcome is the expected one."""
+    try:
+        kind, *rest = outcome
+        if kind == "exit":
+            return "SystemExit"
+        if kind == "error":
+            return str(rest[0][0])[:80]
+        return "" if _plain(rest[0]) == output else "value"
+    except TypeError as error:
+        return type(error).__name__
+    except (ValueError, LookupError, AttributeError, RecursionError):
+        return "value"
+
+
+def _plain(data: Any) -> Any:
+    """The result as JSON would have it: tuples are lists, keys are text.
+
+    Raises:
+        TypeError: it holds something that JSON does not have.
+    """
+    if not isinstance(data, dict):
+        return data
+    ((mark, inner),) = data.items()
+    if mark in ("l", "t"):
+        return [_plain(item) for item in inner]
+    if mark == "d":
+        return {_key(_plain(key)): _plain(item) for key, item in inner}
+    if mark == "i":
+        return int(inner, 16)
+    if mark == "f":
+        return float(inner)
+    raise TypeError(f"a {inner if mark == 'o' else mark} is no JSON")
+
+
+def _key(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def same_output(printed: str, expected: str) -> bool:

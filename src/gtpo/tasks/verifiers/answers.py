@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
+from gtpo.tasks.verifiers.reading import last_tag
+
 ABSOLUTE, RELATIVE = Fraction(5, 10**7), Fraction(1, 10**4)
 
 Spelling: TypeAlias = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
@@ -59,7 +61,8 @@ _UNIT = re.compile(r" ?\\text\{[a-zA-Z .]*\}(?:\^\{?[23]\}?)?$")
 _BASED = re.compile(r"(-?\d[\dA-Z]*)_(?:(\d)|\{(\d\d?)\})")
 _HALF_DAY = re.compile(r"(?<![a-zA-Z])([ap])\.? ?m\.?\}?$", re.IGNORECASE)
 _TAG = re.compile(r"<answer>", re.IGNORECASE)
-_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_PREFIX = re.compile(r"\**(?:the )?(?:final )?answer(?: is:?|:)\**\s*", re.IGNORECASE)
+_WRAPS = ("**", "__", "*", "_", "`", '"', "'", "“”", "‘’", "«»")
 _MATH_MODE = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 _WORDING = (
     (re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbox|boldsymbol|emph)\s*(?=\{)"), ""),
@@ -107,8 +110,8 @@ def boxed_or_tagged(text: str) -> str | None:
     tag, box = (max((match.start() for match in p.finditer(text)), default=-1) for p in (_TAG, _BOXED))
     if box >= tag:
         return last_boxed(text)
-    block = _BLOCK.match(text, tag)
-    return block[1].strip() if block else None
+    block = last_tag(text[tag:])
+    return block.content.strip() if block and block.closed else None
 
 
 def judgeable(text: str | None) -> tuple[str | None, str]:
@@ -132,6 +135,22 @@ def plain_text(latex: str) -> str:
     for pattern, spelling in _WORDING:
         latex = pattern.sub(spelling, latex)
     return latex.strip()
+
+
+def bare(text: str) -> str:
+    """The words without what people and models put around them: emphasis, quotation marks, a final `.` or `!`,
+    `Answer:` before them.
+    """
+    before = None
+    while text != before:
+        before = text
+        text = _PREFIX.sub("", text.strip().rstrip(".!").strip(), count=1) if len(text) < 2000 else text
+        for wrap in _WRAPS:
+            start, end = (wrap[0], wrap[1]) if wrap[0] != wrap[-1] else (wrap, wrap)
+            inner = text[len(start) : -len(end)]
+            if text.startswith(start) and text.endswith(end) and inner.strip() and start not in inner:
+                text = inner.strip()
+    return text
 
 
 def readable(latex: str) -> str:

@@ -2,14 +2,14 @@ r"""Multiple choice, and yes or no: the choice in the last box of the text again
 
 The options are `extras["choices"]` (texts, of which the first is A), or else the last lines of the question that
 run `(A) ...`, `(B) ...` and so on. What counts as which choice, where case, spacing, a final period and LaTeX's font
-commands don't matter:
+commands, emphasis and quotation marks don't matter:
 
-- a letter: `A`, `(A)`, `A.`, `a)`, `\text{(A)}`, `\mathbf{A}`, `option A`;
-- a letter with the text of that option behind it: `A) maine`, `(A) maine`, `A: maine`. Any other text there fails,
+- a letter: `A`, `(A)`, `[A]`, `A.`, `a)`, `**A**`, `\text{(A)}`, `\mathbf{A}`, `option A`, `Answer: A`;
+- a letter with the text of that option behind it: `A) maine`, `(A) maine`, `A: maine`, `A, maine`. Any other text fails,
   whether it is the text of another option or of none;
 - the text of an option alone, if no other option has the same text. A letter that is also the text of an option is
   read as a letter;
-- yes or no: the word alone. `true` is yes and `false` is no, unless one of them is the text of an option. A
+- yes or no: the word alone, also as `No!` or `Answer: yes`. `true` is yes and `false` is no, unless one of them is the text of an option. A
   sentence such as "yes, because ..." fails, as does more than one letter.
 """
 
@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers.answers import boxed_or_tagged, judgeable, plain_text
+from gtpo.tasks.verifiers.answers import bare, boxed_or_tagged, judgeable, plain_text
 from gtpo.tasks.verifiers.base import Verdict, check_lengths, classes_by_key, refuse_unusable
 
 _WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _OPTION_LINE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*(\S.*)$", re.MULTILINE)
 _NAMED = r"(?:(?:option|choice|answer) ?:? ?)?"
-_LETTER = re.compile(rf"{_NAMED}(?:\(([a-z])\)|([a-z]) ?[):]?)")
-_LETTER_AND_TEXT = re.compile(rf"{_NAMED}(?:\(([a-z])\) ?[.:-]?|([a-z]) ?[.):-]) ?(\S.*)")
+_LETTER = re.compile(rf"{_NAMED}(?:[(\[]([a-z])[)\]]|([a-z]) ?[):]?)")
+_LETTER_AND_TEXT = re.compile(rf"{_NAMED}(?:[(\[]([a-z])[)\]] ?[.:,-]?|([a-z]) ?[.):,-]) ?(\S.*)")
 _LETTERS = re.compile(r"\(?[a-z]\)?(?:(?:[ ,;/&]|\bor\b|\band\b)+\(?[a-z]\)?)+")
 
 
@@ -119,7 +119,7 @@ def _letter(match: re.Match[str] | None) -> str | None:
 
 
 def _words(text: str) -> str:
-    return plain_text(text).rstrip(".").rstrip().casefold()
+    return bare(plain_text(text)).casefold()
 
 
 def _options(problem: Problem) -> dict[str, str]:

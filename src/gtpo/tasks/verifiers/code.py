@@ -3,40 +3,48 @@
 Three kinds, told by a problem's `extras["answer_kind"]`:
 
 `tests`
-    The gold answer is test code that raises if something is wrong. The candidate (after the problem's `prelude`) and
-    the tests run one after the other in one session of the sandbox; then a word that was drawn for this check is
-    printed. Only that word in the output is a pass: a candidate that ends its process with status 0 before the tests,
-    or that prints what it thinks is expected, has not passed. Candidate and tests share an interpreter, so a candidate
-    that rewrites it under the tests can still cheat; tests of another design would be needed against that.
+    The gold answer is test code that raises if something is wrong. It runs in one process, the candidate (after the
+    problem's `prelude`) in another, where it is asked for the results of calls: plain data crosses, and is compared
+    where the candidate has no hand. What the candidate does to its own process (patched builtins, frames, `gc`,
+    threads, `atexit`, an `__eq__` that is always true) changes no verdict. See `_judge` for what crosses.
 `io`
     The gold answer is JSON: inputs and outputs of a program, or arguments and results of a function. Each input has a
-    process of its own, all calls of a function share one.
+    process of its own, all calls of a function share one. What is expected is compared outside the sandbox.
 `literal`
     The gold answer is a Python literal, the value of an expression. The candidate is compared by value and type.
 
-The candidate is the last `<answer>` block of the final turn, or else, for programs, its last fenced block, and for
-`literal` its last `\\boxed{}`.
+Programs run as official graders run them. A program on standard input is `__main__`, has its input as descriptor 0, and
+ends when its threads have ended and what it left with `atexit` has run. Functions are loaded under another `__name__`;
+`sys.exit` while they load is no fault. Results are compared with `==`, as LiveCodeBench does: 1 is True, 5.0 is 5, a
+tuple is a list; printed numbers by value, so that 1.0e+01 is 10.
+
+The clock is processor time. A candidate that ran out of wall-clock time before it had used its processor time is tried
+once more with four times as much.
+
+Where the candidate is found, `reading.program` says: the last `<answer>` block, or else the last fenced block labelled
+as Python, or else the last one without a label; for `literal` the last `<answer>` block or `\\boxed{}`. A boxed program
+is none. Objects that are no plain data, such as a deque where a list is expected or a generator, are equal to nothing.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import re
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gtpo._async import run_async
-from gtpo.errors import ConfigError, VerifierError
-from gtpo.sandbox import ExecResult, Limits, LocalSandbox, Sandbox, Session, Status
+from gtpo.errors import VerifierError
+from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers._io_tests import IOTests
+from gtpo.tasks.verifiers._io_tests import NOT_TO_THE_END, IOTests
+from gtpo.tasks.verifiers._judge import program as judge_program
+from gtpo.tasks.verifiers._judge.wire import encode
+from gtpo.tasks.verifiers._programs import Programs, told
 from gtpo.tasks.verifiers.answers import last_boxed
 from gtpo.tasks.verifiers.base import Verdict
+from gtpo.tasks.verifiers.reading import fenced, last_tag, program
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_FENCED = re.compile(r"^(`{3,})[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 _LITERAL_CHARS = 20_000
 _KINDS = ("tests", "io", "literal")
 
@@ -50,9 +58,10 @@ class CodeVerifier:
     """
 
     def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits(cpu_s=6.0, wall_s=12.0)
+        self._limits = limits or default_limits()
         self._own = LocalSandbox(limits=self._limits) if sandbox is None else None
         self._sandbox: Sandbox = sandbox or self._own  # type: ignore[assignment]
+        self._programs = Programs(self._sandbox, self._limits)
 
     def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
         """See `Verifier.verify_many`.
@@ -89,7 +98,7 @@ class CodeVerifier:
         for problem in problems:
             try:
                 _READERS[_kind(problem)](problem.answer)
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+            except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as error:
                 found[problem.id] = f"{type(error).__name__}: {error}"
         return found
 
@@ -125,67 +134,56 @@ class CodeVerifier:
             return _compare(given, problem)
         return await (self._run_io if kind == "io" else self._run)(given, problem)
 
-    async def _run(self, program: str, problem: Problem) -> Verdict:
-        prelude, word = str(problem.extras.get("prelude") or ""), secrets.token_hex(16)
-        parts = {"the prelude": prelude, "the program": program, "the tests": f"{problem.answer}\nprint({word!r});"}
-        session = self._session()
-        try:
-            parts = parts if session else {"program or tests": "\n".join(parts.values())}
-            results = [await self._call(session, part, problem) for part in parts.values()]
-        finally:
-            if session:
-                await session.aclose()
-        for name, result in zip(parts, results, strict=True):
-            if result.status is not Status.OK:
-                return Verdict(False, 0.0, f"{name} ended with {_told(result)}", program)
-        if results[-1].stdout.split("\n")[-2:] != [word, ""]:
-            return Verdict(False, 0.0, "the tests were not run to their end", program)
-        return Verdict(True, 1.0, "all tests passed", program)
+    async def _run(self, code: str, problem: Problem) -> Verdict:
+        wrong = await self._programs.test(code, problem)
+        return Verdict(not wrong, float(not wrong), wrong or "all tests passed", code)
 
-    async def _run_io(self, program: str, problem: Problem) -> Verdict:
+    async def _run_io(self, code: str, problem: Problem) -> Verdict:
         try:
             tests = IOTests.parse(problem.answer)
         except ValueError as error:
             raise VerifierError(f"problem {problem.id}: {error}") from error
-        word = secrets.token_hex(16)
-        source = f"{problem.extras.get('prelude') or ''}\n{program}"
-        results = await self._sandbox.run_many(tests.programs(source, word), limits=self._limits)
+        check = self._run_stdin if tests.function is None else self._run_calls
+        wrong = await check(code, problem, tests)
+        return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", code)
+
+    async def _run_stdin(self, code: str, problem: Problem, tests: IOTests) -> str | None:
+        """A process a test."""
+        asked = {"prelude": str(problem.extras.get("prelude") or ""), "program": code}
+        codes = [judge_program("stdin", {**asked, "input": text}, asked["prelude"] + code) for text in tests.inputs]
+        results = await asyncio.gather(*(self._programs.run(code, problem) for code in codes))
         for number, result in enumerate(results, 1):
-            if result.status is Status.TOOL_FAILURE:
-                raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
             if result.status is not Status.OK:
-                which = f"test {number} of {len(results)}" if tests.function is None else "the tests"
-                return Verdict(False, 0.0, f"{which} ended with {_told(result)}", program)
-        wrong = tests.wrong([result.stdout for result in results], word)
-        return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", program)
+                return f"test {number} of {len(results)} ended with {told(result)}"
+        return tests.wrong_output([result.stdout for result in results])
 
-    def _session(self) -> Session | None:
-        """None for a sandbox without sessions: there everything runs as one program."""
-        try:
-            return self._sandbox.session()
-        except ConfigError:
-            return None
+    async def _run_calls(self, code: str, problem: Problem, tests: IOTests) -> str | None:
+        """All calls in one process."""
+        target = {"n": tests.function}
+        calls = [["call", target, encode(given), encode({})] for given in tests.inputs]
+        loaded = await self._programs.load(code, problem, calls, method=True, stop=True)
+        if loaded.fault:
+            return loaded.fault.replace("the program ended", "the tests ended")
+        wrong = tests.wrong_result(loaded.outcomes)
+        return NOT_TO_THE_END if wrong == "the tests ended with SystemExit" else wrong
 
-    async def _call(self, session: Session | None, code: str, problem: Problem) -> ExecResult:
-        run: Any = session.run if session else self._sandbox.run
-        result: ExecResult = await run(code, limits=self._limits)
-        if result.status is Status.TOOL_FAILURE:
-            raise VerifierError(f"problem {problem.id}: the sandbox failed: {result.note}")
-        return result
+
+def default_limits(cpu_s: float = 6.0, wall_s: float | None = None, memory_mb: int = 512) -> Limits:
+    """Limits of each process; by default twice as much wall-clock time as processor time."""
+    return Limits(cpu_s=cpu_s, wall_s=2 * cpu_s if wall_s is None else wall_s, memory_mb=memory_mb)
 
 
 def candidate(text: str, kind: str) -> str | None:
     """The last answer of a final turn for that kind of problem, or None."""
-    blocks = _ANSWER.findall(text)
-    if blocks:
-        inner = _FENCED.findall(blocks[-1])
-        found = inner[-1][1] if inner else blocks[-1].strip("\n")
-    elif kind != "literal":
-        fenced = _FENCED.findall(text)
-        found = fenced[-1][1] if fenced else ""
+    if kind != "literal":
+        return program(text)
+    tag = last_tag(text)
+    if tag is None:
+        found = last_boxed(text)
     else:
-        found = last_boxed(text) or ""
-    return found if found.strip() else None
+        blocks = fenced(tag.content)
+        found = blocks[-1].content if blocks else tag.content.strip("\n") if tag.closed else None
+    return found if found and found.strip() else None
 
 
 def _kind(problem: Problem) -> str:
@@ -204,15 +202,10 @@ def _literal(text: str) -> Any:
 def _compare(given: str, problem: Problem) -> Verdict:
     try:
         value = _literal(given)
+        same = type(value) is type(gold := _literal(problem.answer)) and bool(value == gold)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return Verdict(False, 0.0, "not a Python literal", given)
-    gold = _literal(problem.answer)
-    same = type(value) is type(gold) and value == gold
     return Verdict(same, float(same), "the same value" if same else "another value", given)
-
-
-def _told(result: ExecResult) -> str:
-    return result.error_type or result.note or result.status.value
 
 
 _READERS: dict[str, Callable[[str], Any]] = {"tests": ast.parse, "io": IOTests.parse, "literal": _literal}

@@ -11,7 +11,7 @@ Where this differs from their scripts:
   Text is put into the composed form (NFC). Diacritics stay: "Condé" is not "Conde".
 - An answer of articles alone ("The The") keeps them, one of punctuation alone ("?") keeps that: nothing is equal to
   an empty answer.
-- In a box, LaTeX's font commands (`\text{}`), math mode and spacing are dropped.
+- In a box, LaTeX's font commands (`\text{}`), math mode and spacing are dropped; so is `Answer:` before the answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from string import punctuation
 
 from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers.answers import boxed_or_tagged, judgeable, plain_text
+from gtpo.tasks.verifiers.answers import bare, boxed_or_tagged, judgeable, plain_text
 from gtpo.tasks.verifiers.base import Verdict, check_lengths, classes_by_key, refuse_unusable
 
 MAX_CHARACTERS = 300
@@ -68,7 +68,7 @@ class QAVerifier:
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
         """By normalised text. Aliases are not merged: only right answers have any, which would favour them."""
-        return classes_by_key(answers, lambda answer: normalised(plain_text(answer)))
+        return classes_by_key(answers, lambda answer: normalised(bare(plain_text(answer))))
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
         """The problems without a gold answer, or whose aliases are not a list of texts."""
@@ -90,7 +90,7 @@ class QAVerifier:
             return Verdict(False, 0.0, fault, answer)
         if len(answer) > MAX_CHARACTERS:
             return Verdict(False, 0.0, f"longer than {MAX_CHARACTERS} characters", answer)
-        given, golds = normalised(plain_text(answer)), _golds(problem)
+        given, golds = normalised(bare(plain_text(answer))), _golds(problem)
         score = max(token_f1(given, gold) for gold in golds)
         if given in golds:
             return Verdict(True, 1.0, "equal to the gold answer or an alias", answer)
