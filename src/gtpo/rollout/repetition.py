@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+import numpy as np
 
 LONGEST_PERIOD = 32
 """Tokens of the longest block whose repetition is seen."""
 
 
-class RepetitionWatch:
-    """Told the tokens of a turn one by one, says when it has become degenerate.
+def degenerate_at(tokens: Sequence[int], limit: int) -> int | None:
+    """Number of tokens after which a turn is degenerate, or None.
 
     A turn is degenerate once its last `limit` tokens all equal the token p places before, for one p of at most
     `LONGEST_PERIOD`; so a block of p tokens has then stood there limit / p + 1 times.
 
     Args:
+        tokens: the turn.
         limit: repeated tokens that are too many; 0 never is.
     """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._recent: list[int] = []
-        self._runs = [0] * (LONGEST_PERIOD + 1)
-
-    def push(self, token: int) -> bool:
-        """Whether the turn is degenerate now."""
-        if not self._limit:
-            return False
-        recent, runs = self._recent, self._runs
-        for period in range(1, len(recent) + 1):
-            runs[period] = runs[period] + 1 if recent[-period] == token else 0
-        recent.append(token)
-        del recent[:-LONGEST_PERIOD]
-        return max(runs) >= self._limit
+    if not limit or len(tokens) <= limit:
+        return None
+    ids = np.asarray(tokens)
+    found = [
+        end + period
+        for period in range(1, min(LONGEST_PERIOD, len(ids) - limit) + 1)
+        if (end := _first_run(ids[period:], ids[:-period], limit)) is not None
+    ]
+    return min(found, default=None)
 
 
-def degenerate_at(tokens: Iterable[int], limit: int) -> int | None:
-    """Number of tokens after which a turn is degenerate, or None."""
-    watch = RepetitionWatch(limit)
-    return next((count for count, token in enumerate(tokens, 1) if watch.push(token)), None)
+def _first_run(ones: np.ndarray, others: np.ndarray, length: int) -> int | None:
+    """How many entries there are up to the end of the first run of so many equal ones, or None."""
+    if not (ones[length - 1 :: length] == others[length - 1 :: length]).any():  # every run covers one of these places
+        return None
+    equal = ones == others
+    sums = np.concatenate([[0], np.cumsum(equal)])
+    ends = np.flatnonzero(sums[length:] - sums[:-length] == length)
+    return int(ends[0]) + length if len(ends) else None

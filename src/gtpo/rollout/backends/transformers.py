@@ -7,7 +7,7 @@ calls, which run elsewhere, go on meanwhile and their rollouts join at the next 
 
 Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the
 rollouts beside it or on when they came. For that the shapes of what is computed are chosen such that a row's result
-does not hang on the other rows' number: on a CPU at least eight rows, new tokens in multiples of 32 and attention in
+does not depend on the number of other rows: on a CPU at least eight rows, new tokens in multiples of 32 and attention in
 multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all
 rows. The tests check it on a CPU.
 
@@ -31,13 +31,15 @@ from gtpo.errors import ConfigError
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.backends.kv_rows import KVRowCache
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
-from gtpo.rollout.repetition import RepetitionWatch
+from gtpo.rollout.repetition import LONGEST_PERIOD, degenerate_at
 from gtpo.rollout.settings import Sampling
 
 _LEAST_ROWS = 8
 _PREFILL, _PREFILL_ALIGN, _PREFILL_TOKENS = 512, 32, 4096
 """Tokens of one row and of a batch of rows that are computed at once, and of what length they are a multiple."""
 _SMALL = 5_000_000
+_LOOK_EVERY = 16
+"""Tokens after which a turn is looked at for repetition."""
 _KEPT_SHARE = 0.75
 """Rows are moved together when fewer than this share of those computed are wanted."""
 
@@ -82,18 +84,17 @@ class _Turn:
     future: asyncio.Future[Generation]
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    watch: RepetitionWatch | None = None
 
-    def degenerate(self) -> bool:
-        """Whether the last sampled token made it degenerate; none is looked at before there are enough of them."""
+    def cut_repetition(self) -> bool:
+        """Cut it where it has become degenerate, if it has; looked at every few tokens."""
         limit = self.request.max_repeated_tokens
-        if not limit or len(self.sampled) < limit:
+        if not limit or len(self.sampled) % _LOOK_EVERY:
             return False
-        if self.watch is not None:
-            return self.watch.push(self.sampled[-1])
-        self.watch = RepetitionWatch(limit)
-        pushed = [self.watch.push(token) for token in self.sampled]
-        return any(pushed)
+        start = max(0, len(self.sampled) - (limit + LONGEST_PERIOD + _LOOK_EVERY))
+        end = degenerate_at(self.sampled[start:], limit)
+        if end is not None:
+            del self.sampled[start + end :], self.logprobs[start + end :]
+        return end is not None
 
 
 class _KVRowSession:
@@ -198,7 +199,7 @@ class _KVRowSession:
         return len(request.context) - 1 - self._cache.lengths[self._row_of[request.rollout]]
 
     def _batches(self, requests: Sequence[Request]) -> dict[int, list[Request]]:
-        """Requests by the padded length of what is missing, so that a row's shape does not hang on the others'."""
+        """Requests by the padded length of what is missing, so that a row's shape does not depend on the others."""
         batches: dict[int, list[Request]] = {}
         for request in requests:
             padded = -(-min(self._missing(request), _PREFILL) // _PREFILL_ALIGN) * _PREFILL_ALIGN
@@ -235,7 +236,7 @@ class _KVRowSession:
             turn.sampled.append(token)
             turn.logprobs.append(logprob)
             full = len(turn.sampled) == turn.request.max_new_tokens
-            if token in self._end_ids or full or turn.degenerate():
+            if token in self._end_ids or full or turn.cut_repetition():
                 del self._active[turn.request.rollout]
                 if not turn.future.done():
                     turn.future.set_result(Generation(tuple(turn.sampled), tuple(turn.logprobs)))
