@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -59,11 +61,13 @@ def load_tokenizer(name: str | None, *, revision: str | None = None, trust_remot
         raise ConfigError("no model: give --model FOLDER_OR_HUB_ID")
     if _looks_like_folder(name) and not Path(name).is_dir():
         raise ConfigError(f"--model {name}: no such folder")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code, **_hub_options(name)}
-    try:
-        return AutoTokenizer.from_pretrained(name, padding_side="left", **options)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, "its tokenizer", error, options) from error
+    with _offline_if_the_hub_is(name) as offline:
+        try:
+            return AutoTokenizer.from_pretrained(
+                name, padding_side="left", revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise _not_loaded(name, "its tokenizer", error, offline) from error
 
 
 def load_model(name: str | None, *, training: bool = False, dtype: str | None = None, **options: Any) -> Any:
@@ -83,19 +87,33 @@ def load_model(name: str | None, *, training: bool = False, dtype: str | None = 
     place = placement(dtype, training=training)
     if not torch.accelerator.is_available():
         keep_freed_memory()
-    given = {key: value for key, value in options.items() if value is not None} | _hub_options(name or "")
+    given = {key: value for key, value in options.items() if value is not None}
     given["dtype"] = place.dtype if place.dtype == "auto" else getattr(torch, place.dtype)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name or "", **given)
-    except (OSError, ValueError, ImportError) as error:
-        raise _not_loaded(name, "the model", error, given) from error
+    with _offline_if_the_hub_is(name or "") as offline:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(name or "", **given)
+        except (OSError, ValueError, ImportError) as error:
+            raise _not_loaded(name, "the model", error, offline) from error
     is_placed = getattr(model, "hf_device_map", None) is not None  # quantised models are placed as they are loaded
     return model if place.device is None or is_placed else cast(Any, model).to(place.device)
 
 
-def _hub_options(name: str) -> dict[str, Any]:
-    """For a Hub id where the Hub is out of reach: look in the cache only, in place of many retries for each file."""
-    return {} if Path(name).is_dir() or _hub_answers() else {"local_files_only": True}
+@contextmanager
+def _offline_if_the_hub_is(name: str) -> Iterator[bool]:
+    """Inside, a Hub that does not answer is not asked: by default each of many files is tried five times.
+
+    Yields:
+        Whether only the cache is looked at, for lack of the Hub.
+    """
+    from huggingface_hub import constants
+
+    alone = not Path(name).is_dir() and not constants.is_offline_mode() and not _hub_answers()
+    former = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = former or alone
+    try:
+        yield alone
+    finally:
+        constants.HF_HUB_OFFLINE = former
 
 
 @functools.cache
@@ -109,8 +127,8 @@ def _hub_answers() -> bool:
     return True
 
 
-def _not_loaded(name: str | None, what: str, error: Exception, options: dict[str, Any]) -> ConfigError:
-    if options.get("local_files_only"):
+def _not_loaded(name: str | None, what: str, error: Exception, offline: bool) -> ConfigError:
+    if offline:
         return ConfigError(
             f"--model {name}: {what} can't be loaded: it is no folder here, the Hugging Face Hub does not answer, and "
             "the local cache does not hold it. Connect to the network, or give a folder"
