@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtpo import functional as F
-from gtpo.lab.tabular import CANDIDATES, CallProcess, candidate, enumerate_expectation, estimator, policy_with_success
+from gtpo.lab.tabular import (
+    CANDIDATES,
+    CallProcess,
+    candidate,
+    enumerate_expectation,
+    estimator,
+    policy_with_success,
+    sampled_expectation,
+)
 from gtpo.lab.tabular import candidates as C
 
 PROCESS = CallProcess(steps=2, max_turns=3)
@@ -198,3 +206,17 @@ def test_the_default_is_that_of_the_credit_settings():
     mine = enumerate_expectation(PROCESS, logits, candidate(PROCESS, 3, "gtpo default"), 3)
     theirs = enumerate_expectation(PROCESS, logits, estimator(PROCESS, 3), 3)
     assert torch.equal(mine.mean_S_A, theirs.mean_S_A)
+
+
+def test_in_long_rollouts_the_default_points_further_off_than_grpo_and_gamma_by_turns_mends_that():
+    process = CallProcess(7, 12)
+    logits = policy_with_success(process, 0.1)
+    true = process.true_gradient(logits)
+    names = ("gtpo default", "default, gamma by turns", "gamma by turns, shaping bounded")
+    default, gamma, both, grpo = (
+        sampled_expectation(process, logits, advantage, 8, groups=4000, seed=1).cosine(true)
+        for advantage in (*(candidate(process, 8, name) for name in names), estimator(process, 8, algorithm="grpo"))
+    )
+    assert default < grpo - 0.02
+    assert gamma > grpo
+    assert both > gamma
