@@ -1,4 +1,4 @@
-# Needs Python 3.10 or newer, venv and git; everything else goes into .venv.
+# Needs Python 3.11 or newer, venv and git; everything else goes into .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

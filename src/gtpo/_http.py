@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -106,5 +106,5 @@ def retry_after_s(header: str | None) -> float:
             asked = parsedate_to_datetime(text)
         except ValueError:
             return 0.0
-        seconds = (asked.replace(tzinfo=asked.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds()
+        seconds = (asked.replace(tzinfo=asked.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
