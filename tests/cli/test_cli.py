@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from gtpo import __version__
 from gtpo.cli import COMMANDS, main
 from gtpo.lab.tiny.model import make_model
 
+CPU = ["--use_cpu", "true", "--bf16", "false", "--num_generations", "2", "--per_device_train_batch_size", "2"]
 GOOD = '{"question": "1+1?", "answer": "2"}\n'
 
 
@@ -69,6 +72,37 @@ def test_an_unknown_flag_or_key_names_the_nearest_known_one(capsys, tmp_path):
     config.write_text("learning_rat: 1.0e-5\n")
     error = fails(capsys, "train", "--config", config)
     assert "c.yaml: unknown key 'learning_rat'; did you mean 'learning_rate'?" in error
+
+
+def test_a_wrong_value_is_named_with_its_file_and_without_a_page_of_usage(capsys, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("max_turns: many\ngamma: 0.5\n")
+    assert fails(capsys, "train", "--config", config) == (
+        f"gtpo train: {config}: max_turns: invalid int value: 'many'\n"
+    )
+    assert fails(capsys, "train", "--gamma", "x") == "gtpo train: --gamma: invalid float value: 'x'\n"
+    assert "no problems" in fails(capsys, "train", "--config", config, "--max_turns", "3"), "the flag wins"
+
+
+def test_variables_of_the_environment_in_a_config_file_are_set(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("GTPO_TEST_VARIABLE", raising=False)
+    config = tmp_path / "c.yaml"
+    config.write_text("env: {GTPO_TEST_VARIABLE: 7}\n")
+    fails(capsys, "train", "--config", config)
+    assert os.environ.pop("GTPO_TEST_VARIABLE") == "7"
+
+
+def test_a_run_that_can_not_start_is_refused_before_its_weights_are_loaded(capsys, tmp_path, problem_file, model_dir):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    empty = tmp_path / "no-weights"
+    shutil.copytree(model_dir, empty, ignore=shutil.ignore_patterns("*.safetensors"))
+    argv = ["train", "--model", empty, "--train_file", problem_file, "--tool_format", "fenced", *CPU]
+    assert "holds a run already" in fails(capsys, *argv, "--run_dir", tmp_path / "run")
+    assert "no checkpoint" in fails(capsys, *argv, "--run_dir", tmp_path / "run", "--resume", "true")
+    assert "can't be loaded" in fails(capsys, *argv, "--run_dir", tmp_path / "other"), (
+        "the control: weights are missing"
+    )
 
 
 @pytest.mark.parametrize(

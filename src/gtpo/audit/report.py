@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Severity(str, Enum):
+class Severity(StrEnum):
     """How bad a finding is."""
 
     ERROR = "error"
@@ -19,7 +19,7 @@ class Severity(str, Enum):
     """Nothing is wrong; it shows what retokenising would change."""
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What was found."""
 
     ROUND_TRIP = "round_trip"

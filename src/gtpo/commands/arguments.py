@@ -7,9 +7,11 @@ import difflib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,11 +46,12 @@ def parse(
     argv = ["--help" if arg == "--help-all" else arg for arg in argv]
     parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
     known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
-    parser.error = _refuse  # type: ignore[method-assign]  # argparse would print every option
+    origins: dict[str, Path] = {}
+    parser.error = partial(_refuse, origins)  # type: ignore[method-assign]  # argparse would print every option
     argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    argv = _with_config(argv, known)
+    argv = _with_config(argv, known, origins)
     if defaults:
-        argv = _with_config(["--config", str(defaults), *argv], known)
+        argv = _with_config(["--config", str(defaults), *argv], known, origins)
     _check_flags(argv, known)
     try:
         return parser.parse_args_and_config(argv)
@@ -68,8 +71,8 @@ def _unaliased(arg: str) -> str:
     return arg
 
 
-def _with_config(argv: list[str], known: set[str]) -> list[str]:
-    """Check the keys of the config file and put them before the flags, so that flags win."""
+def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> list[str]:
+    """Check the keys of the config file and put them before the flags, so that flags win; notes where each is from."""
     if "--config" not in argv:
         return argv
     place = argv.index("--config")
@@ -90,18 +93,21 @@ def _with_config(argv: list[str], known: set[str]) -> list[str]:
     if not isinstance(config.get("env", {}), dict):
         raise ConfigError(f"{path}: env: must be a mapping from names to values")
     os.environ.update({str(name): str(value) for name, value in config.get("env", {}).items()})
-    flags = [
-        part
-        for key, value in config.items()
-        if key != "env" and value is not None
-        for part in _as_flags(ALIASES.get(str(key), str(key)), value)
-    ]
+    given = {arg.removeprefix("--").partition("=")[0] for arg in argv}
+    own = {ALIASES.get(str(key), str(key)): value for key, value in config.items() if key != "env"}
+    own = {key: value for key, value in own.items() if key not in given and value is not None}
+    origins.update({key: path for key in own if key not in origins})
+    flags = [part for key, value in own.items() for part in _as_flags(key, value)]
     return [*flags, *argv[:place], *argv[place + 2 :]]
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
     """In the place of argparse's own, which prints the usage of every option and exits."""
-    raise ConfigError(message.removeprefix("argument ").replace("/--", " or --", 1))
+    match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
+    if match is None:
+        raise ConfigError(message)
+    name, fault = match.groups()
+    raise ConfigError(f"{origins[name]}: {name}: {fault}" if name in origins else f"--{name}: {fault}")
 
 
 def _as_flags(key: str, value: Any) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import torch
 
@@ -27,13 +27,13 @@ class BackendArguments:
     vllm_options: str = field(
         default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
     )
-    base_url: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    base_url: str | None = field(
         default=None,
         metadata={
             "help": "server: such as http://localhost:8000/v1, or several with commas; --model names its tokenizer."
         },
     )
-    served_model: Optional[str] = field(  # noqa: UP045
+    served_model: str | None = field(
         default=None, metadata={"help": "server: its name for the model; by default the first it lists."}
     )
     dialect: Literal["vllm", "openai"] = field(
@@ -42,7 +42,7 @@ class BackendArguments:
     api: Literal["completions", "chat"] = field(
         default="completions", metadata={"help": "server: chat, if it has nothing else; its rollouts are not exact."}
     )
-    api_key_variable: Optional[str] = field(  # noqa: UP045
+    api_key_variable: str | None = field(
         default=None,
         metadata={
             "help": "server: environment variable with the key for --base_url; by default OPENAI_API_KEY if that is "

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 from gtpo.commands.arguments import GenerationModelConfig, parse, say
 from gtpo.commands.backends import BackendArguments
@@ -19,7 +18,7 @@ from gtpo.evaluation import EvalResult, Figures
 class EvalArguments(SamplesArguments):
     """What becomes of the figures."""
 
-    output: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    output: str | None = field(
         default=None,
         metadata={"help": "Write everything to this JSON file. Only with it can an evaluation go on after a kill."},
     )

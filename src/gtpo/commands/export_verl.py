@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 from gtpo.commands.arguments import parse, say, verifiable
 from gtpo.errors import ConfigError
@@ -18,7 +17,7 @@ class VerlProblemsArguments:
     """Which problems, and where they go."""
 
     problems: list[str] = field(default_factory=list, metadata={"help": "Sources, as for gtpo eval."})
-    data_dir: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    data_dir: str | None = field(
         default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
     )
     output: str = field(default="problems.parquet", metadata={"help": "The file."})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
@@ -18,13 +17,11 @@ from gtpo.traces.from_solutions import traces_from_solutions
 class ConvertArguments(SandboxConfig):
     """What to convert, and where its calls run."""
 
-    solutions: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    solutions: str | None = field(
         default=None, metadata={"help": "Problems with a field `solution`, as gsm8k has it: <<48/2=24>>, #### 72."}
     )
     output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go."})
-    max_solutions: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Use only the first n."}
-    )
+    max_solutions: int | None = field(default=None, metadata={"help": "Use only the first n."})
     tool_format: str = field(default="tool_call", metadata={"help": "Syntax of tool calls: tool_call or fenced."})
     turns_share: float = field(
         default=0.5, metadata={"help": "Share of traces with one call a step; the others make one call in all."}

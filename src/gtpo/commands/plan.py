@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal
 
 from trl import ModelConfig
 
@@ -26,13 +26,13 @@ class PlanArguments:
     device: str = field(
         default="h100-80gb", metadata={"help": "Kind of device: " + ", ".join(HARDWARE) + "; or give its figures."}
     )
-    device_memory_gib: Optional[float] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    device_memory_gib: float | None = field(
         default=None, metadata={"help": "Memory of a device, in place of the kind's."}
     )
-    device_tflops: Optional[float] = field(  # noqa: UP045
+    device_tflops: float | None = field(
         default=None, metadata={"help": "Arithmetic of a device at 16 bit, in place of the kind's."}
     )
-    device_bandwidth_gbs: Optional[float] = field(  # noqa: UP045
+    device_bandwidth_gbs: float | None = field(
         default=None, metadata={"help": "Bandwidth of a device's memory, in place of the kind's."}
     )
     devices: int = field(
@@ -46,16 +46,16 @@ class PlanArguments:
         default=1, metadata={"help": "Devices of the server that share one copy of the model."}
     )
     prompt_tokens: int = field(default=512, metadata={"help": "Tokens of the longest prompt."})
-    mean_completion_tokens: Optional[int] = field(  # noqa: UP045
+    mean_completion_tokens: int | None = field(
         default=None, metadata={"help": "Of an ordinary rollout; by default 40% of max_completion_length."}
     )
-    mean_turns: Optional[float] = field(  # noqa: UP045
+    mean_turns: float | None = field(
         default=None, metadata={"help": "Of an ordinary rollout; by default half of max_turns."}
     )
     tool_s: float = field(default=0.2, metadata={"help": "Seconds of a call."})
     mfu: float = field(default=0.35, metadata={"help": "Share of the arithmetic that training reaches."})
     bandwidth_share: float = field(default=0.5, metadata={"help": "Share of the bandwidth that decoding reaches."})
-    output: Optional[str] = field(default=None, metadata={"help": "Write the plan as JSON too."})  # noqa: UP045
+    output: str | None = field(default=None, metadata={"help": "Write the plan as JSON too."})
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 from gtpo.commands.arguments import parse, positional, say
 from gtpo.errors import ConfigError
@@ -20,7 +19,7 @@ class ReportArguments:
         default_factory=list,
         metadata={"help": "Run directories, overlaid; may stand without their name: gtpo report RUN [RUN ...]."},
     )
-    output: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    output: str | None = field(
         default=None, metadata={"help": "The HTML file; by default report.html in the first run's directory."}
     )
     max_mb: float = field(default=50.0, metadata={"help": "Rollouts of more than so many MB are left out in part."})

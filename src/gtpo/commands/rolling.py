@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -35,14 +35,14 @@ class SamplesArguments(RolloutConfig):
             "reasoning-gym:NAME?size=100, or mixtures (.yaml)."
         },
     )
-    data_dir: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    data_dir: str | None = field(
         default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
     )
-    max_problems: Optional[int] = field(  # noqa: UP045
+    max_problems: int | None = field(
         default=None, metadata={"help": "A fixed random sample of n problems of each source."}
     )
     sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
-    samples: Optional[int] = field(  # noqa: UP045
+    samples: int | None = field(
         default=None, metadata={"help": "Rollouts per problem; by default what people report on a benchmark, else 1."}
     )
     seed: int = field(default=0, metadata={"help": "Of the sampling."})

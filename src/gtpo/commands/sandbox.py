@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
@@ -21,7 +20,7 @@ class ServeArguments:
 
     host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every one."})
     port: int = field(default=8080, metadata={"help": "Port; 0 takes a free one."})
-    max_workers: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    max_workers: int | None = field(
         default=None, metadata={"help": "Programs at a time; by default what the local sandbox takes."}
     )
     waiting: int = field(default=256, metadata={"help": "Requests that may wait; more are asked to come back."})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Optional
 
 from trl import ModelConfig, get_peft_config
 
@@ -20,12 +19,10 @@ from gtpo.training.run import check_startable
 class TraceArguments:
     """What to learn from."""
 
-    traces: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    traces: str | None = field(
         default=None, metadata={"help": "Traces, JSON Lines with `messages`; `gtpo make-traces` makes them."}
     )
-    max_traces: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Use only the first n traces."}
-    )
+    max_traces: int | None = field(default=None, metadata={"help": "Use only the first n traces."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 import yaml
 
@@ -20,11 +19,11 @@ from gtpo.lab.study import Cell, read_study, run_cells, write_report
 class StudyArguments:
     """What to run."""
 
-    study: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    study: str | None = field(
         default=None, metadata={"help": "The study file; may stand without its name: gtpo study STUDY.yaml."}
     )
     jobs: int = field(default=1, metadata={"help": "Cells at a time."})
-    threads: Optional[int] = field(  # noqa: UP045
+    threads: int | None = field(
         default=None, metadata={"help": "CPU threads a cell; by default the machine's cores over the jobs."}
     )
     only: list[str] = field(default_factory=list, metadata={"help": "Only these variants."})

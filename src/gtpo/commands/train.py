@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Optional
 
 from trl import ModelConfig, get_peft_config
 
@@ -22,15 +21,13 @@ from gtpo.training.run import check_startable, train
 class ProblemArguments:
     """What to train on."""
 
-    train_file: Optional[str] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    train_file: str | None = field(
         default=None,
         metadata={
             "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
         },
     )
-    max_problems: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "Use only the first n problems."}
-    )
+    max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
     resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from gtpo.errors import ConfigError
@@ -19,7 +19,7 @@ NO_OUTPUT = "[no output]"
 NOT_RUN = "[the code was not run]"
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """How one execution ended; the supervisor decides, in the order timeout, output_limit, crashed, rest."""
 
     OK = "ok"

@@ -17,13 +17,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 
 from gtpo.tasks.problems import Problem
 
 
-class SkipReason(str, Enum):
+class SkipReason(StrEnum):
     """Why a solution is skipped, in the order of the checks."""
 
     NO_SOLUTION = "no_solution"

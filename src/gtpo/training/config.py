@@ -7,7 +7,7 @@ ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from trl import GRPOConfig
@@ -52,18 +52,18 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
             "as they stand)."
         },
     )
-    normalize_over: Optional[Literal["all_turns", "first_turns", "same_turn"]] = field(  # noqa: UP045
+    normalize_over: Literal["all_turns", "first_turns", "same_turn"] | None = field(
         default=None,
         metadata={
             "help": "Returns are normalised over all turns of the group, first turns, or turns of the same index. The "
             "paper does not say which; by default the preset's."
         },
     )
-    zero_uniform_groups: Optional[bool] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    zero_uniform_groups: bool | None = field(
         default=None,
         metadata={"help": "Groups that all passed or all failed get no advantage; by default the preset's."},
     )
-    advantage_clip: Optional[float] = field(  # noqa: UP045
+    advantage_clip: float | None = field(
         default=None, metadata={"help": "Largest magnitude of an advantage; 0: no bound; by default the preset's."}
     )
     penalize_syntax_errors: bool = field(

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
@@ -42,7 +42,7 @@ class TinyArguments:
         default="steps",
         metadata={"help": "steps (computations), programs (functions from examples) or hops (look-ups)."},
     )
-    problem_steps: Optional[int] = field(  # noqa: UP045 (the argument parser reads the annotation)
+    problem_steps: int | None = field(
         default=None, metadata={"help": "Calls that each problem takes (steps, hops); by default 3 or 4."}
     )
     max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})

@@ -7,8 +7,8 @@ calls, which run elsewhere, go on meanwhile and their rollouts join at the next 
 
 Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the
 rollouts beside it or on when they came. For that the shapes of what is computed are chosen such that a row's result
-does not depend on the number of other rows: on a CPU at least eight rows, new tokens in multiples of 32 and attention in
-multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all
+does not depend on the number of other rows: on a CPU at least eight rows, new tokens in multiples of 32 and attention
+in multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all
 rows. The tests check it on a CPU.
 
 Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
