@@ -224,3 +224,18 @@ def test_a_mixture_of_experts_is_refused():
     with pytest.raises(ConfigError, match="mixture of experts"):
         shape_of_config(LlamaConfig(**SMALL, num_experts=4))
     assert shape_of("Qwen/Qwen2.5-7B-Instruct") is KNOWN["Qwen/Qwen2.5-7B-Instruct"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "gb"),
+    [
+        ({"record_tokens": 0}, 512 * 8000 * 3.5 / 1e6),  # 14 GB, where plain files took 45
+        ({}, 3.5),
+        ({"record_every": 10}, 0.35),
+        ({"record_every": 0}, 0.0),
+        ({"rollouts": 8}, 8 * 8000 * 3.5 / 1e6),
+    ],
+)
+def test_what_recorded_rollouts_take_on_disk_is_told(changes, gb):
+    work = replace(WORK, **{"rollouts": 512, "mean_completion_tokens": 8000, **changes})
+    assert make_plan(shape_of("Qwen/Qwen2.5-7B-Instruct"), work, HARDWARE["h100-80gb"]).recorded_gb == pytest.approx(gb)

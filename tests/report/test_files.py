@@ -6,6 +6,8 @@ import json
 
 import pandas as pd
 import pytest
+import yaml
+from recorded import unpacked
 
 from gtpo.cli import main
 from gtpo.errors import DataError
@@ -44,7 +46,7 @@ def test_similarities_are_recorded_with_the_rollouts(run):
 
 def test_a_run_of_the_first_schema_is_read(tmp_path):
     run = made_up_run(tmp_path / "old", steps=1)
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         row["schema"] = 1
@@ -54,6 +56,34 @@ def test_a_run_of_the_first_schema_is_read(tmp_path):
             del turn["token_chars"], turn["logprobs"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [row["rollout"] for row in RunFiles(run).rollouts(1)] == list(range(8))
+    assert write_page([run], tmp_path / "old.html") > 10_000
+
+
+def test_a_run_of_the_second_schema_is_read_under_todays_names(tmp_path):
+    run = made_up_run(tmp_path / "old", steps=1)
+    path = unpacked(run, 1)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row["schema"] = 2
+        del row["score"], row["failure"]
+    rows[0]["stop_reason"] = "infra"
+    rows[0]["turns"][0]["statuses"] = ["infra"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for name in ("normalize_over", "zero_uniform_groups", "advantage_clip"):
+        del config["config"][name]
+    config["config"] |= {"scope": "turn", "on_uniform_outcome": "zero"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "stop/infra": 0.5, "tool/infra": 1.5}\n')
+    files = RunFiles(run)
+    settings = files.settings()
+    assert settings["normalize_over"] == "same_turn"
+    assert settings["zero_uniform_groups"] is True
+    assert settings["advantage_clip"] == 0, "nothing was clipped then"
+    assert files.rollouts(1)[0]["stop_reason"] == "tool_failure"
+    assert files.rollouts(1)[0]["turns"][0]["statuses"] == ["tool_failure"]
+    assert files.metrics()[-1] == {"step": 2, "stop/tool_failure": 0.5, "tool/tool_failure": 1.5}
     assert write_page([run], tmp_path / "old.html") > 10_000
 
 
@@ -183,7 +213,7 @@ def test_a_broken_config_and_a_stray_file_and_a_page_that_cannot_be_written(tmp_
 
 def test_numbers_that_json_lacks_become_null(tmp_path):
     run = made_up_run(tmp_path / "run", steps=1)
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0]["turns"][0]["logprobs"] = [float("-inf"), float("nan"), -1.0]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

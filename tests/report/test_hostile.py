@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from recorded import unpacked
 
 from gtpo.report import load, write_page
 from gtpo.testing import made_up_run
@@ -27,7 +28,7 @@ HOSTILE = {
 def hostile_run(tmp_path_factory):
     """A run in which every text is hostile in every field."""
     run = made_up_run(tmp_path_factory.mktemp("hostile") / "run", steps=1, groups=1, group_size=len(HOSTILE), turns=1)
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row, text in zip(rows, HOSTILE.values(), strict=True):
         turn = row["turns"][0]

@@ -6,7 +6,9 @@ import json
 import re
 
 import pytest
+from recorded import unpacked
 
+from gtpo.credit import CreditSettings
 from gtpo.report import load, write_page
 from gtpo.testing import made_up_run
 
@@ -63,7 +65,7 @@ def test_the_group_view_shows_what_was_recorded(opened, report, run):
             for turn, value in enumerate(turns[turns["rollout"] == rollout]["advantage"]):
                 cell = page.locator(f"#group tr:nth-child({turn + 2}) td:nth-child({column + 2}) .advantage")
                 assert float(cell.inner_text()) == pytest.approx(value, abs=0.006)
-        page.get_by_label("group").select_option("2")
+        page.get_by_label("group", exact=True).select_option("2")
         page.wait_for_selector("text=What is 2 + 2?")
 
 
@@ -93,13 +95,14 @@ def test_the_sliders_change_the_credit(opened, report, name, value):
         assert page.locator("#group .advantage").all_inner_texts() != before
 
 
-def test_a_uniform_group_falls_silent_with_zero(opened, tmp_path):
-    run = made_up_run(tmp_path / "run", steps=1, groups=6, group_size=2, seed=3)
+def test_a_uniform_group_falls_silent_on_request(opened, tmp_path):
+    settings = CreditSettings.paper()
+    run = made_up_run(tmp_path / "run", steps=1, groups=6, group_size=2, seed=3, settings=settings)
     path = tmp_path / "report.html"
     write_page([run], path)
     rollouts = load(run).rollouts
     uniform = next(group for group, part in rollouts.groupby("group") if part["passed"].nunique() == 1)
-    with opened(path, f"#view=group&group={uniform}&u=zero") as page:
+    with opened(path, f"#view=group&group={uniform}&u=true") as page:
         assert set(page.locator("#group .advantage").all_inner_texts()) == {"0.00"}
 
 
@@ -271,7 +274,7 @@ def test_what_was_recorded_is_shown_until_something_is_changed(opened, tmp_path,
     run = made_up_run(tmp_path / "run", steps=1, groups=1)
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("algorithm: gtpo", f"algorithm: {algorithm}"))
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         row["turns"][0] |= {"reward": 0.123, "return": 0.456, "advantage": 7.89}
@@ -287,7 +290,7 @@ def test_what_was_recorded_is_shown_until_something_is_changed(opened, tmp_path,
 
 def test_rollouts_left_out_of_the_credit_are_left_out_here_too(opened, tmp_path):
     run = made_up_run(tmp_path / "run", steps=1, groups=1, group_size=6)
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[2]["masked"] = True
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -301,7 +304,7 @@ def test_rollouts_left_out_of_the_credit_are_left_out_here_too(opened, tmp_path)
 
 def test_characters_beyond_the_basic_plane_are_cut_where_their_tokens_are(opened, tmp_path):
     run = made_up_run(tmp_path / "run", steps=1, groups=1)
-    path = run / "rollouts" / "step_000001.jsonl"
+    path = unpacked(run, 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     text = "So \U0001f600\U0001f600\U0001f600 the end XYZ"
     rows[0]["turns"] = [{**rows[0]["turns"][0], "text": text, "token_chars": [1] * len(text), "logprobs": None}]

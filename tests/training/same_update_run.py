@@ -65,7 +65,7 @@ def spread_on_cpu() -> None:
     kind = DistributedType.MULTI_GPU
     PartialState._prepare_backend = lambda self, cpu, sagemaker, backend=None: ("gloo", kind)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
-    config.apply_defaults = lambda args: setattr(args, "output_dir", str(Path(args.run_dir) / "checkpoints"))
+    config.apply_defaults = lambda args, default: setattr(args, "output_dir", str(Path(args.run_dir) / "checkpoints"))
 
 
 def main(folder: str, processes: str, algorithm: str) -> None:

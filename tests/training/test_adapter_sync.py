@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import httpx
 import pytest
 from accelerate import Accelerator
 from openai_server import CompletionServer
@@ -119,9 +120,32 @@ def test_a_sync_waits_for_a_server_that_is_away(world):
 def test_a_server_that_stays_away_or_takes_no_adapters_is_an_error(world):
     server, sync, *_ = world
     server.script = lambda body: (405, {"error": "not allowed"})
-    with pytest.raises(BackendError, match="--enable-lora --max-lora-rank RANK"):
+    with pytest.raises(BackendError, match=r"--enable-lora.*--max-lora-rank RANK.*--logprobs-mode processed_logprobs"):
         sync.sync_weights()
     server.stop()
     sync.server_timeout_s = 0.6
     with pytest.raises(BackendError, match=r"no answer for 0\.6 s"):
         sync.sync_weights()
+
+
+@pytest.mark.parametrize(
+    ("status", "mode", "said"),
+    [
+        (200, "processed_logprobs", None),
+        (200, "raw_logprobs", "runs with --logprobs-mode raw_logprobs"),
+        (404, None, "does not say its --logprobs-mode"),
+    ],
+)
+def test_a_server_whose_log_probabilities_bias_the_correction_is_told_of(world, monkeypatch, status, mode, said):
+    server, sync, *_ = world
+    asked = []
+
+    def get(url, **options):
+        asked.append(url)
+        return httpx.Response(status, json={"vllm_config": {"model_config": {"logprobs_mode": mode}}})
+
+    monkeypatch.setattr("gtpo.training.vllm.httpx.get", get)
+    found = sync.wrong_logprobs()
+    assert asked == [f"{server.url.removesuffix('/v1')}/server_info"]
+    assert (found is None) == (said is None)
+    assert said is None or (said in found and "--logprobs-mode processed_logprobs" in found)

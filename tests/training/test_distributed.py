@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gtpo.errors import ConfigError
+from gtpo.run_directory import RunFiles
 from gtpo.training.trl_compat import whole_weights
 
 ENV = {
@@ -47,8 +48,8 @@ def test_processes_make_the_directory_of_a_run_ready_without_getting_in_each_oth
     assert first["kept"] == [
         "checkpoints/checkpoint-2/trainer_state.json",
         "metrics.jsonl",
-        "rollouts/step_000001.jsonl",
-        "rollouts/step_000002.jsonl",
+        "rollouts/step_000001.jsonl.gz",
+        "rollouts/step_000002.jsonl.gz",
     ]
     assert first["afresh"] is None
     assert first["cleared"] == ["metrics.jsonl"]
@@ -65,7 +66,7 @@ def test_two_processes_train_one_policy_on_groups_that_both_hold(tmp_path, kind)
     assert len(first["rounds"]) == 2
     assert first["after"] == pytest.approx(second["after"], rel=1e-9), "the same weights"
     assert first["after"] != first["before"], "trained"
-    recorded = [json.loads(line) for line in (tmp_path / "rollouts" / "step_000001.jsonl").read_text().splitlines()]
+    recorded = RunFiles(tmp_path).rollouts(1)
     assert len(recorded) == 8
     assert [[turn["text"] for turn in row["turns"]] for row in recorded] == [
         *first["rounds"][0]["texts"],

@@ -165,4 +165,6 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
         sleep=args.use_vllm and args.vllm_mode == "colocate" and args.vllm_enable_sleep_mode,
         mfu=plan.mfu,
         bandwidth_share=plan.bandwidth_share,
+        record_every=args.record_every,
+        record_tokens=args.record_max_tokens,
     )
