@@ -201,8 +201,8 @@ def test_dead_server_is_replaced(box):
 def test_server_killed_while_running_means_one_retry_then_infra(box):
     worker = box._seats[0].light
     results = []
-    worker = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
-    worker.start()
+    program = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
+    program.start()
     killed = set()
     while len(killed) < 2:
         server = worker.pid
@@ -210,7 +210,7 @@ def test_server_killed_while_running_means_one_retry_then_infra(box):
             os.kill(server, signal.SIGKILL)
             killed.add(server)
             wait_for(lambda programs=programs: not any(Path(f"/proc/{pid}").exists() for pid in programs))
-    worker.join(10)
+    program.join(10)
     assert [(result.status, result.render()) for result in results] == [("tool_failure", "[the code was not run]")]
     assert results[0].note == "the server ended"
 

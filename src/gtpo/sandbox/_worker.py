@@ -35,7 +35,7 @@ _MAY: dict[str, Any] = {
     "error_type": (str, type(None)),
     "opened": bool,
     "lost": bool,
-    "over_quota": bool,
+    "over_quota": str,
 }
 _STATUSES = {status.value for status in Status}
 _ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1033, 1, 2, 4, 8

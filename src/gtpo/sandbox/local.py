@@ -49,6 +49,11 @@ from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
 _ATTEMPTS = 2
 STATE_LOST = "what earlier code defined is lost"
+_OVER_QUOTA = {
+    "": "",
+    "files": "more files were left than a session may keep",
+    "memory": "more memory was in use at the end than a session may keep",
+}
 Require = Literal["namespaces", "landlock", "seccomp", "weak"]
 
 
@@ -324,8 +329,8 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
         stderr += f"the process was ended by {detail}\n"
     elif status is Status.TOOL_FAILURE:
         note = detail
-    elif raw.reply.get("over_quota"):
-        note = "more files were left than a session may keep"
+    else:
+        note = _OVER_QUOTA[raw.reply.get("over_quota", "")]
     return ExecResult(
         status,
         stdout,
