@@ -68,7 +68,7 @@ class Session:
         self.sock.setblocking(False)
 
     def _await_start(self) -> None:
-        """Takes the child's directory from it, to see what it leaves there, and waits until it is confined."""
+        """Takes the child's directory from it, if only the child sees it, and waits until it is confined."""
         self.sock.settimeout(START_S)
         said, fds, _, _ = socket.recv_fds(self.sock, BYTES, 1)
         self.place = fds[0] if fds else None
@@ -127,8 +127,7 @@ class Session:
 
     def over_quota(self) -> str:
         """What the child keeps more of than it may: "files", "memory" or ""."""
-        if self.order.confinement is not None and self.order.confinement.new_root:
-            assert self.place is not None
+        if self.place is not None:
             there = os.fstatvfs(self.place)
             used = (there.f_blocks - there.f_bfree) * there.f_frsize
             if there.f_files - there.f_ffree > KEPT_FILES + 1 or used > KEPT_FILE_BYTES:
@@ -178,9 +177,10 @@ def _serve(order: child.Order, sock: socket.socket) -> NoReturn:
     child.descriptors((null, null, null), keep=sock.fileno(), at=_FD)
     channel = socket.socket(fileno=_FD)
     try:
-        here = os.open(".", os.O_RDONLY)
-        socket.send_fds(channel, [b"directory"], [here])
-        os.close(here)
+        if order.confinement is not None and order.confinement.new_root:
+            here = os.open(".", os.O_RDONLY)
+            socket.send_fds(channel, [b"directory"], [here])
+            os.close(here)
         child.confine(order)
         channel.send(_READY)
     except BaseException as error:
