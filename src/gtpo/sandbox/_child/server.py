@@ -191,7 +191,12 @@ class Server:
         told = {"id": request["id"], "opened": opened}
         if not session.begin(order, request["fresh"]):
             self._end_session(name)
-            return {**_NOTHING_USED, **told, "status": "crashed", "detail": "running while it was stopped"}
+            return {
+                **_NOTHING_USED,
+                **told,
+                "status": "crashed",
+                "detail": "the server, because it ran while it was stopped",
+            }
         self.poll.register(session.sock.fileno(), select.POLLIN)
         end: list[int] = []
         said: list[tuple[str, str]] = []
