@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import secrets
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import situations
-from behaviours import BEHAVIOURS, Behaviour, Facts, Outcome
+from behaviours import ALL, Behaviour, Facts, Outcome
 from behaviours.entry import LIMITS
 from world import TOKEN, World
 
@@ -38,7 +39,7 @@ _GRACE_S = 5.0
 
 
 class Box(Protocol):
-    """The part of a sandbox that the trial needs."""
+    """The part of a sandbox, or of a session, that the trial needs."""
 
     def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
         """Runs one program."""
@@ -78,6 +79,13 @@ class Plain:
             ]
         return _as_result(code_at_end, *texts, wall_s=time.monotonic() - started)
 
+    def session(self) -> Plain:
+        """Itself: there is nothing to be kept apart."""
+        return self
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
 
 def _as_result(code: int | None, stdout: str, stderr: str, wall_s: float) -> ExecResult:
     if code is None:
@@ -92,7 +100,14 @@ def _as_result(code: int | None, stdout: str, stderr: str, wall_s: float) -> Exe
 def try_one(behaviour: Behaviour, box: Box, facts: Facts) -> list[str]:
     """Runs the programs of one behaviour; sentences of what was wrong about their outcomes."""
     limits = Limits(**{**LIMITS, **behaviour.limits})
-    outcomes: list[Outcome] = [box.run_sync(facts.fill(code), limits=limits) for code in behaviour.programs]
+    outcomes: list[Outcome] = []
+    with contextlib.ExitStack() as stack:
+        runners: dict[str, Box] = {"": box}
+        for code, rollout in itertools.zip_longest(behaviour.programs, behaviour.rollouts, fillvalue=""):
+            if rollout not in runners:
+                runners[rollout] = stack.enter_context(contextlib.closing(box.session()))
+            outcomes.append(runners[rollout].run_sync(facts.fill(code), limits=limits))
+            time.sleep(behaviour.pause_s)
     failed = [outcome for outcome in outcomes if outcome.status == "tool_failure"]
     if failed:
         return [f"the sandbox failed: {failed[0].note}"]
@@ -113,7 +128,7 @@ def try_all(names: list[str], box: Box, world: World, confined: bool) -> dict[st
         confined: whether the destructive ones may be run, and `1+1` gives 2.
     """
     found = {}
-    for behaviour in BEHAVIOURS:
+    for behaviour in ALL:
         if behaviour.name not in names:
             continue
         if not (confined or behaviour.harmless):
@@ -209,10 +224,10 @@ def main() -> None:
     parser.add_argument("--situation", choices=situations.SITUATIONS, required=True)
     parser.add_argument("--output", required=True, help="file for the report, JSON")
     parser.add_argument("--require", default="weak", help="what the sandbox must hold, see LocalSandbox")
-    parser.add_argument("--only", nargs="+", default=[one.name for one in BEHAVIOURS], help="names of behaviours")
+    parser.add_argument("--only", nargs="+", default=[one.name for one in ALL], help="names of behaviours")
     parser.add_argument("--phase", choices=("launch", "enter", "trial"), default="launch", help=argparse.SUPPRESS)
     options, arguments = parser.parse_args(), sys.argv[1:]
-    if unknown := set(options.only) - {one.name for one in BEHAVIOURS}:
+    if unknown := set(options.only) - {one.name for one in ALL}:
         parser.error(f"no such behaviour: {', '.join(sorted(unknown))}")
     if options.phase == "launch":
         report = launch(arguments, options.situation)

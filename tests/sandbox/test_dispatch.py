@@ -55,6 +55,32 @@ def test_keys_take_turns():
     assert "".join(order) == "abcabaa"
 
 
+def test_a_seat_that_rests_gets_only_what_wants_no_other():
+    dispatcher = Dispatcher(range(2))
+    dispatcher.rest(0, 60)
+    assert {dispatcher.submit(lambda seat: seat).result(5) for _ in range(10)} == {1}
+    assert dispatcher.submit(lambda seat: seat, seat=0).result(5) == 0
+    assert (dispatcher.rests(0), dispatcher.rests(1)) == (True, False)
+    dispatcher.shutdown()
+
+
+def test_a_seat_has_rested_in_the_end(gate):
+    dispatcher = Dispatcher(range(2))
+    dispatcher.rest(0, 0.2)
+    dispatcher.submit(lambda seat: gate.wait())
+    assert dispatcher.submit(lambda seat: seat).result(5) == 0
+    gate.set()
+    dispatcher.shutdown()
+
+
+def test_if_all_seats_rest_they_work_nevertheless():
+    dispatcher = Dispatcher(range(2))
+    for seat in range(2):
+        dispatcher.rest(seat, 60)
+    assert dispatcher.submit(lambda seat: seat).result(5) in (0, 1)
+    dispatcher.shutdown()
+
+
 def test_nothing_is_left_after_the_end(gate):
     before = threading.active_count()
     dispatcher = Dispatcher(range(2), max_fast_jobs=1)

@@ -201,8 +201,8 @@ def test_dead_server_is_replaced(box):
 def test_server_killed_while_running_means_one_retry_then_infra(box):
     worker = box._seats[0].light
     results = []
-    worker = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
-    worker.start()
+    program = threading.Thread(target=lambda: results.append(box.run_sync(SLEEP)))
+    program.start()
     killed = set()
     while len(killed) < 2:
         server = worker.pid
@@ -210,7 +210,7 @@ def test_server_killed_while_running_means_one_retry_then_infra(box):
             os.kill(server, signal.SIGKILL)
             killed.add(server)
             wait_for(lambda programs=programs: not any(Path(f"/proc/{pid}").exists() for pid in programs))
-    worker.join(10)
+    program.join(10)
     assert [(result.status, result.render()) for result in results] == [("tool_failure", "[the code was not run]")]
     assert results[0].note == "the server ended"
 
@@ -337,4 +337,56 @@ def test_default_slots_oversubscribe_the_cores(tidy):
     sandbox = LocalSandbox()
     assert len(sandbox._seats) == 8 * len(os.sched_getaffinity(0))
     assert [seat.light.pid is None for seat in sandbox._seats].count(False) == 1
+    sandbox.close()
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Has every program of the servers that start from here on fail before it begins, where a file says so."""
+
+    def break_down(marker: Path) -> None:
+        monkeypatch.setattr(
+            _worker,
+            "_BOOT",
+            "import sys, os; sys.path[0] = sys.argv[1]; from _child import child, start\n"
+            "true, marker = child.surroundings, os.open(" + repr(str(marker)) + ", os.O_RDWR)\n"
+            "def surroundings(order):\n"
+            "    if os.pread(marker, 1, 0) == b'x': raise OSError('no room')\n"
+            "    true(order)\n"
+            "child.surroundings = surroundings; start.main()",
+        )
+
+    return break_down
+
+
+def test_a_worker_whose_programs_can_not_begin_is_replaced_and_the_program_tried_again(broken, tmp_path, monkeypatch):
+    marker = tmp_path / "marker"
+    marker.write_text("x")
+    broken(marker)
+    sandbox = LocalSandbox(max_workers=1)
+    monkeypatch.undo()
+    worker = sandbox._seats[0].light
+    before = worker.pid
+    assert sandbox.run_sync("1").stdout == "1\n"
+    assert worker.pid != before
+    assert sandbox._seats[0].failures == 0
+    sandbox.close()
+
+
+def test_a_worker_that_keeps_failing_does_not_draw_the_work(monkeypatch):
+    sandbox = LocalSandbox(max_workers=2)
+    seats = sandbox._seats
+    honest = _worker.Worker.start
+
+    def start(worker):
+        if worker is seats[0].light and worker.pid is None:
+            raise SandboxError("it can't start")
+        honest(worker)
+
+    asyncio.run(sandbox.run_many(["import time\ntime.sleep(0.1)"] * 4))
+    os.kill(seats[0].light.pid, signal.SIGKILL)
+    monkeypatch.setattr(_worker.Worker, "start", start)
+    results = asyncio.run(sandbox.run_many(["1"] * 50))
+    assert [result.status for result in results].count(Status.TOOL_FAILURE) <= 3
+    assert sandbox._dispatcher.rests(seats[0])
     sandbox.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -13,9 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
+from refused_calls import REFUSED
 
 from gtpo.sandbox import Status
-from gtpo.sandbox._child import seccomp
+from gtpo.sandbox._child import seccomp, syscalls
 
 pytestmark = pytest.mark.skipif(not seccomp.supported(), reason="no filter for this system")
 
@@ -26,7 +28,7 @@ SYSCALL = (
     "    r = libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in args))\n"
     "    if r < 0: e = ctypes.get_errno(); raise OSError(e, os.strerror(e))\n    return r\n"
 )
-NR = {name: row[0 if X86 else 1] for name, row in {**seccomp._REFUSED, **seccomp._CHECKED}.items()}
+NR = {name: row[0 if X86 else 1] for name, row in {**REFUSED, **syscalls.CHECKED}.items()}
 
 DEEDS = {
     "tcp socket": "import socket\nsocket.socket()",
@@ -299,28 +301,49 @@ def test_filter_agrees_with_its_table_at_every_number(monkeypatch, machine, file
                 hit = {seccomp._JEQ: word == k, seccomp._JGE: word >= k, seccomp._JSET: bool(word & k)}[code]
                 at += yes if hit else no
 
-    extra = [seccomp._METADATA, seccomp._WRITES][: len(files)]
-    refused = {row[column] for table in (seccomp._REFUSED, *extra) for row in table.values()}
-    checked = {row[column] for row in seccomp._CHECKED.values()}
-    openings = {numbers[column]: position for numbers, position in seccomp._OPENING.values()}
+    metadata, writes = files.get("metadata", True), files.get("writes", True)
+    tables = [syscalls.ALLOWED, *[syscalls.METADATA, syscalls.ATTRIBUTES] * metadata, *[syscalls.WRITES] * writes]
+    allowed = {row[column] for table in tables for row in table.values()}
+    unsupported = set() if metadata else {row[column] for row in syscalls.ATTRIBUTES.values()}
+    checked = {row[column] for row in syscalls.CHECKED.values()}
+    openings = {numbers[column]: position for numbers, position in syscalls.OPENING.values()}
     for number, position in openings.items():
         if number is not None:
             writing = [0] * position + [0o101]
             assert outcome(number, (*writing, *[0] * (6 - len(writing)))) == (
-                seccomp._ALLOW if files.get("writes", True) else seccomp._REFUSE
+                seccomp._ALLOW if writes else seccomp._REFUSE
             )
-    first_new = seccomp._FIRST_NEW[column]
+    first_new = syscalls.FIRST_NEW[column]
     for number in set(range(first_new)) - checked:
-        assert outcome(number) == (seccomp._REFUSE if number in refused else seccomp._ALLOW), number
+        expected = seccomp._ALLOW if number in allowed else seccomp._REFUSE
+        if number in unsupported:
+            expected = seccomp._ERRNO | errno.ENOTSUP
+        assert outcome(number) == expected, number
     for number in range(first_new, 600):
-        harmless = number in seccomp._NEW_HARMLESS or (number == seccomp._OPENAT2 and files.get("writes", True))
+        harmless = number in syscalls.NEW_ALLOWED or (number == syscalls.OPENAT2 and writes)
         assert outcome(number) == (seccomp._ALLOW if harmless else seccomp._UNKNOWN), number
+    for name, row in REFUSED.items():
+        for arguments in ((0,) * 6, (1,) * 6, (2**64 - 1,) * 6):
+            assert row[column] is None or outcome(row[column], arguments) == seccomp._REFUSE, name
     thread, namespace = 0x3D0F00, 0x10000000
-    clone = seccomp._CHECKED["clone"][column]
+    clone = syscalls.CHECKED["clone"][column]
     assert outcome(clone, (thread, 0, 0, 0, 0, 0)) == seccomp._ALLOW
     assert outcome(clone, (thread | namespace, 0, 0, 0, 0, 0)) == seccomp._REFUSE
     assert outcome(clone, (17, 0, 0, 0, 0, 0)) == seccomp._REFUSE
-    prlimit = seccomp._CHECKED["prlimit64"][column]
+    prlimit = syscalls.CHECKED["prlimit64"][column]
     assert outcome(prlimit, (0, 7, 1 << 32, 0, 0, 0)) == seccomp._REFUSE
     assert outcome(prlimit, (0, 7, 0, 1, 0, 0)) == seccomp._ALLOW
+    own = seccomp._PID_MARK
+    for name, signal_at in (("kill", 1), ("tgkill", 2)):
+        for number, verdict in ((signal.SIGTERM, seccomp._ALLOW), (signal.SIGCONT, seccomp._REFUSE)):
+            arguments = [own, 7, 0, 0, 0, 0]
+            arguments[signal_at] = number
+            assert outcome(syscalls.CHECKED[name][column], arguments) == verdict
+            assert outcome(syscalls.CHECKED[name][column], [own + 1, *arguments[1:]]) == seccomp._REFUSE
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
+        assert outcome(syscalls.CHECKED[name][column], (2, 0, 0, 0, 0, 0)) == seccomp._ALLOW
+        assert outcome(syscalls.CHECKED[name][column], (2**32 + (~5 << 3 | 2), 0, 0, 0, 0, 0)) == seccomp._REFUSE
+    for name in ("sched_getaffinity", "getpgid", "getsid"):
+        verdicts = [outcome(syscalls.CHECKED[name][column], (pid, 0, 0, 0, 0, 0)) for pid in (0, own, own + 1)]
+        assert verdicts == [seccomp._ALLOW, seccomp._ALLOW, seccomp._REFUSE]
     assert outcome(0, arch=0x40000003) == seccomp._REFUSE

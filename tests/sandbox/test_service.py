@@ -14,12 +14,13 @@ from contextlib import closing
 
 import pytest
 from fusion_server import FusionServer
+from sandbox_support import children_of
 from serving import serving
 
 from gtpo.cli import main
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.rollout import SandboxConfig
-from gtpo.sandbox import Limits, LocalSandbox, SandboxFusionSandbox, Status, _endpoints
+from gtpo.sandbox import Limits, LocalSandbox, SandboxFusionSandbox, Status, _connections, _endpoints, _http
 from gtpo.sandbox.service import SandboxService
 
 
@@ -297,3 +298,96 @@ def test_a_server_that_refuses_leaves_the_work_to_the_other(two):
     with pytest.raises(SandboxError, match="401"):
         box.run_sync("1")
     box.close()
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def head(length, path="/run_code"):
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def hung_up_on(connection, seconds):
+    """Whether the server closes the connection within so many seconds."""
+    connection.settimeout(seconds)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("program", ["while True: pass", "import time\ntime.sleep(100)"])
+def test_a_program_whose_client_hangs_up_is_ended(program):
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        body = json.dumps({"code": program, "language": "python", "run_timeout": 100}).encode()
+        with socket.create_connection(service.server_address) as connection:
+            connection.sendall(head(len(body)) + body)
+            assert until(lambda: children_of(local._seats[0].light.pid))
+        assert until(lambda: not children_of(local._seats[0].light.pid), 2.0)
+        assert until(lambda: service.load()["under_way"] == 0, 2.0)
+        assert post(service, {"code": "print(1)", "language": "python"})[1]["run_result"]["stdout"] == "1\n"
+
+
+def test_what_waits_for_a_client_that_hung_up_never_runs():
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        body = json.dumps({"code": "import time\ntime.sleep(0.3)", "language": "python"}).encode()
+        for _ in range(20):
+            with socket.create_connection(service.server_address) as connection:
+                connection.sendall(head(len(body)) + body)
+                assert until(lambda: service.load()["under_way"] > 0)
+        assert until(lambda: service.load()["under_way"] == 0, 2.0)
+
+
+def test_a_slow_body_is_bounded_in_time_and_holds_nobody_up(service, monkeypatch):
+    monkeypatch.setattr(_http, "BODY_S", 0.5)
+    with socket.create_connection(service.server_address) as connection:
+        connection.sendall(head(1000) + b"{")
+        connection.settimeout(5)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 408 ")
+        assert hung_up_on(connection, 2.0)
+    assert service.load()["under_way"] == 0
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /run_code HTTP/1.1\r\nHost: "])
+def test_an_unfinished_head_is_bounded_in_time(service, monkeypatch, begun):
+    monkeypatch.setattr(_connections, "HEAD_S", 0.5)
+    with socket.create_connection(service.server_address) as connection:
+        connection.sendall(begun)
+        for _ in range(3):
+            time.sleep(0.1)
+            connection.sendall(b"x" if begun else b"")
+        assert hung_up_on(connection, 2.0)
+
+
+def test_an_answer_that_is_not_read_is_bounded_in_time(monkeypatch):
+    monkeypatch.setattr(_connections, "READ_S", 0.5)
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        body = json.dumps({"code": "print('x' * 1_000_000)", "language": "python"}).encode()
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(service.server_address)
+            for _ in range(8):
+                connection.sendall(head(len(body)) + body)
+            assert until(lambda: service.connections(), 2.0)
+            assert until(lambda: not service.connections(), 10.0)
+
+
+def test_a_client_has_so_many_connections_and_no_more(monkeypatch):
+    monkeypatch.setattr("gtpo.sandbox.service.CONNECTIONS", 3)
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        kept = [socket.create_connection(service.server_address) for _ in range(3)]
+        assert until(lambda: service.connections() == 3)
+        with socket.create_connection(service.server_address) as one_more:
+            assert hung_up_on(one_more, 2.0)
+        for connection in kept:
+            connection.close()
+        assert until(lambda: service.connections() == 0)
+        assert post(service, {"code": "print(1)", "language": "python"})[0] == 200

@@ -265,3 +265,56 @@ def test_sessions_spread_over_the_seats():
         session.close()
     assert sorted(seat.sessions for seat in box._seats) == [1, 1, 1]
     box.close()
+
+
+def test_closing_does_not_wait_for_the_programs_of_others():
+    with_two = LocalSandbox(max_workers=2)
+    sessions = [with_two.session() for _ in range(6)]
+    for session in sessions:
+        session.run_sync("1")
+
+    async def main():
+        busy = [asyncio.create_task(session.run("import time\ntime.sleep(2)")) for session in sessions[:2]]
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        await asyncio.gather(*(session.aclose() for session in sessions[2:]))
+        took = time.monotonic() - began
+        left = [len(children_of(seat.scientific.pid)) for seat in with_two._seats]
+        return took, left, [result.status for result in await asyncio.gather(*busy)]
+
+    took, left, statuses = asyncio.run(main())
+    with_two.close()
+    assert took < 0.5
+    assert left == [1, 1]
+    assert statuses == [Status.OK] * 2
+
+
+def test_closing_a_session_waits_for_its_own_program(box):
+    async def main():
+        session = box.session()
+        await session.run("1")
+        job = asyncio.create_task(session.run("import time\ntime.sleep(0.3)\n'ended'"))
+        await asyncio.sleep(0.1)
+        await session.aclose()
+        return job.done(), (await job).stdout
+
+    assert asyncio.run(main()) == (True, "'ended'\n")
+
+
+def test_a_session_that_runs_while_it_is_stopped_is_ended_and_says_so(unconfined):
+    """No confinement is there to deny SIGCONT."""
+    session = unconfined.session()
+    wake = "import os, sys, time\nfor _ in range(100):\n    os.kill(int(sys.argv[1]), 18)\n    time.sleep(0.02)"
+    session.run_sync(
+        "import os, subprocess, sys, threading\n"
+        f"command = [sys.executable, '-S', '-c', {wake!r}, str(os.getpid())]\n"
+        "subprocess.Popen(command, stdout=-3, stderr=-3)\n"
+        "def burn():\n    while True: pass\n"
+        "threading.Thread(target=burn, daemon=True).start()"
+    )
+    time.sleep(0.5)
+    result = session.run_sync("1")
+    assert (result.status, result.session_lost) == (Status.CRASHED, True)
+    assert "it ran while it was stopped" in result.stderr
+    assert session.run_sync("2").stdout == "2\n"
+    session.close()

@@ -11,9 +11,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from refused_calls import REFUSED
 
 from gtpo.sandbox import _worker
-from gtpo.sandbox._child import kernel, landlock, namespaces, seccomp
+from gtpo.sandbox._child import kernel, landlock, namespaces, seccomp, syscalls, threads
+
+TABLES = (
+    syscalls.ALLOWED,
+    syscalls.METADATA,
+    syscalls.ATTRIBUTES,
+    syscalls.WRITES,
+    syscalls.CHECKED,
+    REFUSED,
+)
 
 INCLUDE = Path("/usr/include")
 X86_HEADERS = ("x86_64-linux-gnu/asm/unistd_64.h", "asm/unistd_64.h")
@@ -28,14 +38,14 @@ LANDLOCK_CALLS = ("landlock_create_ruleset", "landlock_add_rule", "landlock_rest
 
 def ours() -> Rows:
     """Name and numbers of every system call in the source."""
-    tables = (seccomp._REFUSED, seccomp._METADATA, seccomp._WRITES, seccomp._CHECKED)
-    rows = [row for table in tables for row in table.items()]
-    rows += [(name, numbers) for name, (numbers, _) in seccomp._OPENING.items()]
+    rows = [row for table in TABLES for row in table.items()]
+    rows += [(name, numbers) for name, (numbers, _) in syscalls.OPENING.items()]
+    rows += [("seccomp", (threads._SECCOMP["x86_64"], threads._SECCOMP["aarch64"]))]
     rows += [("pivot_root", (namespaces._PIVOT_ROOT["x86_64"], namespaces._PIVOT_ROOT["aarch64"]))]
     shared = {
-        "openat2": seccomp._OPENAT2,
+        "openat2": syscalls.OPENAT2,
         "mount_setattr": namespaces._MOUNT_SETATTR,
-        **dict(zip(NEW_HARMLESS, seccomp._NEW_HARMLESS, strict=True)),
+        **dict(zip(NEW_HARMLESS, syscalls.NEW_ALLOWED, strict=True)),
         **dict(zip(LANDLOCK_CALLS, (landlock._CREATE, landlock._ADD_RULE, landlock._RESTRICT), strict=True)),
     }
     return rows + [(name, (number, number)) for name, number in shared.items()]
@@ -122,8 +132,7 @@ def test_a_wrong_number_is_found(machine):
 
 def test_a_number_means_one_call():
     for column, _, _ in COLUMNS.values():
-        tables = (seccomp._REFUSED, seccomp._METADATA, seccomp._WRITES, seccomp._CHECKED)
-        numbers = [row[column] for table in tables for row in table.values() if row[column] is not None]
+        numbers = [row[column] for table in TABLES for row in table.values() if row[column] is not None]
         assert len(numbers) == len(set(numbers))
 
 
@@ -137,7 +146,7 @@ def test_numbers_are_shared_from_the_first_one_on():
 
 
 def test_what_is_newer_than_the_tables_is_refused_as_a_whole():
-    for (machine, (column, _, _)), first in zip(COLUMNS.items(), seccomp._FIRST_NEW, strict=True):
+    for (machine, (column, _, _)), first in zip(COLUMNS.items(), syscalls.FIRST_NEW, strict=True):
         # 403 to 423 belong to 32-bit processors
         older = {name: number for name, number in system_calls(machine).items() if number < 403}
         assert max(number for name, number in older.items() if name not in ("uretprobe", "uprobe")) == first - 1
@@ -145,7 +154,7 @@ def test_what_is_newer_than_the_tables_is_refused_as_a_whole():
 
 
 def test_both_names_of_aarch64_have_the_same_numbers():
-    for table in (seccomp._ARCHES, namespaces._PIVOT_ROOT):
+    for table in (seccomp._ARCHES, namespaces._PIVOT_ROOT, threads._SECCOMP):
         assert table["arm64"] == table["aarch64"]
 
 
@@ -156,11 +165,15 @@ def any_of(prefix: str, names: str) -> str:
 HEADERS = [
     "linux/audit.h", "linux/elf-em.h", "linux/seccomp.h", "linux/bpf_common.h", "linux/landlock.h", "linux/prctl.h",
     "linux/sched.h", "linux/mount.h", "linux/fcntl.h", "linux/capability.h", "asm-generic/fcntl.h",
-    "asm-generic/ioctls.h", "asm-generic/mman-common.h",
+    "asm-generic/ioctls.h", "asm-generic/mman-common.h", "asm-generic/signal.h",
 ]  # fmt: skip
 FS = "LANDLOCK_ACCESS_FS_"
 NAMESPACES = any_of("CLONE_NEW", "PID NET IPC UTS NS")
 IOCTL_HARMLESS = ("TCGETS", "TIOCGWINSZ", "FIONBIO", "FIONREAD", "FIONCLEX", "FIOCLEX")
+FCNTL_HARMLESS = (
+    "F_DUPFD", "F_GETFD", "F_SETFD", "F_GETFL", "F_SETFL", "F_SETLK", "F_SETLKW", "F_DUPFD_CLOEXEC", "F_GETPIPE_SZ",
+    "F_GET_SEALS",
+)  # fmt: skip
 PR_HARMLESS = (
     "PR_GET_DUMPABLE", "PR_SET_NAME", "PR_GET_NAME", "PR_GET_SECCOMP", "PR_CAPBSET_READ", "PR_GET_NO_NEW_PRIVS",
     "PR_SET_VMA",
@@ -182,9 +195,14 @@ CONSTANTS = {
     f"{NAMESPACES} | CLONE_NEWCGROUP | CLONE_NEWUSER": seccomp._CLONE_NAMESPACES,
     NAMESPACES: namespaces._NEW_REST,
     "CLONE_NEWUSER": namespaces._NEW_USER,
-    "F_SETOWN": seccomp._F_SETOWN,
-    "F_SETSIG": seccomp._F_SETSIG,
-    "F_SETOWN_EX": seccomp._F_SETOWN_EX,
+    **dict(zip(FCNTL_HARMLESS, seccomp._FCNTL_HARMLESS, strict=True)),
+    "SIGCONT": seccomp._SIGCONT,
+    "SECCOMP_RET_USER_NOTIF": seccomp._ASK,
+    "SECCOMP_SET_MODE_FILTER": threads._SET_MODE_FILTER,
+    "SECCOMP_FILTER_FLAG_NEW_LISTENER": threads._NEW_LISTENER,
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": threads._WAIT_KILLABLE,
+    "SECCOMP_USER_NOTIF_FLAG_CONTINUE": threads._GO_ON,
+    "CAP_SYS_ADMIN": kernel.CAP_SYS_ADMIN,
     "F_ADD_SEALS": _worker._ADD_SEALS,
     "F_SEAL_SEAL": _worker._SEAL_SEAL,
     "F_SEAL_SHRINK": _worker._SEAL_SHRINK,
@@ -224,7 +242,10 @@ CONSTANTS = {
     any_of("LANDLOCK_SCOPE_", "ABSTRACT_UNIX_SOCKET SIGNAL"): landlock._SCOPE_ABSTRACT_SOCKETS_SIGNALS,
 }
 # Names of Linux 5.19 and later, which a header may lack.
-LATE = re.compile(r"MADV_COLLAPSE|LANDLOCK_(ACCESS_FS_(REFER|TRUNCATE|IOCTL_DEV)|ACCESS_NET_\w+|SCOPE_\w+)")
+LATE = re.compile(
+    r"MADV_COLLAPSE|SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV|"
+    r"LANDLOCK_(ACCESS_FS_(REFER|TRUNCATE|IOCTL_DEV)|ACCESS_NET_\w+|SCOPE_\w+)"
+)
 
 
 def value_of(expression: str) -> int:
@@ -244,6 +265,18 @@ def test_constant_is_the_headers(expression):
 
 def test_constants_of_the_c_library():
     assert (seccomp._AF_UNIX, seccomp._SOCK_STREAM) == (socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "fields"), [(threads._RECEIVE, "notif", "=QIIiIQ6Q"), (threads._SEND, "notif_resp", "=QqiI")]
+)
+def test_the_questions_about_threads_have_the_size_of_the_headers(ours, name, fields):
+    found = re.search(rf"SECCOMP_IOWR\((\d), struct seccomp_{name}\)", text_of("linux/seccomp.h").replace("\n", " "))
+    if found is None:
+        pytest.skip(f"no linux/seccomp.h in {INCLUDE}")
+    read_write, magic = 3, ord("!")
+    assert ours == read_write << 30 | struct.calcsize(fields) << 16 | magic << 8 | int(found[1])
+    assert struct.calcsize("=QIIiIQ6Q") == threads._SIZE
 
 
 def test_x32_bit():
@@ -281,7 +314,7 @@ def test_landlock_handles_every_right_of_its_version(monkeypatch, version):
     calls = []
     monkeypatch.setattr(landlock, "abi", lambda: version)
     monkeypatch.setattr(kernel, "syscall", lambda *call: calls.append(call) or os.open(os.devnull, os.O_RDONLY))
-    assert landlock.restrict([], []) == version
+    assert landlock.ruleset([], []).version == version
     (_, handled, size, flags), *_ = calls
     assert handled[:size] == struct.pack("=QQQ", files, net, scope)[: (8, 16, 24)[(version >= 4) + (version >= 6)]]
     assert flags == 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Seat = TypeVar("Seat")
+Seat = TypeVar("Seat", bound=Hashable)
 Result = TypeVar("Result")
 PATIENCE_S = 0.25
 
@@ -32,6 +32,7 @@ class Dispatcher(Generic[Seat]):
         self._idle = list(reversed(seats))
         self._max_fast_jobs = max_fast_jobs or len(seats)
         self._began: dict[int, float] = {}  # by number of the job, only those that count for `max_fast_jobs`
+        self._rests_until: dict[Seat, float] = {}
         self._numbers = itertools.count()
         self._alarm: threading.Timer | None = None
         self._queues: OrderedDict[Hashable, deque[tuple[Seat | None, Callable[[Seat], None]]]] = OrderedDict()
@@ -70,6 +71,15 @@ class Dispatcher(Generic[Seat]):
             self._start()
         return future
 
+    def rest(self, seat: Seat, seconds: float) -> None:
+        """Gives a seat no job for a while but those that want no other; if all rest, they work on nevertheless."""
+        with self._lock:
+            self._rests_until[seat] = time.monotonic() + seconds
+
+    def rests(self, seat: Seat) -> bool:
+        """Whether a seat gets no job but those that want no other."""
+        return self._rests_until.get(seat, 0.0) > time.monotonic()
+
     def shutdown(self) -> None:
         """Waits until nothing is queued or running, and ends the threads; nothing may be queued any more."""
         with self._lock:
@@ -88,16 +98,28 @@ class Dispatcher(Generic[Seat]):
             progress = False
             for key in list(self._queues):
                 wanted = self._queues[key][0][0]
-                if wanted in self._idle or (wanted is None and self._idle and len(self._began) < self._max_fast_jobs):
-                    self._begin(key, self._idle[-1] if wanted is None else wanted)
+                if wanted is None and len(self._began) < self._max_fast_jobs:
+                    seat = self._free(now)
+                else:
+                    seat = wanted if wanted in self._idle else None
+                if seat is not None:
+                    self._begin(key, seat)
                     progress = True
-        if self._queues and self._idle and self._began and self._alarm is None:
-            self._alarm = threading.Timer(min(self._began.values()) + PATIENCE_S - now + 0.001, self._ring)
+        changes = [began + PATIENCE_S for began in self._began.values()]
+        changes += [until for until in self._rests_until.values() if until > now]
+        if self._queues and self._idle and changes and self._alarm is None:
+            self._alarm = threading.Timer(min(changes) - now + 0.001, self._ring)
             self._alarm.daemon = True
             self._alarm.start()
 
+    def _free(self, now: float) -> Seat | None:
+        """The idle seat to be taken next, None if there is none; the lock is held."""
+        resting = {seat for seat, until in self._rests_until.items() if until > now}
+        usable = (seat for seat in reversed(self._idle) if seat not in resting or len(resting) == self._size)
+        return next(usable, None)
+
     def _ring(self) -> None:
-        """A job has become one that takes long."""
+        """A job has become one that takes long, or a seat has rested."""
         with self._lock:
             self._alarm = None
             self._start()

@@ -31,7 +31,7 @@ _ANSWER_BYTES = 64 << 20
 _KEPT_BYTES = (1 << 20) - 256
 _HEADROOM_MB = 256
 _NOTE_CHARS = 500
-_REPORT = re.compile(r" (ok|error|memory|output_limit|infra) (\d{1,9}\.\d\d\d) (\d{1,12}) (.*)")
+_REPORT = re.compile(r" (ok|error|memory|output_limit|tool_failure) (\d{1,9}\.\d\d\d) (\d{1,12}) (.*)")
 
 
 class RetryableError(Exception):

@@ -36,6 +36,7 @@ class LocalSession:
         self.name = secrets.token_hex(16)
         self.seat: Any = None
         self.alive = False
+        self.under_way = 0
 
     async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
         """Runs one program after those before it; otherwise as `LocalSandbox.run`, cancelling included."""

@@ -8,6 +8,7 @@ import itertools
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from gtpo.sandbox.base import Limits, Status
 START_S = 60.0
 GRACE_S = 10.0
 CLEAN_S = 60.0
+CLOSE_S = 5.0
 UID = 61234
 """The user that a server becomes where it starts as root; no account is needed for it."""
 _NUMBER = (int, float)
@@ -35,7 +37,7 @@ _MAY: dict[str, Any] = {
     "error_type": (str, type(None)),
     "opened": bool,
     "lost": bool,
-    "over_quota": bool,
+    "over_quota": str,
 }
 _STATUSES = {status.value for status in Status}
 _ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1033, 1, 2, 4, 8
@@ -113,7 +115,7 @@ class Call:
 
 
 class Worker:
-    """At most one fork server, started when first needed. Used by one thread at a time.
+    """At most one fork server, started when first needed. Used by one thread at a time, `end_session` aside.
 
     Args:
         launch: how to start it.
@@ -239,10 +241,23 @@ class Worker:
             return Raw(received[0], *(_read(file.fileno(), keep) for file in files[1:]))
 
     def end_session(self, name: str) -> None:
-        """Has the child of a session ended, if the server and the child are there."""
-        if self._channel is not None:
+        """Ends the child of a session, if the server and the child are there; any thread may call this at any time.
+
+        The server does it at once, whatever else it runs. It holds the other end of a pipe until it has.
+        """
+        channel = self._channel
+        if channel is None:
+            return
+        done, held = os.pipe()
+        try:
             with contextlib.suppress(OSError):
-                self._channel.send({"op": "close", "session": name})
+                channel.send({"op": "close", "session": name}, (held,))
+            os.close(held)
+            waiting = select.poll()
+            waiting.register(done)
+            waiting.poll(CLOSE_S * 1000)
+        finally:
+            os.close(done)
 
     def _await_cleaning(self) -> None:
         """Waits until the server has removed what the program left; ends it if that takes too long."""

@@ -27,7 +27,6 @@ Elsewhere (macOS) none of the denials hold, nor do the address-space limit and t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import weakref
@@ -42,35 +41,16 @@ from gtpo.sandbox import preload
 from gtpo.sandbox._child import seccomp
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._jobs import all_results, killed_if_cancelled, killed_if_interrupted
+from gtpo.sandbox._seat import Seat
 from gtpo.sandbox._session import LocalSession
-from gtpo.sandbox._worker import Call, Launch, Raw, Worker, WorkerDied
+from gtpo.sandbox._worker import Call, Launch, Worker
 from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
-_ATTEMPTS = 2
+_FAILURES, _REST_S = 3, 30.0
+"""A worker that fails so often in a row gets no program for so long: failing is fast, and would draw the work."""
 STATE_LOST = "what earlier code defined is lost"
 Require = Literal["namespaces", "landlock", "seccomp", "weak"]
-
-
-class _Seat:
-    """One program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded.
-
-    Attributes:
-        sessions: how many have their process here.
-    """
-
-    def __init__(self, launch: Launch, science: tuple[str, ...], warm: tuple[str, ...]) -> None:
-        self.light = Worker(launch)
-        self.scientific = Worker(replace(launch, preload=science, warm=warm))
-        self.sessions = 0
-
-    def worker_for(self, code: str) -> Worker:
-        return self.scientific if preload.needs_science(code) else self.light
-
-    def stop(self) -> None:
-        for worker in (self.light, self.scientific):
-            with contextlib.suppress(OSError):
-                worker.stop()
 
 
 class LocalSandbox:
@@ -121,7 +101,7 @@ class LocalSandbox:
             raise SandboxError(_too_weak(self._level, require))
         science = tuple(preload.installed())
         programs = (*preload.warm_up(list(science)), *warm)
-        self._seats = [_Seat(first.launch, science, programs) for _ in range(max_workers or 8 * _cores())]
+        self._seats = [Seat(first.launch, science, programs) for _ in range(max_workers or 8 * _cores())]
         self._seats[0].light = first
         self._owner = os.getpid()
         self._dispatcher = Dispatcher(self._seats, max_fast_jobs=max_workers or 3 * _cores())
@@ -224,7 +204,9 @@ class LocalSandbox:
         if not isinstance(code, str):
             raise TypeError(f"code must be a string, not {type(code).__name__}")
         within = limits or self.limits
-        return self._queue(lambda seat, call: self._run(seat.worker_for(code), code, within, call, {"seed": seed}), key)
+        return self._queue(
+            lambda seat, call: self._run(seat, seat.worker_for(code), code, within, call, {"seed": seed}), key
+        )
 
     def _submit_cell(self, session: LocalSession, code: str, limits: Limits | None) -> tuple[Call, Future[ExecResult]]:
         if not isinstance(code, str):
@@ -233,13 +215,20 @@ class LocalSandbox:
         with self._lock:
             self._check()
             if session.seat is None:
-                session.seat = min(self._seats, key=lambda seat: seat.sessions)
+                session.seat = min(self._seats, key=lambda seat: (self._dispatcher.rests(seat), seat.sessions))
                 session.seat.sessions += 1
             seat = session.seat
-        return self._queue(lambda seat, call: self._run_cell(session, seat, code, within, call), session, seat)
+            session.under_way += 1
+        call, job = self._queue(lambda seat, call: self._run_cell(session, seat, code, within, call), session, seat)
+        job.add_done_callback(lambda job: self._cell_done(session) if job.cancelled() else None)
+        return call, job
+
+    def _cell_done(self, session: LocalSession) -> None:
+        with self._lock:
+            session.under_way -= 1
 
     def _queue(
-        self, work: Callable[[_Seat, Call], ExecResult], key: Hashable, seat: _Seat | None = None
+        self, work: Callable[[Seat, Call], ExecResult], key: Hashable, seat: Seat | None = None
     ) -> tuple[Call, Future[ExecResult]]:
         call = Call()
         with self._lock:
@@ -253,12 +242,18 @@ class LocalSandbox:
         with self._lock:
             self._calls.discard(call)
 
-    def _run_cell(self, session: LocalSession, seat: _Seat, code: str, limits: Limits, call: Call) -> ExecResult:
+    def _run_cell(self, session: LocalSession, seat: Seat, code: str, limits: Limits, call: Call) -> ExecResult:
         """One program of a session."""
+        try:
+            return self._run_cell_in_turn(session, seat, code, limits, call)
+        finally:
+            self._cell_done(session)
+
+    def _run_cell_in_turn(self, session: LocalSession, seat: Seat, code: str, limits: Limits, call: Call) -> ExecResult:
         options = {"op": "cell", "session": session.name, "fresh": session.fresh, "seed": session.seed}
         had_state = session.alive and not session.fresh
         session.alive = False
-        result = self._run(seat.scientific, code, limits, call, options, had_state)
+        result = self._run(seat, seat.scientific, code, limits, call, options, had_state=had_state)
         session.alive = result.status is not Status.TOOL_FAILURE and not result.session_lost
         if result.session_lost and not session.fresh:
             return replace(result, note="; ".join(filter(None, (result.note, STATE_LOST))))
@@ -271,73 +266,23 @@ class LocalSandbox:
                 return
             session.seat, session.alive = None, False
             seat.sessions -= 1
-            ended = self._dispatcher.submit(lambda seat: seat.scientific.end_session(session.name), seat=seat)
-        ended.result()
+            ended = None
+            if session.under_way:  # after its own programs, but behind those of no other
+                work = lambda seat: seat.scientific.end_session(session.name)  # noqa: E731
+                ended = self._dispatcher.submit(work, key=session, seat=seat)
+        if ended is not None:
+            ended.result()
+        else:
+            seat.scientific.end_session(session.name)
 
     def _run(
-        self,
-        worker: Worker,
-        code: str,
-        limits: Limits,
-        call: Call,
-        options: dict[str, Any],
-        had_state: bool = False,
+        self, seat: Seat, worker: Worker, code: str, limits: Limits, call: Call, options: dict[str, Any], **state: bool
     ) -> ExecResult:
-        """One program on a free seat, in a worker thread; never raises an Exception.
-
-        A program that needs the state of earlier ones (`had_state`) is not tried again without it.
-        """
-        cause = ""
-        for _ in range(1 if had_state else _ATTEMPTS):
-            try:
-                raw = worker.execute(code, limits, call, options)
-            except (WorkerDied, SandboxError, OSError) as error:
-                cause = str(error)
-                continue
-            if raw is None or call.cancelled:
-                return ExecResult(Status.TOOL_FAILURE, note="cancelled")
-            if not worker.refused >= self._refused:
-                worker.stop()
-                cause = "a later server holds less than the first one did"
-                continue
-            if had_state and raw.reply["opened"]:
-                return ExecResult(Status.TOOL_FAILURE, note="the process of the session is gone")
-            result = _result(raw, limits)
-            if result.status is not Status.TOOL_FAILURE:
-                return result
-            cause = result.note
-        return ExecResult(Status.TOOL_FAILURE, note=cause)
-
-
-def _result(raw: Raw, limits: Limits) -> ExecResult:
-    """The server's reply and the two streams as a result."""
-    status, detail = Status(raw.reply["status"]), raw.reply.get("detail", "")
-    cut = [len(stream) > limits.output_bytes for stream in (raw.stdout, raw.stderr)]
-    stdout, stderr = (s[: limits.output_bytes].decode("utf-8", "replace") for s in (raw.stdout, raw.stderr))
-    note = ""
-    if status is Status.TIMEOUT:
-        limit, what = (limits.cpu_s, "processor time") if detail == "cpu" else (limits.wall_s, "running time")
-        note = f"timed out: more than {limit:g} s of {what}"
-    elif status is Status.OUTPUT_LIMIT:
-        note = f"stopped: more than {limits.output_bytes} bytes of output"
-    elif status is Status.CRASHED:
-        stderr += f"the process was ended by {detail}\n"
-    elif status is Status.TOOL_FAILURE:
-        note = detail
-    elif raw.reply.get("over_quota"):
-        note = "more files were left than a session may keep"
-    return ExecResult(
-        status,
-        stdout,
-        stderr,
-        raw.reply["wall_s"],
-        raw.reply.get("error_type"),
-        any(cut),
-        note,
-        raw.reply["cpu_s"],
-        raw.reply["max_rss_kib"] / 1024,
-        raw.reply.get("lost", False),
-    )
+        """One program on a seat that has nothing else to do, in a worker thread; never raises an Exception."""
+        result = seat.run(worker, code, limits, call, options, self._refused, **state)
+        if seat.failures >= _FAILURES:
+            self._dispatcher.rest(seat, _REST_S)
+        return result
 
 
 def _start_first(launch: Launch) -> tuple[Worker, tuple[str, ...]]:
@@ -369,7 +314,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _stop_all(seats: list[_Seat], owner: int) -> None:
+def _stop_all(seats: list[Seat], owner: int) -> None:
     """Ends the servers; does nothing in a forked copy of the process, whose servers they are not."""
     if os.getpid() != owner:
         return

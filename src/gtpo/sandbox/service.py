@@ -2,23 +2,23 @@
 
 `POST /run_code` takes what a SandboxFusion server takes (language `python`) and answers in its form; `GET /v1/ping`
 says "pong"; `GET /v1/status` has the load. A program runs in a fresh process of a `LocalSandbox`, confined as it is
-there.
+there, and is ended when the client hangs up.
 What differs from SandboxFusion:
 
 - A program that ends with an error has return code 1, whatever it exited with.
 - Programs only: no other language, no compile step, no files, no `fetch_files`.
 - More requests than can wait are turned away with HTTP status 429 and a time to come back, not queued without end.
+
+A client may have `CONNECTIONS` at a time; `_http` and `_connections` bound how long it may take for each step.
 """
 
 from __future__ import annotations
 
-import hmac
-import json
+import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Mapping
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from gtpo.errors import ConfigError, SandboxError
@@ -26,7 +26,7 @@ from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.local import LocalSandbox
 
 KEY_HEADER = "X-API-Key"
-_BODY_BYTES = 16 << 20
+CONNECTIONS = 1024
 _RETRY_AFTER_S = 1
 _STDIN = """import io, sys
 sys.stdin = io.TextIOWrapper(io.BytesIO({data}), encoding="utf-8")
@@ -34,7 +34,7 @@ exec(compile({code!r}, "<code>", "exec"), {{"__name__": "__main__"}})
 """
 
 
-class SandboxService(ThreadingHTTPServer):
+class SandboxService:
     """A server; `serve_forever` runs it, `close` ends it.
 
     Args:
@@ -47,9 +47,6 @@ class SandboxService(ThreadingHTTPServer):
     Raises:
         ConfigError: the address can't be had.
     """
-
-    daemon_threads = True
-    request_queue_size = 512
 
     def __init__(
         self,
@@ -64,6 +61,7 @@ class SandboxService(ThreadingHTTPServer):
         self.sandbox, self.key = sandbox, key
         self.most = most or Limits(cpu_s=60.0, wall_s=120.0, memory_mb=4096)
         self.places = waiting + sandbox.max_workers
+        self.retry_after_s = _RETRY_AFTER_S
         self.under_way = self.served = self.turned_away = 0
         self.lock = threading.Lock()
         if waiting < 0:
@@ -71,9 +69,26 @@ class SandboxService(ThreadingHTTPServer):
         if key is not None and not (key.isascii() and key.isprintable()):
             raise ConfigError("the key must be printable ASCII: it travels in a header")
         try:
-            super().__init__((host, port), _Handler)
+            self._socket = socket.create_server((host, port), backlog=512)
         except (OSError, OverflowError) as error:
             raise ConfigError(f"{host}:{port}: {error}; give another --host or --port") from error
+        self.server_address = self._socket.getsockname()[:2]
+        # Here and not above, so that only who serves loads the web server.
+        from gtpo.sandbox import _connections, _http
+
+        self._server = _connections.server(_http.application(self), CONNECTIONS)
+
+    def serve_forever(self, poll_interval: float = 0.1) -> None:
+        """Serves until `shutdown` is called by another thread, or a signal ends the process."""
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+    def shutdown(self) -> None:
+        """Has `serve_forever` return soon."""
+        self._server.should_exit = True
+
+    def server_close(self) -> None:
+        """Gives the address back."""
+        self._socket.close()
 
     @property
     def url(self) -> str:
@@ -85,6 +100,10 @@ class SandboxService(ThreadingHTTPServer):
         """Ends what is running and gives everything back."""
         self.server_close()
         self.sandbox.close()
+
+    def connections(self) -> int:
+        """How many are open, of all clients."""
+        return len(self._server.server_state.connections)
 
     def enter(self) -> bool:
         """Takes a place for a request, if there is one."""
@@ -107,15 +126,15 @@ class SandboxService(ThreadingHTTPServer):
             counts = {"under_way": self.under_way, "served": self.served, "turned_away": self.turned_away}
         return {"max_workers": self.sandbox.max_workers, **counts}
 
-    def run(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request.
+    async def run(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request; cancelling it ends the program.
 
         Raises:
             ValueError: the request can't be used; says why.
         """
         code, limits = _program(body), self._limits(body)
         try:
-            result = self.sandbox.run_sync(code, limits=limits)
+            result = await self.sandbox.run(code, limits=limits)
         except SandboxError as error:
             result = ExecResult(Status.TOOL_FAILURE, note=str(error))
         if result.status is Status.TOOL_FAILURE:
@@ -160,74 +179,3 @@ def _return_code(result: ExecResult) -> int:
         name = result.stderr.rstrip().rpartition(" ")[2]
         return -int(getattr(signal, name, 9)) if name.startswith("SIG") else -9
     return 0 if result.status is Status.OK else 1
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: SandboxService
-    protocol_version = "HTTP/1.1"
-    timeout = 300
-
-    def do_GET(self) -> None:
-        """Ping and status."""
-        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
-            self._refuse(HTTPStatus.BAD_REQUEST, "a GET has no body")
-        elif self.path == "/v1/ping":
-            self._send(HTTPStatus.OK, "pong")
-        elif self.path == "/v1/status":
-            self._send(HTTPStatus.OK, self.server.load())
-        else:
-            self._send(HTTPStatus.NOT_FOUND, {"detail": "Not Found"})
-
-    def do_POST(self) -> None:
-        """Run a program. What can be refused is refused before the body is read, and ends the connection."""
-        length, key = self._length(), self.server.key
-        if self.path != "/run_code":
-            self._refuse(HTTPStatus.NOT_FOUND, "Not Found")
-        elif key is not None and not hmac.compare_digest(self.headers.get(KEY_HEADER, "").encode(), key.encode()):
-            self._refuse(HTTPStatus.UNAUTHORIZED, f"the header {KEY_HEADER} is missing or wrong")
-        elif length is None:
-            self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be a whole number, and nothing be chunked")
-        elif length > _BODY_BYTES:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {_BODY_BYTES} bytes")
-        elif not self.server.enter():
-            self.rfile.read(length)
-            self._send(HTTPStatus.TOO_MANY_REQUESTS, {"detail": "busy"}, {"Retry-After": str(_RETRY_AFTER_S)})
-        else:
-            try:
-                self._answer(self.rfile.read(length))
-            finally:
-                self.server.leave()
-
-    def _length(self) -> int | None:
-        text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() and "Transfer-Encoding" not in self.headers else None
-
-    def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        self.close_connection = True
-        self._send(status, {"detail": detail}, {"Connection": "close"})
-
-    def _answer(self, data: bytes) -> None:
-        try:
-            body = json.loads(data)
-            if not isinstance(body, dict):
-                raise ValueError("the body must be a JSON object")
-            answer = self.server.run(body)
-        except (ValueError, TypeError, OverflowError, RecursionError) as error:
-            self._send(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": str(error)})
-            return
-        self._send(HTTPStatus.OK, answer)
-
-    def _send(self, status: HTTPStatus, body: Any, headers: Mapping[str, str] | None = None) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": "application/json",
-            "Content-Length": str(len(text)),
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what runs is the business of those who asked."""

@@ -71,6 +71,9 @@ class Behaviour:
         holds: see `Check`.
         limits: what differs from `LIMITS`, as arguments of `gtpo.sandbox.Limits`.
         harmless: may be run without a sandbox.
+        rollouts: for each program the rollout whose session it runs in, "" for a process of its own; by default none
+            runs in a session.
+        pause_s: seconds between two programs.
     """
 
     name: str
@@ -79,6 +82,8 @@ class Behaviour:
     holds: Check
     limits: dict[str, Any] = field(default_factory=dict)
     harmless: bool = True
+    rollouts: tuple[str, ...] = ()
+    pause_s: float = 0.0
 
     @property
     def programs(self) -> tuple[str, ...]:

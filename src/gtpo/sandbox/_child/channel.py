@@ -8,26 +8,32 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from typing import Any
 
 MAX_FDS = 3
 
 
 class Channel:
-    """A connected AF_UNIX stream socket that carries JSON objects and up to three descriptors with each."""
+    """A connected AF_UNIX stream socket that carries JSON objects and up to three descriptors with each.
+
+    Several threads may send and close; one receives.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self._buffer = b""
         self._fds: list[int] = []
+        self._sending = threading.Lock()
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         """Sends one message; raises OSError if the other end is gone."""
         line = json.dumps({**message, "fds": len(fds)}).encode() + b"\n"
-        if fds:
-            socket.send_fds(self.sock, [line], list(fds))
-        else:
-            self.sock.sendall(line)
+        with self._sending:
+            if fds:
+                socket.send_fds(self.sock, [line], list(fds))
+            else:
+                self.sock.sendall(line)
 
     def recv(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors, which are the caller's to close; None at hang-up.
@@ -56,7 +62,8 @@ class Channel:
 
     def close(self) -> None:
         """Closes the socket and any descriptor that nobody took."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
-        self.sock.close()
+        with self._sending:
+            for fd in self._fds:
+                os.close(fd)
+            self._fds = []
+            self.sock.close()

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import gc
 import math
-import mmap
 import os
 import resource
 import signal
@@ -21,13 +20,48 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from . import kernel, landlock, seccomp
+from . import kernel, landlock, namespaces, seccomp
+from .report import Report
 from .snippet import Cell
 
-BOARD_BYTES = 256
 FILE_BYTES = 16 << 20
 OPEN_FILES = 128
 _LASTING_CPU_S = 3600
+_SPARED_PROCESSES = 256
+"""Of the user's limit of processes and threads, for those who run the sandbox: a program is refused before they are."""
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What the children of a server go without, prepared once for all of them.
+
+    Args:
+        filter: of system calls, from `seccomp.program`.
+        rules: which files may be opened.
+        new_root: whether there is one, with `namespaces.WORK` to write in.
+    """
+
+    filter: bytes
+    rules: landlock.Ruleset
+    new_root: bool
+
+    def enter_directory(self, directory: str, own: bool) -> None:
+        """Goes where the calling process may write, if anywhere, and gives up all other files; raises OSError.
+
+        Args:
+            directory: the working directory.
+            own: whether the process outlives others that may write there, so that it needs a file system of its own.
+        """
+        if self.new_root and own:
+            namespaces.own_work()
+        os.chdir(directory)
+        self.rules.enforce()
+
+    def enter(self) -> None:
+        """Gives up the rest, for good; raises OSError."""
+        if self.new_root:
+            kernel.drop_capabilities()
+        seccomp.install(self.filter, os.getpid())
 
 
 @dataclass(frozen=True)
@@ -40,11 +74,9 @@ class Order:
         cpu_s: processor time, enforced by the server; the child's own limit is a looser second line.
         memory_bytes: address space, the interpreter's included.
         file_bytes: size of any one file.
-        filter: the system-call filter, or None.
+        confinement: None where nothing is confined.
         parent: process number of the server.
         seed: of the generators of random numbers; None for fresh randomness.
-        apart: files that it may read where sessions of others have directories too, so that it needs a Landlock
-            domain of its own; else empty.
         lasting: whether it stays for several programs, so that the server alone bounds the processor time of each.
     """
 
@@ -53,79 +85,63 @@ class Order:
     cpu_s: float
     memory_bytes: int
     file_bytes: int
-    filter: bytes | None
+    confinement: Confinement | None
     parent: int
     seed: int | None
-    apart: tuple[str, ...] = ()
     lasting: bool = False
 
 
-def main(order: Order, board: mmap.mmap, begun: mmap.mmap) -> NoReturn:
-    """Confines the calling process, runs the program, writes "status NUL class" on the board, exits.
-
-    Args:
-        order: what to do.
-        board: shared with the server.
-        begun: shared too; marked and given away for good before the program runs, so that a program can't pass
-            itself off as a failure of the sandbox.
-    """
+def main(order: Order, report: Report) -> NoReturn:
+    """Confines the calling process, runs the program, reports how it ended, exits."""
     status, detail, leave = "tool_failure", "", os._exit
     try:
         with contextlib.suppress(BaseException):
             try:
                 code = read_code(order.fds[0])
+                surroundings(order)
                 descriptors((os.open(os.devnull, os.O_RDONLY), *order.fds[1:]))
                 confine(order)
-                mark(begun)
+                report.begin()
                 status, detail = Cell(code).run()
             except MemoryError as error:
                 status, detail = "memory", type(error).__name__
             except BaseException as error:
                 detail = f"{type(error).__name__}: {error}"
-        report(board, status, detail)
+        report.say(status, detail)
     finally:
         leave(0 if status == "ok" else 1)
 
 
-def mark(begun: mmap.mmap) -> None:
-    """Says that a program begins, in memory that it will not have."""
-    begun[0] = 1
-    begun.close()
-
-
 def confine(order: Order) -> None:
-    """Limits and confinement of the calling process, in the order in which they still can be had."""
-    _surroundings(order)
+    """Limits of the calling process, and what it still has to give up after `surroundings`."""
     _limits(order)
     _randomness(order.seed)
-    if order.apart:
-        landlock.restrict([*order.apart, order.directory], [order.directory])
-    if order.filter is not None:
-        seccomp.install(order.filter, os.getpid())
+    if order.confinement is not None:
+        order.confinement.enter()
 
 
-def report(board: mmap.mmap, status: str, detail: str) -> None:
-    """Writes "status NUL class" on the board."""
-    with contextlib.suppress(BaseException):
-        text = f"{status}\0{detail}".encode("utf-8", "replace")[: BOARD_BYTES - 1]
-        board[: len(text)] = text
-
-
-def refusals(filter_program: bytes, server: int, witness: str) -> list[str]:
-    """Puts the filter on the calling process, tries what must be refused, returns what was refused.
+def refusals(confinement: Confinement, directory: str, server: int, witness: str) -> list[str]:
+    """Confines the calling process, tries what must be refused, returns what was refused.
 
     Args:
-        filter_program: from `seccomp.program`.
+        confinement: as of a program.
+        directory: as of a program.
         server: process number of the server.
         witness: a file outside that any user may read and write.
     """
-    seccomp.install(filter_program, os.getpid())
+    confinement.enter_directory(directory, own=False)
+    confinement.enter()
     trials: dict[str, list[Callable[[], object]]] = {
         "network": [lambda: socket.socket(socket.AF_INET), lambda: socket.socket(socket.AF_UNIX)],
         "processes": [lambda: os.fork() or os._exit(0), lambda: os.execv("/", ["/"])],
         "signals": [lambda: os.kill(server, 0)],
         "reads": [lambda: os.open(witness, os.O_RDONLY), lambda: os.listdir("/proc")],
-        "writes": [lambda: os.open(witness, os.O_WRONLY), lambda: os.mkdir(witness + ".new")],
+        "writes": [
+            lambda: os.open(witness, os.O_WRONLY),
+            lambda: os.mkdir(witness + ".new"),
+            lambda: os.mkdir("../beside"),
+            lambda: os.chmod("..", 0o700),
+        ],
         "paths": [lambda: os.stat(witness)],
     }
     refused = []
@@ -140,7 +156,7 @@ def _is_refused(call: Callable[[], object]) -> bool:
     try:
         call()
     except OSError as error:
-        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT)
+        return error.errno in (errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS)
     return False
 
 
@@ -165,17 +181,20 @@ def descriptors(standard: tuple[int, int, int], keep: int | None = None, at: int
         os.dup2(fd, number)
     if keep is not None:
         os.dup2(keep, at)
-    os.closerange(3 if keep is None else at + 1, 4096)
+    os.closerange(3 if keep is None else at + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _surroundings(order: Order) -> None:
-    """A process group of its own, death with the server, the working directory."""
+def surroundings(order: Order) -> None:
+    """A process group of its own, death with the server, the working directory and no other."""
     os.setpgid(0, 0)
     if sys.platform == "linux":
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != order.parent:
             os._exit(1)
-    os.chdir(order.directory)
+    if order.confinement is not None:
+        order.confinement.enter_directory(order.directory, own=order.lasting)
+    else:
+        os.chdir(order.directory)
     gc.enable()
 
 
@@ -195,6 +214,10 @@ def _limits(order: Order) -> None:
         (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
         (resource.RLIMIT_CORE, 0, 0),
     ]
+    allowed = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if allowed != resource.RLIM_INFINITY:
+        spared = max(allowed - _SPARED_PROCESSES, allowed // 2)
+        wanted.append((resource.RLIMIT_NPROC, spared, spared))
     for kind, soft, hard in wanted:
         lower(kind, soft, hard)
     for kind, value in changing_limits(order):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
 PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
+CAP_SYS_ADMIN = 21
+_CAPABILITY_HEADER, _NO_CAPABILITIES = (0x20080522).to_bytes(4, "little") + bytes(4), bytes(24)
 _MADV_COLLAPSE, _HUGE_PAGE = 25, 2 << 20
 
 _loaded: ctypes.CDLL | None = None
@@ -42,13 +44,26 @@ def checked(result: int, what: str) -> int:
     return result
 
 
-def drop_capabilities() -> None:
-    """Gives up every capability for good, so that a root user's limits can't be raised; raises OSError."""
+def forbid_capabilities() -> None:
+    """Takes every capability out of the bounding set, so that none can be gained that is not held; needs CAP_SETPCAP.
+
+    Without that capability nothing happens: such a process can't gain any but by exec, which the filter refuses.
+    """
     for capability in range(64):
         if prctl(PR_CAPBSET_DROP, capability):
             break
-    header = (0x20080522).to_bytes(4, "little") + bytes(4)
-    checked(libc().capset(header, bytes(24)), "capset")
+
+
+def keep_capabilities(*kept: int) -> None:
+    """Gives up every capability but `kept` for good; raises OSError if one of `kept` is not held."""
+    mask = sum(1 << capability for capability in kept)
+    words = [(mask >> shift & 0xFFFFFFFF).to_bytes(4, "little") for shift in (0, 32)]
+    checked(libc().capset(_CAPABILITY_HEADER, b"".join(word * 2 + bytes(4) for word in words)), "capset")
+
+
+def drop_capabilities() -> None:
+    """Gives up every capability for good, so that a root user's limits can't be raised; raises OSError."""
+    checked(libc().capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 
 def collapse_heap(maps: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from dataclasses import dataclass
 
 from . import kernel
 
@@ -31,22 +32,43 @@ def abi() -> int:
         return 0
 
 
-def restrict(read: list[str], write: list[str]) -> int:
-    """Confines the calling process and all its children for good; PR_SET_NO_NEW_PRIVS must be set.
+@dataclass(frozen=True)
+class Ruleset:
+    """What a process may still do once it is enforced.
+
+    Args:
+        fd: descriptor of the kernel's object, -1 where there is no Landlock.
+        version: of Landlock, 0 where there is none.
+    """
+
+    fd: int
+    version: int
+
+    def enforce(self) -> None:
+        """Confines the calling process and all its children for good; PR_SET_NO_NEW_PRIVS must be set.
+
+        It does nothing where there is no Landlock.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if self.version:
+            kernel.syscall(_RESTRICT, self.fd, 0)
+
+
+def ruleset(read: list[str], write: list[str]) -> Ruleset:
+    """Makes a ruleset, which costs so much more than to enforce it that a server makes one for all its children.
 
     Args:
         read: files and directories that may be read; what does not exist is left out.
         write: directories that may also be written to, without devices, sockets and programs.
-
-    Returns:
-        The version of Landlock that it used; 0 if there is none and nothing was done.
 
     Raises:
         OSError: the kernel has Landlock and refused.
     """
     version = abi()
     if not version:
-        return 0
+        return Ruleset(-1, 0)
     files = (1 << 13) - 1
     for since, right in ((2, _REFER), (3, _TRUNCATE), (5, _IOCTL_DEVICE)):
         files |= right if version >= since else 0
@@ -58,17 +80,13 @@ def restrict(read: list[str], write: list[str]) -> int:
     )
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     rules = kernel.syscall(_CREATE, handled, size, 0)
-    try:
-        never = _EXECUTE | _MAKE_CHAR | _MAKE_SOCK | _MAKE_FIFO | _MAKE_BLOCK | _IOCTL_DEVICE
-        for path in read:
-            _allow(rules, path, files & (_READ_FILE | _READ_DIR))
-        for path in write:
-            _allow(rules, path, files & ~never)
-        _allow(rules, os.devnull, files & (_READ_FILE | _WRITE_FILE | _TRUNCATE))
-        kernel.syscall(_RESTRICT, rules, 0)
-    finally:
-        os.close(rules)
-    return version
+    never = _EXECUTE | _MAKE_CHAR | _MAKE_SOCK | _MAKE_FIFO | _MAKE_BLOCK | _IOCTL_DEVICE
+    for path in read:
+        _allow(rules, path, files & (_READ_FILE | _READ_DIR))
+    for path in write:
+        _allow(rules, path, files & ~never)
+    _allow(rules, os.devnull, files & (_READ_FILE | _WRITE_FILE | _TRUNCATE))
+    return Ruleset(rules, version)
 
 
 def _allow(rules: int, path: str, rights: int) -> None:

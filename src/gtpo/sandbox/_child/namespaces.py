@@ -1,8 +1,11 @@
 """Namespaces and a root of its own for a server, made once when it starts.
 
-The new root holds read-only views of the Python installation and the system's libraries, and an in-memory
-directory with a limit on its size and its number of files. There is no `/proc` in it. Root makes the namespaces
-directly; another user through a user namespace, where the system allows that.
+The new root holds read-only views of the Python installation and the system's libraries, and nothing in it can be
+written to or changed but what is in `WORK`. There is no `/proc` in it. `WORK` is a file system in memory with a limit
+on its size and its number of files: one for the programs of a server, one after the other, replaced by a new one as
+soon as a program has touched it (`Work`), and one for each session, in a mount namespace of its own where no other
+process can name it (`own_work`). Root makes the namespaces directly; another user through a user namespace, where the
+system allows that.
 """
 
 from __future__ import annotations
@@ -16,11 +19,20 @@ import sys
 
 from . import kernel
 
-HOME = "/box"
-_HOME_OPTIONS = b"size=64m,nr_inodes=4096,mode=0755"
-_NEW_USER = 0x10000000
+WORK = "/box/work"
+_WORK_OPTIONS = b"size=64m,nr_inodes=4096,mode=0700"
+_NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000
 _NEW_REST = 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000 | 0x00020000  # pid, net, ipc, uts, mount
-_READ_ONLY, _NO_SUID, _NO_DEV, _NO_EXEC, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+_READ_ONLY, _NO_SUID, _NO_DEV, _NO_EXEC, _NO_ATIME, _BIND, _RECURSIVE, _PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    1024,
+    4096,
+    1 << 14,
+    1 << 18,
+)
 _DETACH = 2
 _MOUNT_SETATTR = 442
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "arm64": 41}
@@ -78,7 +90,7 @@ def _stay_behind(pid: int, tell: int, inherited: int) -> None:
 
 
 def new_root(readable: list[str]) -> None:
-    """Replaces the root directory of this mount namespace; afterwards the working directory is `HOME`.
+    """Replaces the root directory of this mount namespace by one that is read-only as a whole.
 
     Args:
         readable: files and directories that appear at their own places, read-only.
@@ -93,14 +105,68 @@ def new_root(readable: list[str]) -> None:
         _show(path, root)
     for path in DEVICES:
         _bind(path, root)
-    box = root + HOME
-    os.mkdir(box)
-    _mount("tmpfs", box, b"tmpfs", _NO_SUID | _NO_DEV | _NO_EXEC, _HOME_OPTIONS)
-    _set_read_only(root, recursive=False)
+        _set_read_only(root + path, devices=True)  # a device can be written to, but not changed
+    os.makedirs(root + WORK, mode=0o755)
+    _set_read_only(root)
     os.chdir(root)
     kernel.syscall(_PIVOT_ROOT[os.uname().machine], b".", b".")
-    kernel.checked(kernel.libc().umount2(b".", _DETACH), "umount2")
-    os.chdir(HOME)
+    _unmount(".")
+    os.chdir("/")
+
+
+class Work:
+    """The file system over `WORK` of a server, which needs CAP_SYS_ADMIN; its programs use it one after the other."""
+
+    def __init__(self) -> None:
+        self._mount()
+
+    def untouched(self) -> bool:
+        """Whether it is as it was when it was made: nothing left in it, nothing changed about it."""
+        return self._state() == self._first
+
+    def renew(self) -> None:
+        """Replaces it by a new one.
+
+        Raises:
+            OSError: the system refused; there may be none now.
+        """
+        os.close(self._fd)
+        _unmount(WORK)
+        self._mount()
+
+    def _mount(self) -> None:
+        _mount_work()
+        self._fd = os.open(WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._first = self._state()
+
+    def _state(self) -> tuple[object, ...]:
+        attributes: list[str] = []
+        with contextlib.suppress(OSError):  # not on tmpfs before Linux 6.6
+            attributes = os.listxattr(self._fd)
+        of, whole = os.fstat(self._fd), os.fstatvfs(self._fd)
+        times = (of.st_mtime_ns, of.st_ctime_ns, of.st_atime_ns)
+        return (of.st_mode, of.st_uid, of.st_gid, of.st_nlink, times, attributes, whole.f_bfree, whole.f_ffree)
+
+
+def own_work() -> None:
+    """Gives the calling process a file system over `WORK` that no other process sees; needs CAP_SYS_ADMIN.
+
+    It is gone when the process is.
+
+    Raises:
+        OSError: the system refused, for a lack of memory or of namespaces.
+    """
+    _unshare(_NEW_MOUNTS)
+    _unmount(WORK)
+    _mount_work()
+
+
+def _mount_work() -> None:
+    _mount("none", WORK, b"tmpfs", _NO_SUID | _NO_DEV | _NO_EXEC | _NO_ATIME, _WORK_OPTIONS)
+
+
+def _unmount(path: str) -> None:
+    kernel.checked(kernel.libc().umount2(path.encode(), _DETACH), "umount2")
 
 
 def _mount_point(needed: list[str]) -> str:
@@ -134,10 +200,12 @@ def _bind(path: str, root: str) -> None:
     _mount(path, target, None, _BIND | _RECURSIVE)
 
 
-def _set_read_only(path: str, recursive: bool) -> None:
-    attributes = struct.pack("=QQQQ", _READ_ONLY | _NO_SUID | _NO_DEV, 0, 0, 0)
-    flags = _AT_RECURSIVE if recursive else 0
-    kernel.syscall(_MOUNT_SETATTR, _AT_FDCWD, path.encode(), flags, attributes, len(attributes))
+def _set_read_only(path: str, recursive: bool = False, devices: bool = False) -> None:
+    flags = _READ_ONLY | _NO_SUID | (0 if devices else _NO_DEV)
+    attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
+    kernel.syscall(
+        _MOUNT_SETATTR, _AT_FDCWD, path.encode(), _AT_RECURSIVE if recursive else 0, attributes, len(attributes)
+    )
 
 
 def _mount(source: str, target: str, kind: bytes | None, flags: int, options: bytes | None = None) -> None:

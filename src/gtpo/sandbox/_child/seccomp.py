@@ -1,16 +1,15 @@
 """The system-call filter of a child, built by hand for x86-64 and aarch64 (Linux only, ctypes only).
 
-Covers: sockets of every family but a connected AF_UNIX stream pair; new processes and programs (threads are
-allowed); signals to, tracing of, and limits or scheduling of other processes; System V and POSIX message
-objects and anonymous memory files, which `RLIMIT_AS` does not see; io_uring, bpf, keys, perf, namespaces,
-mounts, modules and every system call newer than Linux 5.5 that is not listed as harmless; other ABIs of the
-same processor (i386, x32).
+The filter is a list of what is allowed (`syscalls`). What is not on it is refused: sockets of every family but a
+connected AF_UNIX stream pair; new processes and programs (threads are allowed); signals to, tracing of, and questions
+about other processes; whatever could wake a process that the server has stopped (SIGCONT, timers that send signals);
+System V and POSIX message objects, anonymous memory files, asynchronous I/O and larger buffers, which `RLIMIT_AS` does
+not see; locks on files of the machine, inotify, `sync`; io_uring, bpf, keys, perf, namespaces, mounts, modules; other
+ABIs of the same processor (i386, x32). A number that belongs to no call that is known here gives ENOSYS, so that the C
+library does without; the others give EPERM.
 
 Files are the business of the new root and of Landlock (`namespaces`, `landlock`). Where these are missing the filter
-can also refuse what they would have: changes of metadata, and every way of writing; it can't confine reading.
-
-The filter is a list of what is refused: a system call that nobody thought of is allowed if it is older than
-5.5.
+can also refuse what they would have: reads and changes of metadata, and every way of writing; it can't confine reading.
 """
 
 from __future__ import annotations
@@ -21,79 +20,27 @@ import platform
 import struct
 import sys
 
-from . import kernel
+from . import kernel, syscalls
 
 _ARCHES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "arm64": (0xC00000B7, 1)}
 
-# name: (x86-64, aarch64), None where there is no such call; from the kernel's unistd_64.h and asm-generic.
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
-    "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "bind": (49, 200),
-    "listen": (50, 201), "accept4": (288, 242), "fork": (57, None), "vfork": (58, None),
-    "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117), "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271), "kcmp": (312, 272), "tkill": (200, 130),
-    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "setpriority": (141, 140),
-    "sched_setparam": (142, 118), "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122),
-    "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238),
-    "move_pages": (279, 239), "setrlimit": (160, 164), "memfd_create": (319, 279), "shmget": (29, 194),
-    "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semctl": (66, 191), "semop": (65, 193),
-    "semtimedop": (220, 192), "msgget": (68, 186), "msgctl": (71, 187), "msgsnd": (69, 189), "msgrcv": (70, 188),
-    "mq_open": (240, 180), "mq_unlink": (241, 181),
-    "bpf": (321, 280), "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "seccomp": (317, 277),
-    "personality": (135, 92), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
-    "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "mknod": (133, None),
-    "mknodat": (259, 33), "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
-    "fanotify_init": (300, 262), "quotactl": (179, 60), "acct": (163, 89), "swapon": (167, 224),
-    "swapoff": (168, 225), "reboot": (169, 142), "syslog": (103, 116), "vhangup": (153, 58),
-    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "sethostname": (170, 161),
-    "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112),
-    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "setuid": (105, 146), "setgid": (106, 144),
-    "setreuid": (113, 145), "setregid": (114, 143), "setresuid": (117, 147), "setresgid": (119, 149),
-    "setgroups": (116, 159), "setfsuid": (122, 151), "setfsgid": (123, 152), "capset": (126, 91),
-    "setsid": (112, 157), "setpgid": (109, 154),
-    "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "uselib": (134, None),
-}  # fmt: skip
-# Changes that Landlock does not mediate.
-_METADATA: dict[str, tuple[int | None, int | None]] = {
-    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
-    "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
-    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
-    "flock": (73, 32),
-}  # fmt: skip
-# Changes that nothing else stops where there is neither Landlock nor a new root.
-_WRITES: dict[str, tuple[int | None, int | None]] = {
-    "creat": (85, None), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
-    "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34),
-    "rmdir": (84, None), "link": (86, None), "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36),
-    "truncate": (76, 45),
-}  # fmt: skip
-_OPENING = {"open": ((2, None), 1), "openat": ((257, 56), 2)}
-_CHECKED = {
-    "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167), "prlimit64": (302, 261),
-    "socketpair": (53, 199), "fcntl": (72, 25), "ioctl": (16, 29),
-}  # fmt: skip
-
-# The first number above those that a processor has of its own; from 424 on both share the numbers.
-# Harmless: close_range, faccessat2, epoll_pwait2, futex_waitv; openat2 where writes are not the filter's business.
-_FIRST_NEW = (335, 295)
-_NEW_HARMLESS = (436, 439, 441, 449)
-_OPENAT2 = 437
 # Write-only, read-write, create, truncate, temporary file.
 _WRITE_FLAGS = 0o3 | 0o100 | 0o1000 | 0o20000000
 _X32_BIT = 0x40000000
 
 _CLONE_THREAD, _CLONE_NAMESPACES = 0x00010000, 0x7E020000
 _AF_UNIX, _SOCK_STREAM = 1, 1
-_F_SETOWN, _F_SETSIG, _F_SETOWN_EX = 8, 10, 15
+_SIGCONT = 18
+# Duplicate, descriptor and file flags, POSIX locks but not questions about them, close-on-exec duplicate, size of a
+# pipe, seals.
+_FCNTL_HARMLESS = (0, 1, 2, 3, 4, 6, 7, 1030, 1032, 1034)
 # Get dumpable, get and set the thread's name, get seccomp, capbset and no_new_privs, name a mapping.
 _PR_HARMLESS = (3, 15, 16, 21, 23, 39, 0x53564D41)
 # Terminal queries, FIONBIO, FIONREAD, close-on-exec.
 _IOCTL_HARMLESS = (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
 
 _LOAD, _JA, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_ALLOW, _ASK, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
 _REFUSE, _UNKNOWN = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
 
 _PID_MARK = 0x7A6B5C4D
@@ -126,6 +73,9 @@ def _one_of(values: tuple[int, ...], refusal: int = _REFUSE) -> bytes:
 def _checks() -> dict[str, bytes]:
     """For each system call whose arguments matter, instructions that load them and end in a return."""
     only_self = _argument(0) + _one_of((_PID_MARK,))
+    own = _argument(0) + _one_of((0, _PID_MARK))
+    # The clock of another process has a negative number.
+    no_foreign_clock = _argument(0) + _op(_JSET, 0x80000000, 0, 1) + _ret(_REFUSE) + _ret(_ALLOW)
     return {
         "clone": _argument(0)
         + _op(_JSET, _CLONE_NAMESPACES, 0, 1)
@@ -133,8 +83,9 @@ def _checks() -> dict[str, bytes]:
         + _op(_JSET, _CLONE_THREAD, 0, 1)
         + _ret(_ALLOW)
         + _ret(_REFUSE),
-        "kill": only_self,
-        "tgkill": only_self,
+        # A stopped process must not have left anything behind that wakes it.
+        "kill": _argument(1) + _op(_JEQ, _SIGCONT, 0, 1) + _ret(_REFUSE) + only_self,
+        "tgkill": _argument(2) + _op(_JEQ, _SIGCONT, 0, 1) + _ret(_REFUSE) + only_self,
         "prctl": _argument(0) + _one_of(_PR_HARMLESS),
         # Reading one's own limits only: the new limit must be a null pointer.
         "prlimit64": _argument(2)
@@ -143,8 +94,7 @@ def _checks() -> dict[str, bytes]:
         + _argument(2, high=True)
         + _op(_JEQ, 0, 1, 0)
         + _ret(_REFUSE)
-        + _argument(0)
-        + _one_of((0, _PID_MARK)),
+        + own,
         # A datagram socket could still name another address after it is paired; a stream can't.
         "socketpair": _argument(0)
         + _op(_JEQ, _AF_UNIX, 1, 0)
@@ -152,45 +102,112 @@ def _checks() -> dict[str, bytes]:
         + _argument(1)
         + _op(_AND, 0xF)
         + _one_of((_SOCK_STREAM,)),
-        # An owned descriptor makes the kernel send signals to its owner.
-        "fcntl": _argument(1)
-        + b"".join(_op(_JEQ, c, 0, 1) + _ret(_REFUSE) for c in (_F_SETOWN, _F_SETSIG, _F_SETOWN_EX))
-        + _ret(_ALLOW),
+        "fcntl": _argument(1) + _one_of(_FCNTL_HARMLESS),
         "ioctl": _argument(1) + _one_of(_IOCTL_HARMLESS, _ERRNO | errno.ENOTTY),
+        "clock_gettime": no_foreign_clock,
+        "clock_getres": no_foreign_clock,
+        "clock_nanosleep": no_foreign_clock,
+        "sched_getaffinity": own,
+        "getpgid": own,
+        "getsid": own,
     }
 
 
-def _search(refused: list[int]) -> bytes:
-    """Refuses the numbers in `refused`, allows the rest; a tree, to be short for every number."""
-    if len(refused) == 1:
-        return _op(_JEQ, refused[0], 0, 1) + _ret(_REFUSE) + _ret(_ALLOW)
-    middle = len(refused) // 2
-    left, right = _search(refused[:middle]), _search(refused[middle:])
-    return _op(_JGE, refused[middle], 0, 1) + _op(_JA, len(left) // 8) + left + right
+def _search(verdicts: dict[int, bytes]) -> bytes:
+    """For each loaded number the instructions of the greatest key that is not above it; a tree, to be short for all.
+
+    Making a filter ready costs the kernel time in proportion to its length, once for each program.
+    """
+    if len(verdicts) == 1:
+        return next(iter(verdicts.values()))
+    keys = sorted(verdicts)
+    middle = keys[len(keys) // 2]
+    left, right = ({key: verdicts[key] for key in part} for part in (keys[: len(keys) // 2], keys[len(keys) // 2 :]))
+    below, above = _search(left), _search(right)
+    skip = len(below) // 8
+    if skip < 256:
+        return _op(_JGE, middle, skip, 0) + below + above
+    return _op(_JGE, middle, 0, 1) + _op(_JA, skip) + below + above
+
+
+def _numbers(*tables: syscalls.Rows) -> list[int]:
+    _, column = _ARCHES[platform.machine()]
+    return sorted(number for table in tables for row in table.values() if (number := row[column]) is not None)
+
+
+def _foreign_is_refused() -> bytes:
+    """Refuses the calls of other ABIs; afterwards the number of the call is loaded."""
+    arch, _ = _ARCHES[platform.machine()]
+    return (
+        _op(_LOAD, 4)
+        + _op(_JEQ, arch, 1, 0)
+        + _ret(_REFUSE)
+        + _op(_LOAD, 0)
+        + _op(_JGE, _X32_BIT, 0, 1)
+        + _ret(_REFUSE)
+    )
 
 
 def program(metadata: bool = True, writes: bool = True) -> bytes:
     """The filter's instructions, with a placeholder where the process's own number goes.
 
     Args:
-        metadata: allow changes of modes, owners, times and attributes of files, which Landlock does not mediate.
+        metadata: allow reading extended attributes of files and changing modes, owners, times and attributes, which
+            Landlock does not mediate.
         writes: allow opening files for writing, and making, moving and removing them.
     """
-    arch, column = _ARCHES[platform.machine()]
-    refused = [_REFUSED] + ([] if metadata else [_METADATA]) + ([] if writes else [_WRITES])
-    harmless = (*_NEW_HARMLESS, _OPENAT2) if writes else _NEW_HARMLESS
-    out = _op(_LOAD, 4) + _op(_JEQ, arch, 1, 0) + _ret(_REFUSE) + _op(_LOAD, 0)
-    out += _op(_JGE, _X32_BIT, 0, 1) + _ret(_REFUSE)
-    new = b"".join(_op(_JEQ, nr, 0, 1) + _ret(_ALLOW) for nr in harmless) + _ret(_UNKNOWN)
-    out += _op(_JGE, _FIRST_NEW[column], 0, len(new) // 8) + new
-    for name, body in _checks().items():
-        out += _op(_JEQ, _CHECKED[name][column], 0, len(body) // 8) + body
-    if not writes:
-        for numbers, position in _OPENING.values():
-            if (number := numbers[column]) is not None:
-                body = _argument(position) + _op(_JSET, _WRITE_FLAGS, 0, 1) + _ret(_REFUSE) + _ret(_ALLOW)
-                out += _op(_JEQ, number, 0, len(body) // 8) + body
-    return out + _search(sorted(nr for table in refused for row in table.values() if (nr := row[column]) is not None))
+    _, column = _ARCHES[platform.machine()]
+    exact = dict.fromkeys(_numbers(syscalls.ALLOWED), _ret(_ALLOW))
+    if metadata:
+        exact |= dict.fromkeys(_numbers(syscalls.METADATA, syscalls.ATTRIBUTES), _ret(_ALLOW))
+    else:
+        # What copies a file with its attributes does without them where a file system has none.
+        exact |= dict.fromkeys(_numbers(syscalls.ATTRIBUTES), _ret(_ERRNO | errno.ENOTSUP))
+    if writes:
+        exact |= dict.fromkeys((*_numbers(syscalls.WRITES), syscalls.OPENAT2), _ret(_ALLOW))
+    else:
+        for numbers, position in syscalls.OPENING.values():
+            if (opening := numbers[column]) is not None:
+                exact[opening] = _argument(position) + _op(_JSET, _WRITE_FLAGS, 0, 1) + _ret(_REFUSE) + _ret(_ALLOW)
+    exact |= {number_of(name): body for name, body in _checks().items()}
+    exact |= dict.fromkeys(syscalls.NEW_ALLOWED, _ret(_ALLOW))
+    return _foreign_is_refused() + _search(_intervals(exact, syscalls.FIRST_NEW[column]))
+
+
+def _intervals(exact: dict[int, bytes], first_new: int) -> dict[int, bytes]:
+    """`exact` with what holds between its numbers: refused below `first_new`, unknown from there on."""
+    verdicts, last = {0: _ret(_REFUSE), first_new: _ret(_UNKNOWN)}, None
+    for number in exact:
+        verdicts.setdefault(number + 1, _ret(_REFUSE if number + 1 < first_new else _UNKNOWN))
+    verdicts |= exact
+    for number in sorted(verdicts):
+        if verdicts[number] == last:
+            del verdicts[number]
+        else:
+            last = verdicts[number]
+    return verdicts
+
+
+def thread_questions() -> bytes:
+    """A filter that has the kernel ask about each new thread and each end of one, and allows the rest (`threads`)."""
+    new = _argument(0) + _op(_JSET, _CLONE_THREAD, 0, 1) + _ret(_ASK) + _ret(_ALLOW)
+    out = _foreign_is_refused() + _op(_JEQ, number_of("clone"), 0, len(new) // 8) + new
+    return out + _op(_JEQ, number_of("exit"), 0, 1) + _ret(_ASK) + _ret(_ALLOW)
+
+
+def number_of(name: str) -> int:
+    """The number of a system call of `syscalls` on this machine."""
+    number = {**syscalls.ALLOWED, **syscalls.CHECKED}[name][_ARCHES[platform.machine()][1]]
+    assert number is not None
+    return number
+
+
+def loaded(filter_program: bytes) -> tuple[object, int]:
+    """The filter where the kernel can read it; the first keeps the memory, the second is its address."""
+    buffer = ctypes.create_string_buffer(filter_program, len(filter_program))
+    head = struct.pack("=HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(buffer))
+    fprog = ctypes.create_string_buffer(head, len(head))
+    return (buffer, fprog), ctypes.addressof(fprog)
 
 
 def install(filter_program: bytes, pid: int) -> None:
@@ -200,8 +217,6 @@ def install(filter_program: bytes, pid: int) -> None:
         OSError: the kernel refused.
     """
     filter_program = filter_program.replace(struct.pack("=I", _PID_MARK), struct.pack("=I", pid))
-    buffer = ctypes.create_string_buffer(filter_program, len(filter_program))
-    head = struct.pack("=HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(buffer))
-    fprog = ctypes.create_string_buffer(head, len(head))
-    mode = kernel.prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
-    kernel.checked(mode, "seccomp")
+    kept, address = loaded(filter_program)
+    kernel.checked(kernel.prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address), "seccomp")
+    del kept

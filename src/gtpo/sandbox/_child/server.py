@@ -2,35 +2,58 @@
 
 The trainer starts it by exec, with an empty environment, so neither the trainer's memory nor its
 descriptors are ever in it. For each request it forks a child in a process group and a working directory of
-its own, under resource limits and the system-call filter; watches the clocks and the size of the output; ends
-the child with SIGKILL; reaps it; and removes its directory. Code and output travel as descriptors that only
+its own, under resource limits and the system-call filter; watches the clocks, the threads and the size of the output;
+ends the child with SIGKILL; and reaps it. Code and output travel as descriptors that only
 the trainer and the child read, so one program's text is not lying about in the memory that the next one
 inherits. When the trainer goes away, the server ends its child and itself.
-
-The child reports how it ended through a page of shared memory without a descriptor; the report is a hint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from . import child
 from .channel import Channel
 from .cleanup import holds_more, remove, remove_empty
-from .session import Session
+from .namespaces import Work
+from .proc import Proc, cpu_s
+from .report import Report
+from .session import KEPT_FILE_BYTES, KEPT_FILES, Session
+from .threads import Count, Threads
 
 TICK_S = 0.02
-_KEPT_FILES = 256
-_KEPT_BYTES = 4 << 20
-"""What a session may leave for its next program: the sessions of a server share one small file system."""
+INTERRUPT_S = 0.5
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a server has for its work.
+
+    Args:
+        directory: where programs run.
+        shared_disk: whether that directory has to be made and removed for each program, on a file system of others;
+            else it is there.
+        work: the file system over that directory; None where programs can't write, or on a shared disk.
+        base_bytes: address space of the server, which its children inherit.
+        confinement: of the children, or None.
+        proc: to look at children.
+        threads: by which the kernel asks about threads; None where it can't.
+    """
+
+    directory: str
+    shared_disk: bool
+    work: Work | None
+    base_bytes: int
+    confinement: child.Confinement | None
+    proc: Proc
+    threads: Threads | None
 
 
 class Server:
@@ -38,33 +61,13 @@ class Server:
 
     Args:
         channel: to the trainer.
-        directory: where programs run.
-        disposable: whether each program gets that directory anew, to write in; else it is there, empty and
-            read-only.
-        base_bytes: address space of this process, which its children inherit.
-        filter_program: the system-call filter of the children, or None.
-        readable: files that a child may read, to give it a Landlock domain of its own where the directories of
-            sessions stand next to its own; empty where there is no Landlock.
+        means: see `Means`.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        directory: str,
-        *,
-        disposable: bool,
-        base_bytes: int,
-        filter_program: bytes | None,
-        readable: tuple[str, ...],
-    ) -> None:
+    def __init__(self, channel: Channel, means: Means) -> None:
         self.channel = channel
-        self.directory = directory
-        self.disposable = disposable
-        self.base_bytes = base_bytes
-        self.filter = filter_program
-        self.readable = readable
+        self.means = means
         self.sessions: dict[str, Session] = {}
-        self.board, self.begun = mmap.mmap(-1, child.BOARD_BYTES), mmap.mmap(-1, child.BOARD_BYTES)
         self.wake, wake_in = os.pipe()
         os.set_blocking(self.wake, False)
         os.set_blocking(wake_in, False)
@@ -73,6 +76,8 @@ class Server:
         self.poll = select.poll()
         self.poll.register(self.wake, select.POLLIN)
         self.poll.register(channel.sock.fileno(), select.POLLIN)
+        if means.threads is not None:
+            self.poll.register(means.threads.fd, select.POLLIN)
         self.pid = os.getpid()
 
     def serve(self) -> None:
@@ -89,11 +94,25 @@ class Server:
                 for fd in fds:
                     os.close(fd)
             if reply is not None:
-                clean = request["op"] != "run" or not self.disposable or remove_empty(self.directory)
+                clean = request["op"] != "run" or self._is_clean()
                 self.channel.send({**reply, "clean": clean})
+                if request["op"] == "cell" and request["session"] in self.sessions:
+                    self.sessions[request["session"]].settle()
                 if not clean:
-                    remove(self.directory)
+                    self._clean()
                     self.channel.send({"clean": True})
+
+    def _is_clean(self) -> bool:
+        """Whether nothing is left of the program that was just run."""
+        if self.means.work is not None:
+            return self.means.work.untouched()
+        return not self.means.shared_disk or remove_empty(self.means.directory)
+
+    def _clean(self) -> None:
+        if self.means.work is not None:
+            self.means.work.renew()
+        else:
+            remove(self.means.directory)
 
     def _answer(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """The reply to one request; None to a request that has none, or if the trainer has gone."""
@@ -110,29 +129,30 @@ class Server:
 
     def self_test(self, witness: str) -> list[str]:
         """What a child can't do here, as found by one that tries; `witness` is a readable file outside."""
-        if self.filter is None:
+        if self.means.confinement is None:
             return []
-        self.board[:] = bytes(child.BOARD_BYTES)
+        report = Report()
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
-                text = " ".join(child.refusals(self.filter, self.pid, witness)).encode()
-                self.board[: len(text)] = text
+                found = child.refusals(self.means.confinement, self.means.directory, self.pid, witness)
+                report.say(" ".join(found), "")
             os._exit(0)
         os.waitpid(pid, 0)
-        return bytes(self.board).rstrip(b"\0").decode().split()
+        refused, _ = report.read()
+        report.close()
+        return refused.split()
 
     def _run(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """Executes one request in a child of its own; None if the trainer has gone."""
-        order = self._order(request, fds, self.directory, alone=not self.sessions)
-        if self.disposable:
+        order = self._order(request, fds, self.means.directory)
+        if self.means.shared_disk:
             os.mkdir(order.directory, 0o700)
-        self.board[:] = bytes(child.BOARD_BYTES)
-        self.begun[0] = 0
+        report = Report()
         started = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            child.main(order, self.board, self.begun)
+            child.main(order, report)
         end: list[Any] = []
 
         def ended() -> bool:
@@ -140,19 +160,21 @@ class Server:
             end[:] = rest
             return bool(done)
 
-        reason = self._watch(pid, request, order, started, 0.0, ended)
+        reason = self._watch(_Task(request, order, ended, pid, Count(), 0.0), started + request["wall_s"])
         if reason:
             os.kill(pid, signal.SIGKILL)
             _, *end = os.wait4(pid, 0)
         wall_s = time.monotonic() - started
         wait_status, usage = end
-        if self.filter is None:
+        said = report.read()
+        report.close()
+        if order.confinement is None:
             with contextlib.suppress(OSError):
                 os.killpg(pid, signal.SIGKILL)
         if reason == "gone":
             return None
         used = {"wall_s": wall_s, "cpu_s": usage.ru_utime + usage.ru_stime, "max_rss_kib": usage.ru_maxrss}
-        return {"id": request["id"], **used, **_verdict(reason, wait_status, self.board, self.begun, request, order)}
+        return {"id": request["id"], **used, **_verdict(reason, wait_status, said, request, order)}
 
     def _cell(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
         """Executes one request in the child of its session, which is started if need be; None if the trainer has gone.
@@ -160,35 +182,59 @@ class Server:
         The reply says whether the child was started for it ("opened"), and whether it is gone now ("lost").
         """
         name, opened = request["session"], request["session"] not in self.sessions
-        directory = os.path.join(os.path.dirname(self.directory), name) if self.disposable else self.directory
-        order = self._order(request, fds, directory, alone=False)
+        order = self._order(request, fds, self._directory_of(name))
         if opened:
-            if self.disposable:
-                os.mkdir(directory, 0o700)
-            self.sessions[name] = Session(order)
+            if self.means.shared_disk:
+                os.mkdir(order.directory, 0o700)
+            self.sessions[name] = Session(order, self.means.proc)
         session, started = self.sessions[name], time.monotonic()
-        used_before = _cpu_s(session.pid)
-        session.begin(order, request["fresh"])
+        told = {"id": request["id"], "opened": opened}
+        if not session.begin(order, request["fresh"]):
+            self._end_session(name)
+            return {
+                **_NOTHING_USED,
+                **told,
+                "status": "crashed",
+                "detail": "the server, because it ran while it was stopped",
+            }
         self.poll.register(session.sock.fileno(), select.POLLIN)
         end: list[int] = []
+        said: list[tuple[str, str]] = []
 
         def ended() -> bool:
             done, status = os.waitpid(session.pid, os.WNOHANG)
             end[:] = [status] if done else []
-            return bool(done) or session.done()
+            if not said and (answer := session.answer()):
+                said.append(answer)
+            return bool(done or said)
 
-        reason = self._watch(session.pid, request, order, started, used_before, ended)
+        task = _Task(request, order, ended, session.pid, session.threads, cpu_s(session.pid))
+        reason = self._watch(task, started + request["wall_s"])
+        lost = reason in ("cancelled", "gone")
+        if reason and not lost:
+            session.interrupt()
+            lost = self._watch(task, time.monotonic() + INTERRUPT_S, limited=False) != ""
         self.poll.unregister(session.sock.fileno())
-        used = {"wall_s": time.monotonic() - started, "cpu_s": _cpu_s(session.pid) - used_before, "max_rss_kib": 0}
-        lost = bool(end) or (bool(reason) and (reason in ("cancelled", "gone") or not session.interrupted()))
-        verdict = _verdict(reason, end[0] if end else 0, session.board, session.begun, request, order)
+        lost = lost or bool(end)
+        used = {"wall_s": time.monotonic() - started, "cpu_s": task.used(), "max_rss_kib": 0}
+        verdict = _verdict(reason, end[0] if end else 0, _said(said), request, order)
         if not lost:
-            session.rest()
-            verdict["over_quota"] = self.disposable and holds_more(directory, _KEPT_FILES, _KEPT_BYTES)
-            lost = verdict["over_quota"] or verdict["status"] == "memory"
+            session.stop()
+            verdict["over_quota"] = self._over_quota(session)
+            lost = bool(verdict["over_quota"]) or verdict["status"] == "memory"
         if lost:
             self._end_session(name, reaped=bool(end))
-        return None if reason == "gone" else {"id": request["id"], "opened": opened, "lost": lost, **used, **verdict}
+        return None if reason == "gone" else {**told, "lost": lost, **used, **verdict}
+
+    def _directory_of(self, session: str) -> str:
+        directory = self.means.directory
+        return os.path.join(os.path.dirname(directory), session) if self.means.shared_disk else directory
+
+    def _over_quota(self, session: Session) -> str:
+        """What a session keeps more of than it may, for a reader; "" if nothing."""
+        if self.means.shared_disk and holds_more(session.order.directory, KEPT_FILES, KEPT_FILE_BYTES):
+            return "files"
+        return session.over_quota()
 
     def _end_session(self, name: str, reaped: bool = False) -> None:
         session = self.sessions.pop(name, None)
@@ -198,64 +244,104 @@ class Server:
             session.release()
         else:
             session.end()
-        if self.disposable:
+        if self.means.shared_disk:
             remove(session.order.directory)
 
-    def _order(self, request: dict[str, Any], fds: list[int], directory: str, alone: bool) -> child.Order:
+    def _order(self, request: dict[str, Any], fds: list[int], directory: str) -> child.Order:
         return child.Order(
             fds=(fds[0], fds[1], fds[2]),
             directory=directory,
             cpu_s=request["cpu_s"],
-            memory_bytes=self.base_bytes + (request["memory_mb"] << 20),
+            memory_bytes=self.means.base_bytes + (request["memory_mb"] << 20),
             file_bytes=max(child.FILE_BYTES, 2 * request["output_bytes"]),
-            filter=self.filter,
+            confinement=self.means.confinement,
             parent=self.pid,
             seed=request["seed"],
-            apart=() if alone else self.readable,
             lasting="session" in request,
         )
 
-    def _watch(
-        self,
-        pid: int,
-        request: dict[str, Any],
-        order: child.Order,
-        started: float,
-        used_before: float,
-        ended: Callable[[], bool],
-    ) -> str:
-        """Waits until the program has ended or must be ended; returns why it must, "" if it has."""
-        control, deadline = self.channel.sock.fileno(), started + request["wall_s"]
+    def _watch(self, task: _Task, deadline: float, limited: bool = True) -> str:
+        """Waits until the program has ended or must be ended; returns why it must, "" if it has.
+
+        Args:
+            task: the program.
+            deadline: when it must, on the monotonic clock.
+            limited: whether it also must when it is over a limit.
+        """
+        control, threads = self.channel.sock.fileno(), self.means.threads
         while True:
             left = min(TICK_S, max(0.0, deadline - time.monotonic()))
             ready = {fd for fd, _ in self.poll.poll(left * 1000 + 1)}
             if self.wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake, 4096)
-            if ended():
+            if threads is not None and threads.fd in ready:
+                threads.answer(task.threads)
+            if task.ended():
                 return ""
-            reason = _overdue(pid, request, order, deadline, used_before)
+            reason = "wall" if time.monotonic() >= deadline else task.overdue() if limited else ""
             if control in ready or self.channel.pending():
-                reason = self._interrupted(request) or reason
+                reason = self._told(task.request) or reason
             if reason:
                 return reason
 
-    def _interrupted(self, request: dict[str, Any]) -> str:
-        """Reads one message: "cancelled" or "gone" if the trainer says so, else ""."""
+    def _told(self, request: dict[str, Any]) -> str:
+        """Reads one message: "cancelled" or "gone" if the trainer says so, else ""; ends a session if told to."""
         received = self.channel.recv()
         if received is None:
             return "gone"
-        cancelled = received[0]["op"] == "cancel" and received[0]["id"] == request["id"]
-        return "cancelled" if cancelled else ""
+        message, fds = received
+        if message["op"] == "close" and message["session"] != request.get("session"):
+            self._end_session(message["session"])
+        for fd in fds:
+            os.close(fd)
+        return "cancelled" if message["op"] == "cancel" and message["id"] == request["id"] else ""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A program that is watched.
+
+    Args:
+        request: with its limits.
+        order: with its streams.
+        ended: whether it has, and reaps it.
+        pid: of its process.
+        threads: that the process has.
+        used_before: processor time of earlier programs of the process.
+    """
+
+    request: dict[str, Any]
+    order: child.Order
+    ended: Callable[[], bool]
+    pid: int
+    threads: Count
+    used_before: float
+
+    def used(self) -> float:
+        """Its processor time so far, in seconds."""
+        return cpu_s(self.pid) - self.used_before
+
+    def overdue(self) -> str:
+        """The limit that it is over: "cpu", "output_limit" or ""."""
+        if self.used() >= self.request["cpu_s"]:
+            return "cpu"
+        return "output_limit" if _too_much(self.request, self.order) else ""
+
+
+def _said(said: list[tuple[str, str]]) -> tuple[str, str]:
+    """What a session's process said; a program that has begun is no failure of the sandbox, whatever it says."""
+    status, detail = said[0] if said else ("", "")
+    return ("error", "") if status == "tool_failure" else (status, detail)
 
 
 _NOTHING_USED = {"wall_s": 0.0, "cpu_s": 0.0, "max_rss_kib": 0, "opened": True, "lost": True}
 
 
 def _verdict(
-    reason: str, wait_status: int, board: mmap.mmap, begun: mmap.mmap, request: dict[str, Any], order: child.Order
+    reason: str, wait_status: int, said: tuple[str, str], request: dict[str, Any], order: child.Order
 ) -> dict[str, Any]:
-    """How it ended: from what the server itself saw, and only then from the board."""
+    """How it ended: from what the server itself saw, and only then from what its process said."""
     if reason in ("cpu", "wall", "cancelled"):
         return {"status": "timeout", "detail": reason}
     if reason == "output_limit" or _too_much(request, order):
@@ -265,30 +351,12 @@ def _verdict(
         if number == signal.SIGXCPU:
             return {"status": "timeout", "detail": "cpu"}
         return {"status": "crashed", "detail": _signal_name(number)}
-    status, _, rest = bytes(board).partition(b"\0")
-    detail = rest.rstrip(b"\0").decode("utf-8", "replace")
-    if status == b"tool_failure":
-        return {"status": "error"} if begun[0] else {"status": "tool_failure", "detail": detail}
-    if status in (b"error", b"memory"):
-        return {"status": status.decode(), "error_type": detail if detail.isidentifier() else None}
+    status, detail = said
+    if status == "tool_failure":
+        return {"status": "tool_failure", "detail": detail}
+    if status in ("error", "memory"):
+        return {"status": status, "error_type": detail if detail.isidentifier() else None}
     return {"status": "error" if os.WEXITSTATUS(wait_status) else "ok"}
-
-
-def _overdue(pid: int, request: dict[str, Any], order: child.Order, deadline: float, used_before: float) -> str:
-    """The limit that the child is over: "wall", "cpu", "output_limit" or ""."""
-    if time.monotonic() >= deadline:
-        return "wall"
-    if _cpu_s(pid) - used_before >= request["cpu_s"]:
-        return "cpu"
-    return "output_limit" if _too_much(request, order) else ""
-
-
-def _cpu_s(pid: int) -> float:
-    """Processor time of a process, all threads together; 0 where the system has no clock for it."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            return time.clock_gettime((~pid << 3) | 2)
-    return 0.0
 
 
 def _too_much(request: dict[str, Any], order: child.Order) -> bool:

@@ -1,17 +1,16 @@
 """A child that stays for several programs of one rollout, and the server's end of it.
 
-Between programs the child is stopped, so that nothing that an earlier program left running uses a processor. It
-gets each program's descriptors over a socket and answers with one byte. The program can forge that byte; it
-then harms its own rollout only.
+Between programs the child is stopped, so that nothing that an earlier program left running uses a processor or is
+there to meet others; the system-call filter denies whatever could wake it, and the server looks whether it slept. It
+gets each program's descriptors over a socket that no other process has, and answers there how the program ended. The
+program can forge that answer; it then harms its own rollout only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import resource
-import select
 import signal
 import socket
 import sys
@@ -19,9 +18,20 @@ import time
 from typing import NoReturn
 
 from . import child
+from .proc import Memory, Proc, cpu_s, memory_of
+from .report import BYTES, decoded, encoded
 from .snippet import Cell, new_main
+from .threads import Count
 
-INTERRUPT_S = 0.5
+START_S = 10.0
+STOP_S = 0.5
+KEPT_FILES, KEPT_FILE_BYTES = 256, 4 << 20
+"""What a session may leave in its directory for its next program."""
+KEPT_BYTES, KEPT_SHARED_BYTES = 128 << 20, 256 << 20
+"""Memory that a session may keep while it is stopped, beyond that of the server; and address space of mappings that are
+shared or come from files, in which it could keep memory unseen."""
+_ASLEEP_S = 0.005
+_READY = b"ready"
 _FD = 3
 _SPARE = 8
 
@@ -31,52 +41,100 @@ class Session:
 
     Args:
         order: as for a single program; its descriptors are not used, and its limits are set anew for each program.
+        proc: to look at the child's memory.
+
+    Raises:
+        OSError: the child could not be started or confined.
     """
 
-    def __init__(self, order: child.Order) -> None:
+    def __init__(self, order: child.Order, proc: Proc) -> None:
         self.order = order
-        self.board, self.begun = mmap.mmap(-1, child.BOARD_BYTES), mmap.mmap(-1, child.BOARD_BYTES)
-        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.threads = Count()
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
-            _live(order, self.board, self.begun, theirs)
+            _live(order, theirs)
         theirs.close()
+        self.place: int | None = None
+        self._memory_file = proc.memory_file(self.pid)
+        self._slept_cpu_s: float | None = None
+        self._restless = False
+        try:
+            self._await_start()
+        except OSError:
+            self.end()
+            raise
+        self._memory = memory_of(self._memory_file) if self._memory_file is not None else None
         self.sock.setblocking(False)
-        self.poll = select.poll()
-        self.poll.register(self.sock.fileno(), select.POLLIN)
 
-    def begin(self, order: child.Order, fresh: bool) -> None:
-        """Wakes the child under the order's limits and hands it code, stdout and stderr."""
-        self.board[:] = bytes(child.BOARD_BYTES)
+    def _await_start(self) -> None:
+        """Takes the child's directory from it, if only the child sees it, and waits until it is confined."""
+        self.sock.settimeout(START_S)
+        said, fds, _, _ = socket.recv_fds(self.sock, BYTES, 1)
+        self.place = fds[0] if fds else None
+        if fds:
+            said = self.sock.recv(BYTES)
+        if said != _READY:
+            raise OSError(f"the process of the session did not start: {decoded(said)[1]}")
+
+    def begin(self, order: child.Order, fresh: bool) -> bool:
+        """Wakes the child under the order's limits and hands it code, stdout and stderr.
+
+        Returns:
+            Whether it slept since the last program; if not, nothing was handed over.
+        """
+        woke = self._slept_cpu_s is not None and cpu_s(self.pid) > self._slept_cpu_s + _ASLEEP_S
+        if woke or self._restless:
+            return False
         if sys.platform == "linux":
             for kind, soft in child.changing_limits(order):
                 hard = resource.prlimit(self.pid, kind)[1]
                 resource.prlimit(self.pid, kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
         with contextlib.suppress(BlockingIOError):
-            while self.sock.recv(4096):
+            while self.sock.recv(BYTES):
                 pass
         os.kill(self.pid, signal.SIGCONT)
         with contextlib.suppress(OSError):
             socket.send_fds(self.sock, [b"f" if fresh else b"k"], list(order.fds))
+        return True
 
-    def done(self) -> bool:
-        """Whether the child says that it is done."""
+    def answer(self) -> tuple[str, str] | None:
+        """Status and detail of the program, None if the child has not said that it is done."""
         with contextlib.suppress(OSError):
-            return bool(self.sock.recv(4096))
-        return False
+            if said := self.sock.recv(BYTES):
+                return decoded(said)
+        return None
 
-    def interrupted(self) -> bool:
-        """Raises KeyboardInterrupt in the program; returns whether it ended by that, with its state kept."""
+    def interrupt(self) -> None:
+        """Raises KeyboardInterrupt in the program."""
         os.kill(self.pid, signal.SIGINT)
-        deadline = time.monotonic() + INTERRUPT_S
-        while (left := deadline - time.monotonic()) > 0:
-            if self.poll.poll(left * 1000):
-                return self.done()
-        return False
 
-    def rest(self) -> None:
-        """Stops the child until the next program."""
+    def stop(self) -> None:
+        """Begins to stop the child until the next program."""
         os.kill(self.pid, signal.SIGSTOP)
+
+    def settle(self) -> None:
+        """Waits until the child has stopped; kills it if it does not."""
+        deadline = time.monotonic() + STOP_S
+        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.0001)
+        self._restless = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG) is None
+        if self._restless:
+            os.kill(self.pid, signal.SIGKILL)
+        self._slept_cpu_s = cpu_s(self.pid)
+
+    def over_quota(self) -> str:
+        """What the child keeps more of than it may: "files", "memory" or ""."""
+        if self.place is not None:
+            there = os.fstatvfs(self.place)
+            used = (there.f_blocks - there.f_bfree) * there.f_frsize
+            if there.f_files - there.f_ffree > KEPT_FILES + 1 or used > KEPT_FILE_BYTES:
+                return "files"
+        if self._memory_file is not None and self._memory is not None:
+            return "memory" if _grown(self._memory, memory_of(self._memory_file)) else ""
+        return ""
 
     def end(self) -> int:
         """Kills and reaps the child; returns its wait status."""
@@ -89,29 +147,46 @@ class Session:
     def release(self) -> None:
         """Gives back what belongs to a child that has been reaped."""
         self.sock.close()
-        self.board.close()
-        self.begun.close()
+        for fd in (self.place, self._memory_file):
+            if fd is not None:
+                os.close(fd)
+        self.place = self._memory_file = None
 
 
-def _live(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.socket) -> NoReturn:
+def _grown(first: Memory, now: Memory) -> bool:
+    return now.resident - first.resident > KEPT_BYTES or now.shared - first.shared > KEPT_SHARED_BYTES
+
+
+def _live(order: child.Order, sock: socket.socket) -> NoReturn:
     """The child: confines itself, then runs what it is given until the server hangs up."""
     leave = os._exit
     try:
         with contextlib.suppress(BaseException):
-            try:
-                _serve(order, board, begun, sock)
-            except BaseException as error:
-                child.report(board, "tool_failure", f"{type(error).__name__}: {error}")
+            _serve(order, sock)
     finally:
         leave(1)
 
 
-def _serve(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.socket) -> NoReturn:
+def _serve(order: child.Order, sock: socket.socket) -> NoReturn:
+    try:
+        child.surroundings(order)
+    except BaseException as error:
+        sock.send(encoded("tool_failure", f"{type(error).__name__}: {error}"))
+        raise
     null = os.open(os.devnull, os.O_RDWR)
     child.descriptors((null, null, null), keep=sock.fileno(), at=_FD)
-    child.confine(order)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     channel = socket.socket(fileno=_FD)
+    try:
+        if order.confinement is not None and order.confinement.new_root:
+            here = os.open(".", os.O_RDONLY)
+            socket.send_fds(channel, [b"directory"], [here])
+            os.close(here)
+        child.confine(order)
+        channel.send(_READY)
+    except BaseException as error:
+        channel.send(encoded("tool_failure", f"{type(error).__name__}: {error}"))
+        raise
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     module = new_main()
     while True:
         how, fds = _receive(channel)
@@ -122,11 +197,9 @@ def _serve(order: child.Order, board: mmap.mmap, begun: mmap.mmap, sock: socket.
             os.close(fd)
         if how == b"f":
             module = new_main()
-        if not begun.closed:
-            child.mark(begun)
-        child.report(board, *_run(code, module.__dict__))
+        answer = encoded(*_run(code, module.__dict__))
         _mend_descriptors()
-        channel.send(b".")
+        channel.send(answer)
 
 
 def _mend_descriptors() -> None:

@@ -25,7 +25,9 @@ from typing import Any
 from . import child, kernel, landlock, namespaces, seccomp
 from .channel import Channel
 from .cleanup import remove
-from .server import Server
+from .proc import Proc
+from .server import Means, Server
+from .threads import Threads
 
 _STACK_BYTES, _THREAD_STACK_BYTES = 100 << 20, 16 << 20
 _ALWAYS = (
@@ -59,35 +61,6 @@ class Config:
     warm: list[str]
 
 
-class _Proc:
-    """What `/proc` says of this process, readable even after the new root has no `/proc`."""
-
-    def __init__(self) -> None:
-        self._fds = {}
-        for name in ("statm", "maps", "task"):
-            with contextlib.suppress(OSError):
-                self._fds[name] = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
-
-    def address_space(self) -> int:
-        """Bytes of address space that the server itself takes, which each child inherits."""
-        if "statm" not in self._fds:
-            return 512 << 20
-        return int(os.pread(self._fds["statm"], 4096, 0).split()[0]) * resource.getpagesize()
-
-    def maps(self) -> str:
-        if "maps" not in self._fds:
-            return ""
-        with open(os.dup(self._fds["maps"]), encoding="utf-8", errors="replace") as file:
-            return file.read()
-
-    def threads(self) -> int:
-        return len(os.listdir(self._fds["task"])) if "task" in self._fds else 1
-
-    def close(self) -> None:
-        for fd in self._fds.values():
-            os.close(fd)
-
-
 def main() -> None:
     """Entry point: `directory of _child, number of the socket, Config as JSON`."""
     _, _, inherited, text = sys.argv
@@ -100,42 +73,37 @@ def main() -> None:
     if config.namespaces:
         try:
             report["pid"] = namespaces.enter(control.fileno())
-            proc = _Proc()
+            proc = Proc()
             namespaces.new_root(readable)
         except OSError as error:
             channel.send({"failed": str(error)})
             return
         report["namespaces"] = True
     else:
-        proc = _Proc()
-    home = namespaces.HOME if config.namespaces else config.home
-    work = os.path.join(home, "work") if home else "/"
+        proc = Proc()
+    work = namespaces.WORK if config.namespaces else os.path.join(config.home, "work") if config.home else "/"
     os.environ.clear()
     os.environ.update(PATH="/usr/bin:/bin", LANG="C.UTF-8", HOME=work, TMPDIR=work)
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     if config.confine and os.geteuid() == 0:
-        report["notes"] += _become(config.uid, readable, home)
+        report["notes"] += _become(config.uid, readable, config.namespaces)
     _prepare(config)
     if proc.threads() > 1:
         channel.send({"failed": f"{proc.threads()} threads run after preloading {', '.join(config.preload)}"})
         return
-    if config.confine:
-        report["landlock"] = _lock_down(readable, home)
+    confinement = _lock_down(readable, report) if config.confine else None
+    threads = _threads(report) if config.confine else None
+    if config.confine and not _sees_memory(proc):
+        report["notes"].append("memory that sessions keep is bounded by address space alone, since /proc can't be read")
     base_bytes, maps = proc.address_space(), proc.maps()
-    proc.close()
     gc.collect()
     gc.freeze()
     gc.disable()
     if sys.platform == "linux":
         kernel.collapse_heap(maps)
-    server = Server(
-        channel,
-        work,
-        disposable=bool(home),
-        base_bytes=base_bytes,
-        filter_program=_filter(config.confine, report),
-        readable=(*readable, *namespaces.DEVICES) if report["landlock"] and home else (),
-    )
+    file_system = namespaces.Work() if config.namespaces else None
+    means = Means(work, bool(config.home), file_system, base_bytes, confinement, proc, threads)
+    server = Server(channel, means)
     try:
         channel.send({**report, "refused": server.self_test(config.witness)})
         server.serve()
@@ -147,28 +115,35 @@ def main() -> None:
             remove(config.home)
 
 
-def _filter(confine: bool, report: dict[str, Any]) -> bytes | None:
-    """The system-call filter that completes what the namespaces and Landlock hold."""
-    if not confine:
+def _sees_memory(proc: Proc) -> bool:
+    file = proc.memory_file(os.getpid())
+    if file is not None:
+        os.close(file)
+    return file is not None
+
+
+def _threads(report: dict[str, Any]) -> Threads | None:
+    """What bounds the threads of a program; where the kernel can't ask, that goes into the report."""
+    try:
+        return Threads()
+    except OSError as error:
+        report["notes"].append(f"the threads of a program are bounded by address space alone: {error}")
         return None
-    if report["namespaces"]:
-        return seccomp.program()
-    return seccomp.program(metadata=False, writes=bool(report["landlock"]))
 
 
-def _become(uid: int, readable: list[str], home: str) -> list[str]:
+def _become(uid: int, readable: list[str], new_root: bool) -> list[str]:
     """Leaves root for another user, unless that user could not read the interpreter; returns what to report.
 
     Args:
         uid: of the other user, who needs no account.
         readable: what that user must be able to read.
-        home: directory to hand over in the new root; "" if there is no new root.
+        new_root: whether the server has one, in which it keeps its capabilities until `_lock_down`.
     """
-    closed = [path for path in readable if not _open_to_all(path, parents=not home)]
+    kernel.forbid_capabilities()
+    closed = [path for path in readable if not _open_to_all(path, parents=not new_root)]
     if closed:
         return [f"stays root without capabilities, since other users can't read {closed[0]}"]
-    if home:
-        os.chown(home, uid, uid)
+    kernel.prctl(kernel.PR_SET_KEEPCAPS, int(new_root))
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -211,12 +186,23 @@ def _prepare(config: Config) -> None:
         del sys.modules[name]
 
 
-def _lock_down(readable: list[str], home: str) -> int:
-    """What the server and all its children go without; returns the version of Landlock in force."""
+def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement:
+    """Gives up what neither the server nor its children need, and prepares what each child gives up in addition.
+
+    With a new root the server keeps one capability, to mount what programs write in; the children give it up.
+    """
+    new_root = report["namespaces"]
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each session takes three
     child.lower(resource.RLIMIT_STACK, _STACK_BYTES, _STACK_BYTES)
     child.lower(resource.RLIMIT_CORE, 0, 0)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    version = landlock.restrict([*readable, *namespaces.DEVICES], [home] if home else [])
-    kernel.drop_capabilities()
-    return version
+    kernel.forbid_capabilities()
+    kernel.keep_capabilities(kernel.CAP_SYS_ADMIN) if new_root else kernel.drop_capabilities()
+    # The rule is on the parent: Landlock does not look at a directory that a mount hides.
+    writable = [os.path.dirname(namespaces.WORK)] if new_root else []
+    rules = landlock.ruleset([*readable, *namespaces.DEVICES], writable)
+    report["landlock"] = rules.version
+    calls = seccomp.program() if new_root else seccomp.program(metadata=False, writes=bool(rules.version))
+    return child.Confinement(calls, rules, new_root=new_root)

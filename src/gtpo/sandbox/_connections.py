@@ -1,0 +1,121 @@
+"""Connections of the sandbox's HTTP server: uvicorn's, with limits on time and number for each client.
+
+uvicorn bounds how long a connection may be idle between requests; here are the other ways of holding one: a head that
+never ends, an answer that is never read, and too many of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+from collections import Counter
+from typing import Any
+
+import h11
+from uvicorn import Config, Server
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_S = 20.0
+"""For the head of a request, from the connection or its first byte on."""
+IDLE_S = 60.0
+"""Between an answer and the next request."""
+READ_S = 60.0
+"""For the client to go on reading an answer."""
+END_S = 2.0
+"""For programs that run when the server ends."""
+_LOG = logging.getLogger("gtpo.sandbox.serve")
+
+
+def server(app: Any, most_connections: int) -> Server:
+    """A uvicorn server that is not running yet.
+
+    Args:
+        app: ASGI application.
+        most_connections: of one client at a time; one more is closed at once.
+    """
+    clients: Counter[str] = Counter()
+
+    class Connection(_Connection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.clients, self.most = clients, most_connections
+
+    config = Config(
+        app,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=IDLE_S,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=END_S,  # type: ignore[arg-type]
+        backlog=512,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what runs is the business of those who asked
+    return Server(config)
+
+
+class _Connection(H11Protocol):
+    clients: Counter[str]
+    most: int
+    _head: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+    _host = ""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._host = (self.client or ("",))[0]
+        self.clients[self._host] += 1
+        if self.clients[self._host] > self.most:
+            _LOG.warning("closed a connection of %s: it has %d", self._host, self.most)
+            transport.abort()
+            return
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._await_head()
+        elif self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _await_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self.loop.call_later(READ_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head, self._reading):
+            if timer is not None:
+                timer.cancel()
+        self.clients[self._host] -= 1
+        if not self.clients[self._host]:
+            del self.clients[self._host]
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """As SandboxFusion's clients expect it: a length that is no number is a length that is missing."""
+        length = "Content-Length" in str(sys.exc_info()[1])
+        body = json.dumps({"detail": "Content-Length must be a whole number" if length else msg}).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=411 if length else 400, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -1,0 +1,132 @@
+"""The answers of `gtpo sandbox serve`: a request is read, its program run and ended when the client hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from gtpo.sandbox.service import KEY_HEADER, SandboxService
+
+BODY_S = 60.0
+"""For the body of a request."""
+_BODY_BYTES = 16 << 20
+
+
+class _Json(JSONResponse):
+    """In ASCII, so that every text can be sent."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
+
+
+def application(service: SandboxService) -> Starlette:
+    """What answers the requests of a service."""
+
+    async def ping(request: Request) -> Response:
+        return _refusal(HTTPStatus.BAD_REQUEST, "a GET has no body") if _has_body(request) else _Json("pong")
+
+    async def status(request: Request) -> Response:
+        if _has_body(request):
+            return _refusal(HTTPStatus.BAD_REQUEST, "a GET has no body")
+        return _Json(service.load())
+
+    async def run_code(request: Request) -> Response:
+        return _unusable(service, request) or await _run_code(service, request)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _refusal(HTTPStatus.NOT_FOUND, "Not Found")
+
+    return Starlette(
+        routes=[
+            Route("/v1/ping", ping),
+            Route("/v1/status", status),
+            Route("/run_code", run_code, methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: unknown},
+    )
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in request.headers
+
+
+def _refusal(status: HTTPStatus, detail: str) -> Response:
+    """An answer that ends the connection, since the body was not read."""
+    return _Json({"detail": detail}, status, {"Connection": "close"})
+
+
+def _unusable(service: SandboxService, request: Request) -> Response | None:
+    """Why a program is refused before its body is read, None if it is not."""
+    length, key = request.headers.get("Content-Length", ""), service.key
+    if key is not None and not hmac.compare_digest(request.headers.get(KEY_HEADER, "").encode(), key.encode()):
+        return _refusal(HTTPStatus.UNAUTHORIZED, f"the header {KEY_HEADER} is missing or wrong")
+    if not length.isdigit() or "Transfer-Encoding" in request.headers:
+        return _refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be a whole number, and nothing be chunked")
+    if int(length) > _BODY_BYTES:
+        return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {_BODY_BYTES} bytes")
+    return None
+
+
+async def _run_code(service: SandboxService, request: Request) -> Response:
+    """Reads the body, runs the program in its turn and answers, as long as the client is there."""
+    entered = service.enter()
+    try:
+        body = await asyncio.wait_for(_body(request, keep=entered), BODY_S)
+        if not entered:
+            headers = {"Retry-After": str(service.retry_after_s)}
+            return _Json({"detail": "busy"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
+        return await _while_connected(request, _answer(service, body))
+    except asyncio.TimeoutError:
+        return _refusal(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_S:g} s")
+    except ClientDisconnect:
+        return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+    finally:
+        if entered:
+            service.leave()
+
+
+async def _body(request: Request, keep: bool) -> bytes:
+    """The whole body, or nothing of it where it is not to be kept."""
+    parts = [part if keep else b"" async for part in request.stream()]
+    return b"".join(parts)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """The result of `work`, which is cancelled when the client hangs up.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    answer, hang_up = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait([answer, hang_up], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise ClientDisconnect
+    finally:
+        for job in (answer, hang_up):
+            job.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await job
+
+
+async def _answer(service: SandboxService, data: bytes) -> Response:
+    try:
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise ValueError("the body must be a JSON object")
+        answer = await service.run(body)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        return _Json({"detail": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
+    return _Json(answer)
