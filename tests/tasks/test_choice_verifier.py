@@ -129,7 +129,9 @@ def test_yes_and_no(answer, word, spelled):
         assert check(box(answer), replace(problem, answer=spelled(other))).passed == (word == "no")
 
 
-@pytest.mark.parametrize("answer", ["yes, because it is", "yes and no", "not no", "A", "y", "yes?", "yes! no!", "maybe", "да"])
+@pytest.mark.parametrize(
+    "answer", ["yes, because it is", "yes and no", "not no", "A", "y", "yes?", "yes! no!", "maybe", "да"]
+)
 def test_only_the_word_alone_is_yes_or_no(answer):
     for word in ("yes", "no"):
         assert check(box(answer), gold(word, "Is it?")) == Verdict(False, 0.0, "neither yes nor no alone", answer)

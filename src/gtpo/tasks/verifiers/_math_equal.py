@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from gtpo.tasks.verifiers._math_reading import (
+from gtpo.tasks.verifiers._math_forms import (
     Answer,
     Builder,
     Chain,
@@ -29,14 +29,10 @@ from gtpo.tasks.verifiers._math_reading import (
     Value,
     Words,
 )
-from gtpo.tasks.verifiers.answers import ABSOLUTE, RELATIVE
+from gtpo.tasks.verifiers._math_sets import NoSet, letter_of, real_set, same_sets
+from gtpo.tasks.verifiers._math_values import factor_of, same_exactly, same_number
 
-DIGITS, MOST_DIGITS = 30, 400
 MOST_MEMBERS = 200
-LONG_NUMBER = 10**40
-"""With a number of this size in it, an equality that only digits show is not believed."""
-
-_POINTS = ((7, 11), (-13, 17), (31, 19), (-5, 23), (43, 37), (3, 41))
 
 
 def same_answer(gold: Answer, candidate: Answer) -> bool:
@@ -105,117 +101,11 @@ def _same_value(gold: Value, candidate: Value) -> bool:
     )
 
 
-def same_number(gold: Any, candidate: Any, decimal: bool = False) -> bool:
-    """Whether two expressions are equal; if one is decimal, whether they are as close as `answers` says."""
-    if gold == candidate:
-        return True
-    if gold.is_infinite or candidate.is_infinite:
-        return False
-    if _same_exactly(gold, candidate):
-        return True
-    if decimal and gold.is_number and candidate.is_number:
-        return _close(gold, candidate)
-    return _with_imaginary_unit(gold, candidate)
-
-
-def _with_imaginary_unit(gold: Any, candidate: Any) -> bool:
-    """Once more, with the imaginary unit for the letter i."""
-    from sympy import I
-
-    letters = {s: I for s in gold.free_symbols | candidate.free_symbols if s.name == "i"}
-    return bool(letters) and _same_exactly(gold.subs(letters).doit(), candidate.subs(letters).doit())
-
-
-def _close(gold: Any, candidate: Any) -> bool:
-    from sympy import Rational
-
-    distance, size = _size((candidate - gold).evalf(DIGITS, maxn=MOST_DIGITS)), _size(gold.evalf(DIGITS, maxn=MOST_DIGITS))
-    if distance is None or size is None:
-        return False
-    most = min(Rational(ABSOLUTE.numerator, ABSOLUTE.denominator), Rational(*RELATIVE.as_integer_ratio()) * size)
-    return bool(distance <= most)
-
-
-def _same_exactly(gold: Any, candidate: Any) -> bool:
-    """By their difference: of rational numbers at once; else by its values at some points, then by proof.
-
-    Where no proof is found, values of some hundred digits at all points decide, but not with very long numbers.
-    """
-    from sympy import expand, simplify
-
-    difference = gold - candidate
-    if difference.is_zero:
-        return True
-    if difference.is_Rational:
-        return False
-    letters = sorted(difference.free_symbols, key=lambda letter: str(letter.name))
-    zeros = 0
-    for letters_at in _points(letters):
-        zero = _is_zero(difference, gold, candidate, letters_at)
-        if zero is False:
-            return False
-        zeros += bool(zero)
-    if not zeros:
-        return False
-    difference = expand(difference)
-    if difference.is_zero or (difference.is_Rational and not difference):
-        return True
-    if difference.is_Rational:
-        return False
-    proved = simplify(difference)
-    if proved.is_zero is not None and not letters:
-        return bool(proved.is_zero)
-    return bool(proved == 0) or not _has_long_numbers(gold) and not _has_long_numbers(candidate)
-
-
-def _has_long_numbers(expr: Any) -> bool:
-    from sympy import Rational
-
-    return any(abs(number.p) > LONG_NUMBER or number.q > LONG_NUMBER for number in expr.atoms(Rational))
-
-
-def _points(letters: Sequence[Any]) -> list[dict[Any, Any]]:
-    """Values for the letters: none if there are none, else some of both signs, different for each letter."""
-    from sympy import Rational
-
-    if not letters:
-        return [{}]
-    return [
-        {letter: Rational(top + 2 * (k + 1) * i * i, bottom + 6 * i) for i, letter in enumerate(letters)}
-        for k, (top, bottom) in enumerate(_POINTS)
-    ]
-
-
-def _is_zero(difference: Any, gold: Any, candidate: Any, at: dict[Any, Any]) -> bool | None:
-    """Whether the difference is zero there; None if one of the two is not a real number there and the letters are."""
-    size, distance = _size(gold.subs(at).evalf(15)), _size(difference.subs(at).evalf(15, maxn=MOST_DIGITS))
-    if size is None or distance is None:
-        return None
-    if at and not (gold.has(*_complex()) or candidate.has(*_complex())) and not _both_real(gold, candidate, at):
-        return None
-    return bool(distance <= (size or 1) * 10 ** -(MOST_DIGITS // 4))
-
-
-def _size(value: Any) -> Any:
-    """The larger of its real and imaginary part, in size; None if it is no finite number."""
-    parts = value.as_real_imag()
-    if not all(part.is_Float or part.is_Rational for part in parts):
-        return None
-    return max(abs(part) for part in parts)
-
-
-def _complex() -> tuple[Any, ...]:
-    from sympy import I
-
-    return (I,)
-
-
-def _both_real(gold: Any, candidate: Any, at: dict[Any, Any]) -> bool:
-    return all(expr.subs(at).evalf(15).is_real for expr in (gold, candidate))
-
-
 def _same_chain(gold: Form, candidate: Form) -> bool:
     if isinstance(gold, Chain) and isinstance(candidate, Chain):
+        for member, bounds in ((gold, candidate), (candidate, gold)):
+            if member.relations == ("in",) and _is_inequality(bounds):
+                return member.name == letter_of(bounds) and _same_set(member.sides[1], bounds)
         if gold.name and gold.name == candidate.name and gold.relations == candidate.relations and len(gold.sides) == 2:
             return same(gold.sides[1], candidate.sides[1])
         if _same_relation(gold, candidate):
@@ -229,7 +119,7 @@ def _same_chain(gold: Form, candidate: Form) -> bool:
         value = _value_of(chain, strict=chain is gold)
         if value is None:
             return isinstance(other, Many) and other.signs and _product_of_lines(chain, other)
-        return same(value, other) if chain is candidate else same(value, other)
+        return same(value, other)
     return _is_inequality(chain) and _same_set(gold, candidate)
 
 
@@ -277,9 +167,9 @@ def _same_relation(gold: Chain, candidate: Chain) -> bool:
         side.sides[0].expr - side.sides[1].expr  # type: ignore[union-attr]
         for side in (gold, candidate)
     )
-    if not left.free_symbols or not right.free_symbols or left.is_zero or _same_exactly(left, left * 0):
+    if not left.free_symbols or not right.free_symbols or left.is_zero or same_exactly(left, left * 0):
         return one == other and all(map(same, gold.sides, candidate.sides))
-    factor = _factor(left, right)
+    factor = factor_of(left, right)
     if factor is None:
         return False
     if one in ("=", "!="):
@@ -287,21 +177,6 @@ def _same_relation(gold: Chain, candidate: Chain) -> bool:
     if not factor.is_positive:
         other = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}[other] if other in ("<", ">", "<=", ">=") else other
     return one == other
-
-
-def _factor(gold: Any, candidate: Any) -> Any:
-    """The number that the candidate is a multiple of the gold expression by; None if there is none, or it is zero."""
-    if gold.free_symbols != candidate.free_symbols:
-        return None
-    letters = sorted(gold.free_symbols, key=lambda letter: str(letter.name))
-    for at in _points(letters):
-        one, other = gold.subs(at).doit(), candidate.subs(at).doit()
-        if one.is_number and other.is_number and one.evalf(15).is_real and abs(one.evalf(15)) > 1e-9:
-            factor = other / one
-            if not factor.evalf(15).is_finite or not abs(factor.evalf(15)) > 0:
-                return None
-            return factor if _same_exactly(gold * factor, candidate) else None
-    return None
 
 
 def _product_of_lines(gold: Chain, candidate: Many) -> bool:
@@ -318,7 +193,7 @@ def _product_of_lines(gold: Chain, candidate: Many) -> bool:
     if gold.relations != ("=",) or not all(isinstance(side, Value) for side in gold.sides):
         return False
     left = gold.sides[0].expr - gold.sides[1].expr  # type: ignore[union-attr]
-    return bool(left.free_symbols) and _factor(left, expand(product)) is not None
+    return bool(left.free_symbols) and factor_of(left, expand(product)) is not None
 
 
 def _same_ratio(gold: Form, candidate: Form) -> bool:
@@ -392,9 +267,10 @@ def _same_members(gold: Many, candidate: Many) -> bool:
 
 def _by_name(many: Many) -> Sequence[Form]:
     """The members; values for letters in the order of the letters' names."""
-    if all(isinstance(m, Chain) and m.name and m.relations == ("=",) for m in many.members):
-        return [m.sides[1] for m in sorted(many.members, key=lambda m: m.name if isinstance(m, Chain) else "")]
-    return many.members
+    named = [m for m in many.members if isinstance(m, Chain) and m.name and m.relations == ("=",)]
+    if len(named) < len(many.members):
+        return many.members
+    return [member.sides[1] for member in sorted(named, key=lambda member: member.name)]
 
 
 def _in_order(gold: Sequence[Form], candidate: Sequence[Form]) -> bool:
@@ -426,8 +302,6 @@ def _is_set(form: Form) -> bool:
 
 
 def _same_set(gold: Form, candidate: Form) -> bool:
-    from gtpo.tasks.verifiers._math_sets import NoSet, letter_of, real_set, same_sets
-
     letters = letter_of(gold), letter_of(candidate)
     if None not in letters and letters[0] != letters[1]:
         return False

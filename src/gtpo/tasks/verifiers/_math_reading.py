@@ -8,13 +8,24 @@ answer that holds more than that has no form, and is equal only to the same spel
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
+from gtpo.tasks.verifiers._math_forms import (
+    Answer,
+    Builder,
+    Chain,
+    Combined,
+    Form,
+    Grid,
+    Many,
+    Named,
+    Ratio,
+    Value,
+    Words,
+)
 from gtpo.tasks.verifiers._math_spelling import spelled
-from gtpo.tasks.verifiers._math_units import Unit, without_unit
+from gtpo.tasks.verifiers._math_units import without_unit
 
 
 class Unreadable(Exception):
@@ -28,100 +39,6 @@ class Unreadable(Exception):
         super().__init__(why)
         self.broken = broken
 
-
-@dataclass(frozen=True)
-class Value:
-    """A number or an expression.
-
-    Attributes:
-        expr: exact; decimals are fractions.
-        decimal: it was written with a decimal point.
-        others: what else it may mean: 50% is 50 and 1/2, 60 degrees are 60 and pi/3.
-    """
-
-    expr: Any
-    decimal: bool = False
-    others: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Words:
-    """Words in lower case."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A matrix, by rows."""
-
-    rows: tuple[tuple[Form, ...], ...]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """a : b, or a time of day."""
-
-    parts: tuple[Form, ...]
-    time: bool
-
-
-@dataclass(frozen=True)
-class Many:
-    """Several members.
-
-    Attributes:
-        brackets: "" for a list without, "{}" for a set, or the two brackets.
-        members: in their order.
-        union: a list of conditions any of which holds.
-        signs: it was one member with a sign that may be plus or minus.
-    """
-
-    brackets: str
-    members: tuple[Form, ...]
-    union: bool = False
-    signs: bool = False
-
-
-@dataclass(frozen=True)
-class Combined:
-    """Sets joined by `union`, `intersection` or `difference`."""
-
-    how: str
-    parts: tuple[Form, ...]
-
-
-@dataclass(frozen=True)
-class Named:
-    """A set with a name of its own: reals, integers, naturals, rationals, complexes, empty."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Builder:
-    """The set of a variable that meets a condition."""
-
-    variable: str
-    condition: Form
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Sides with relations between them.
-
-    Attributes:
-        sides: one more than relations.
-        relations: of `= < > <= >= != in`.
-        name: the first side as text, if it is a name, such as x or f(x).
-    """
-
-    sides: tuple[Form, ...]
-    relations: tuple[str, ...]
-    name: str
-
-
-Form: TypeAlias = Value | Words | Grid | Ratio | Many | Combined | Named | Builder | Chain
 
 _SETS = {
     r"\mathbb{R}": "reals",
@@ -142,30 +59,18 @@ _SET_OPERATOR = re.compile(r"\\(cup|cap|setminus)(?![a-zA-Z])")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:bf|it|rm|sf)|mbox|boldsymbol|operatorname)\s*\{")
 _LETTERS = re.compile(r"[A-Za-z](?:[A-Za-z -]*[A-Za-z])?[.!]?")
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|overline|vec|widehat)\s*\{?)?[a-zA-Z\\]+(?:_\{?\w+\}?)?\}?(?:\([a-zA-Z0-9, ]*\))?|\|[A-Z]+\|"
+    r"(?:\\(?:angle|triangle|overline|vec|widehat)\s*\{?)?[a-zA-Z\\]+(?:_\{?\w+\}?)?\}?(?:\([a-zA-Z0-9, ]*\))?"
+    r"|\|[A-Z]+\|"
 )
 _DOTS = re.compile(r"\\[lcdv]?dots(?![a-zA-Z])|\.\.\.|…")
 _SIDE_BY_SIDE = re.compile(r"\d\s+\.?\d|[=<>]\s*$|^\s*[=]|\d\s+\\frac\{\d+\}\{\d+\}\s*\d")
-_QUALIFIER = re.compile(r"[,;]?\s*\\(?:text|mbox)\{\s*,?\s*(?:for|where|when|if|with)\b.*$|[,;]\s*[a-z]\s*\\in\s*\\mathbb\{[ZN]\}.*$")
+_QUALIFIER = re.compile(
+    r"[,;]?\s*\\(?:text|mbox)\{\s*,?\s*(?:for|where|when|if|with)\b.*$|[,;]\s*[a-z]\s*\\in\s*\\mathbb\{[ZN]\}.*$"
+)
 _MOD = re.compile(r"\s*\\pmod\s*\{?[^{}]*\}?$|\s*\(\\bmod\s+[^()]*\)$|\s*\\bmod\s.*$")
 _PERCENT = re.compile(r"\s*\\?%$|\s*\\text\{\s*(?:percent|%)\s*\}$")
 _DEGREES = re.compile(r"\s*\^\s*\{?\\circ\}?$")
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer as it was read.
-
-    Attributes:
-        form: what it is.
-        unit: the unit behind it.
-        qualifier: what is said behind it of its letters, as text.
-    """
-
-    form: Form
-    unit: Unit | None
-    qualifier: str
 
 
 @lru_cache(maxsize=2048)
@@ -191,7 +96,7 @@ def _outside(latex: str) -> str:
 
 
 def _form(text: str) -> Form:
-    text = text.strip().rstrip(".").strip()
+    text = re.sub(r"(?<!\.)\.$", "", text.strip()).strip()
     if not text:
         raise Unreadable("nothing stands there")
     if text in _SETS:
@@ -244,8 +149,14 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _depths(text: str) -> list[int]:
-    """How deep in brackets each character is; raises Unreadable if they don't match. `(0,1]` is a pair too."""
+    """How deep in brackets each character is, brackets inside; raises Unreadable if they don't match. `(0,1]` does."""
+    return _inside(text)[0]
+
+
+def _inside(text: str) -> tuple[list[int], list[int]]:
+    """How deep in brackets each character is, and how deep one is behind it."""
     depth, depths, place, env = 0, [0] * len(text), 0, 0
+    behind = [0] * len(text)
     while place < len(text):
         step = 1
         if text.startswith(r"\begin", place):
@@ -256,20 +167,25 @@ def _depths(text: str) -> list[int]:
         mark = text[place + 1 : place + 2] if escaped else text[place]
         if escaped:
             step = 2 if mark in "{}" else max(1, len(re.match(r"\\[a-zA-Z]*", text[place:])[0]))  # type: ignore[index]
-        opens = mark in "{([" if not escaped else mark == "{" or text.startswith((r"\langle", r"\lfloor", r"\lceil"), place)
-        closes = mark in "})]" if not escaped else mark == "}" or text.startswith((r"\rangle", r"\rfloor", r"\rceil"), place)
+        opens = (
+            mark in "{([" if not escaped else mark == "{" or text.startswith((r"\langle", r"\lfloor", r"\lceil"), place)
+        )
+        closes = (
+            mark in "})]" if not escaped else mark == "}" or text.startswith((r"\rangle", r"\rfloor", r"\rceil"), place)
+        )
         if closes:
             depth -= 1
         for i in range(place, min(place + step, len(text))):
             depths[i] = depth + (1 if opens or closes or env else 0)
         if opens:
             depth += 1
+        behind[place : place + step] = [depth] * min(step, len(text) - place)
         if depth < 0:
             raise Unreadable("brackets don't match", broken=True)
         place += step
     if depth:
         raise Unreadable("brackets don't match", broken=True)
-    return depths
+    return depths, behind
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[re.Match[str]]]:
@@ -341,9 +257,9 @@ def _side(text: str) -> Form:
 
 def _bracketed(text: str) -> Form | None:
     opening = next((b for b in ("\\{", "\\langle", "(", "[", "{") if text.startswith(b)), None)
-    if opening is None or any(depth == 0 for depth in _depths(text)[1:-1]):
-        return None
     closing = next((b for b in ("\\}", "\\rangle", ")", "]", "}") if text.endswith(b)), "")
+    if opening is None or 0 in _inside(text)[1][: len(text) - len(closing)]:
+        return None
     inner = text[len(opening) : len(text) - len(closing)].strip()
     if opening == "{":
         return _form(inner) if closing == "}" else None
@@ -452,8 +368,3 @@ def _exact(expr: Any) -> tuple[Any, bool]:
     if expr.has(nan, zoo):
         raise Unreadable("undefined")
     return expr, bool(floats)
-
-
-def form_of(forms: Sequence[Form]) -> Form:
-    """The one form, or all of them as a list."""
-    return forms[0] if len(forms) == 1 else Many("", tuple(forms))

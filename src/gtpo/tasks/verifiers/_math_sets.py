@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import reduce
 from typing import Any
 
-from gtpo.tasks.verifiers._math_reading import Builder, Chain, Combined, Form, Many, Named, Value
+from gtpo.tasks.verifiers._math_forms import Builder, Chain, Combined, Form, Many, Named, Value
 
 
 class NoSet(Exception):

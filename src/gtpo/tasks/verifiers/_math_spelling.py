@@ -8,8 +8,19 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
+from typing import TypeAlias
 
-_Rule = tuple[re.Pattern[str], str]
+_Rule: TypeAlias = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+
+
+def _power_of_ten(match: re.Match[str]) -> str:
+    return rf"{match[1]} \times 10^{{{int(match[2])}}}"
+
+
+def _without_commas(match: re.Match[str]) -> str:
+    return "{" + match[1].replace(",", "") + "}"
+
 
 _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\(?:left|right)(?![a-zA-Z])\.?|\\[bB]igg?[lrm]?(?![a-zA-Z])|\\displaystyle(?![a-zA-Z])|\\!"), ""),
@@ -38,12 +49,19 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"(?<![a-zA-Z\\])C_\{?(n|[2-9]|\d\d+)\}?\^\{?(\d+|[a-z])\}?(?![\d{])"), r"\\binom{\1}{\2}"),
     (re.compile(r"(\\(?:max|min|gcd|lcm))\s*\\\{([^{}\\]*)\\\}"), r"\1(\2)"),
     (re.compile(r"\\gamma(?![a-zA-Z])"), r"\\mathit{greekgamma}"),
-    (re.compile(r"(?<![a-zA-Z\\])e(?=_)"), r"\\mathit{lettere}"),
+    (re.compile(r"(?<![a-zA-Z\\])([eE])(?=_)"), r"\\mathit{letter\1}"),
+    (
+        re.compile(r"(?<![\w.}])(\d+\.\d+(?=[eE][-+]?\d)|\d+(?=[eE][-+]?\d\d))[eE]([-+]?\d{1,2})(?![\d.])"),
+        _power_of_ten,
+    ),
     (re.compile(r"([a-zA-Z])(?:'''|\^\{?\\prime\\prime\\prime\}?)"), r"\1_{third}"),
     (re.compile(r"([a-zA-Z])(?:''|\^\{?\\prime\\prime\}?)"), r"\1_{second}"),
     (re.compile(r"([a-zA-Z])(?:'|’|\^\{?\\prime\}?)"), r"\1_{prime}"),
-    (re.compile(r"\{(\d{1,3}(?:,\d{3})+)\}"), lambda m: "{" + m[1].replace(",", "") + "}"),  # type: ignore[list-item]
-    (re.compile(r"((?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+(?:\.\d+)?)\s*\^\{?\\circ\}?"), r"\1{\\frac{\2 \\pi}{180}}"),
+    (re.compile(r"\{(\d{1,3}(?:,\d{3})+)\}"), _without_commas),
+    (
+        re.compile(r"((?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*)(\d+(?:\.\d+)?)\s*\^\{?\\circ\}?"),
+        r"\1{\\frac{\2 \\pi}{180}}",
+    ),
 )
 _PRODUCT = re.compile(
     r"(?<=\d)\s*(?=\(|\[|\\(?:binom|lfloor|lceil|sqrt|left|log|ln|sin|cos|tan|sum|pi|math|max|min|gcd|lcm)(?![a-zA-Z]*\{\d+\}\^))"

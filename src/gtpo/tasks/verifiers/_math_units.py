@@ -74,21 +74,30 @@ def without_unit(text: str) -> tuple[str, Unit | None]:
     if match and match.start() > 0 and re.search(r"[\w)}\]]$", text[: match.start()].rstrip()):
         rest = text[: match.start()].rstrip()
         words = re.sub(r"\\(?:text\w*|mbox|mathrm)", "", match[1])
-        if _MEANINGFUL.search(words) or not _balanced(rest):
+        if says_something(words) or not _balanced(rest):
             return text, None
         power = _POWER.search(match[1])
         return rest, _unit(words, int(power[1] or power[2]) if power else 1)
     bare = _BARE.search(text)
-    if bare and not _MEANINGFUL.search(bare[1]) and not re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", text[: bare.start()]):
-        words = bare[1].split()
-        if all(word in _KNOWN or word.removesuffix("s") in _KNOWN or _is_word(word) for word in words):
-            return text[: bare.start()].rstrip(), _unit(bare[1], 1)
+    if bare is None or says_something(bare[1]) or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", text[: bare.start()]):
+        return text, None
+    if all(is_unit(word) for word in bare[1].split()):
+        return text[: bare.start()].rstrip(), _unit(bare[1], 1)
     return text, None
 
 
-def _is_word(word: str) -> bool:
-    """Whether it is a word rather than a product of letters."""
-    return len(word) > 2 and bool(re.search("[aeiouyAEIOUY]", word)) and not _LETTERS_OF_VARIABLES.fullmatch(word.lower())
+def says_something(words: str) -> bool:
+    """Whether words behind a number are more than a unit."""
+    return bool(_MEANINGFUL.search(words))
+
+
+def is_unit(word: str) -> bool:
+    """Whether it is a known unit, or a word rather than a product of letters."""
+    if word in _KNOWN or word.removesuffix("s") in _KNOWN:
+        return True
+    return (
+        len(word) > 2 and bool(re.search("[aeiouyAEIOUY]", word)) and not _LETTERS_OF_VARIABLES.fullmatch(word.lower())
+    )
 
 
 def _balanced(text: str) -> bool:
@@ -96,7 +105,7 @@ def _balanced(text: str) -> bool:
 
 
 def _unit(text: str, power: int) -> Unit | None:
-    words = [word for word in _WORDS.findall(text)]
+    words = _WORDS.findall(text)
     if len(words) == 2 and words[0].lower() in ("square", "sq", "cubic", "cu"):
         power, words = 2 if words[0].lower() in ("square", "sq") else 3, words[1:]
     if len(words) != 1:
