@@ -8,6 +8,7 @@ answer that holds more than that has no form, and is equal only to the same spel
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -121,7 +122,8 @@ def _words(text: str) -> Words | Form | None:
         if not inner:
             raise Unreadable("nothing stands there")
         if re.search(r"\d", inner) and not re.search(r"[a-zA-Z]{2}", inner):
-            return _form(inner)
+            with suppress(Unreadable):
+                return _form(inner)
         return Words(re.sub(r"\s+", " ", inner).casefold().strip(" .!").removeprefix("(").removesuffix(")"))
     if _LETTERS.fullmatch(text) and len(re.sub(r"[^a-zA-Z]", "", text)) > 1:
         return Words(re.sub(r"\s+", " ", text).casefold().strip(" .!"))
