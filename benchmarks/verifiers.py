@@ -4,9 +4,9 @@
     python benchmarks/verifiers.py speed FOLDER
     python benchmarks/verifiers.py fuzz [--texts 1000000] [--results 100000] [--seed 0]
 
-FOLDER holds files of problems. `rates` has math-verify alone beside the verifier of mathematics, on the same pairs, with
-its defaults. `speed` prints verdicts per second; to compare commits, run it on each. `fuzz` feeds random texts to the
-verifiers, and random results to what reads them; anything raised is an error.
+FOLDER holds files of problems. `rates` has math-verify alone beside the verifier of mathematics, on the same pairs,
+with its defaults. `speed` prints verdicts per second; to compare commits, run it on each. `fuzz` feeds random texts to
+the verifiers, and random results to what reads them; anything raised is an error.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def natural(problem: Problem, kind: str) -> Iterator[tuple[str, str]]:
         return
     spellings = {"math": mathematics, "choice": choices, "qa": words, "literal": literals}[kind]
     yield from (("spelling", said(text, kind)) for text in spellings(problem))
-    yield "spelling", f"\\boxed{{0}} no, wait. {said(gold, kind)}" if kind != "literal" else said(gold, kind)
+    if kind != "literal":
+        yield "second box", f"\\boxed{{0}} no, wait. {said(gold, kind)}"
 
 
 def mathematics(problem: Problem) -> Iterator[str]:
@@ -219,9 +220,9 @@ def document(tables: dict[str, list[str]], limit: int, seconds: float) -> str:
     return f"""# The verifiers, checked
 
 `python benchmarks/verifiers.py rates FOLDER --limit {limit} --output docs/results/verifiers.md`: of each file the first
-{limit} problems. Each gold answer in the spellings that people and models use must pass. What a policy would try must not:
-equations that fit everything, near misses of powers and digits, lost letters, two answers at once, programs that lie
-about their tests (`gtpo.tasks.adversarial`). Beside it math-verify alone, with its defaults, on the same pairs of
+{limit} problems. Each gold answer in the spellings that people and models use must pass. What a policy would try must
+not: equations that fit everything, near misses of powers and digits, lost letters, two answers at once, programs that
+lie about their tests (`gtpo.tasks.adversarial`). Beside it math-verify alone, with its defaults, on the same pairs of
 mathematics. It took {seconds:.0f} s on two cores, beside other work.
 
 ## By file

@@ -24,7 +24,7 @@ from typing import IO, Any
 from gtpo.errors import VerifierError
 
 STARTUP_S = 120.0
-LONGER = 4.0
+LONGER = 2.0
 _BOOTSTRAP = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from gtpo.tasks.verifiers._math_worker import main; main(int(sys.argv[2]))"

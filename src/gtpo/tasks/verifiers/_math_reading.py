@@ -121,9 +121,10 @@ def _words(text: str) -> Words | Form | None:
         inner = text[font.end() : -1].strip()
         if not inner:
             raise Unreadable("nothing stands there")
-        if re.search(r"\d", inner) and not re.search(r"[a-zA-Z]{2}", inner):
+        number, _ = without_unit(inner)
+        if re.search(r"\d", number) and not re.search(r"[a-zA-Z]{2}", re.sub(r"\b(?:and|or)\b", "", number)):
             with suppress(Unreadable):
-                return _form(inner)
+                return _form(number)
         return Words(re.sub(r"\s+", " ", inner).casefold().strip(" .!").removeprefix("(").removesuffix(")"))
     if _LETTERS.fullmatch(text) and len(re.sub(r"[^a-zA-Z]", "", text)) > 1:
         return Words(re.sub(r"\s+", " ", text).casefold().strip(" .!"))

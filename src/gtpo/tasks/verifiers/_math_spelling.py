@@ -27,6 +27,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\(?:hspace|vspace)\{[^{}]*\}|\s+"), " "),
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
+    (re.compile(r"(?<![\d/.])(\d+) +(\d+)/(\d+)(?![\d/.])"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"\\(frac|binom)\s*(\d)\s*(\d)"), r"\\\1{\2}{\3}"),
     (re.compile(r"_\s*(\d)\s+(?=\d)"), r"_{\1}"),
     (re.compile(r"\{\s*(\w+)\s*\\choose\s+(\w+)\s*\}"), r"\\binom{\1}{\2}"),

@@ -53,27 +53,29 @@ def same_exactly(gold: Any, candidate: Any) -> bool:
 
     Where no proof is found, values of some hundred digits at all points decide, but not with very long numbers.
     """
-    from sympy import expand, simplify
+    from sympy import expand, fraction, simplify, together
 
     difference = gold - candidate
     if difference.is_zero:
         return True
     if difference.is_Rational:
         return False
-    letters = sorted(difference.free_symbols, key=lambda letter: str(letter.name))
+    letters = sorted(gold.free_symbols | candidate.free_symbols, key=lambda letter: str(letter.name))
     zeros = 0
     for letters_at in _points(letters):
         zero = _is_zero(difference, gold, candidate, letters_at)
         if zero is False:
             return False
         zeros += bool(zero)
-    if not zeros:
-        return False
     difference = expand(difference)
     if difference.is_zero or (difference.is_Rational and not difference):
         return True
     if difference.is_Rational:
         return False
+    if not zeros:
+        return False
+    if letters and expand(fraction(together(difference))[0]).is_zero:
+        return True
     proved = simplify(difference)
     if proved.is_zero is not None and not letters:
         return bool(proved.is_zero)
@@ -103,8 +105,10 @@ def _is_zero(difference: Any, gold: Any, candidate: Any, at: dict[Any, Any]) -> 
     size, distance = _size(gold.subs(at).evalf(15)), _size(difference.subs(at).evalf(15, maxn=MOST_DIGITS))
     if size is None or distance is None:
         return None
-    if at and not (gold.has(*_complex()) or candidate.has(*_complex())) and not _both_real(gold, candidate, at):
-        return None
+    if at and not (gold.has(*_complex()) or candidate.has(*_complex())):
+        real = {bool(expr.subs(at).evalf(15).is_real) for expr in (gold, candidate)}
+        if real != {True}:
+            return None if real == {False} else False  # only one of them has a value there: ln|x| is not ln x
     return bool(distance <= (size or 1) * 10 ** -(MOST_DIGITS // 4))
 
 
@@ -120,10 +124,6 @@ def _complex() -> tuple[Any, ...]:
     from sympy import I
 
     return (I,)
-
-
-def _both_real(gold: Any, candidate: Any, at: dict[Any, Any]) -> bool:
-    return all(expr.subs(at).evalf(15).is_real for expr in (gold, candidate))
 
 
 def factor_of(gold: Any, candidate: Any) -> Any:
