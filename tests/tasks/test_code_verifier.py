@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -104,6 +105,64 @@ def test_literals_are_compared_by_value(verifier, given, passed):
 def test_the_last_answer_is_the_candidate(text, found):
     assert candidate(text, "tests") == found
     assert CodeVerifier.has_answer(None, text, None) is (found is not None)
+
+
+@pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<answer></answer>", "```\n", "```python\n", "\\boxed{"])
+def test_reading_is_linear_in_the_length_of_the_text(piece):
+    start = time.monotonic()
+    for kind in ("tests", "literal"):
+        candidate(piece * 40_000, kind)
+    assert time.monotonic() - start < 2.0
+
+
+def test_a_candidate_that_was_kept_waiting_is_tried_again_with_more_time():
+    class Busy:
+        def __init__(self, cpu_s):
+            self.cpu_s, self.walls = cpu_s, []
+
+        async def run(self, code, *, limits, **_):
+            self.walls.append(limits.wall_s)
+            return ExecResult(Status.TIMEOUT, note="timed out: more than 2 s of running time", cpu_s=self.cpu_s)
+
+    for used, walls in ((0.4, [2.0, 8.0]), (1.0, [2.0])):
+        sandbox = Busy(used)
+        (verdict,) = CodeVerifier(sandbox, Limits(cpu_s=1.0, wall_s=2.0)).verify_many([fenced("x = 1")], [ADD])
+        assert verdict.reason.startswith("the program ended with timed out")
+        assert sandbox.walls == walls
+
+
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (
+            "class Node:\n    def __init__(s, v): s.v, s.left = v, None\n"
+            "def total(n): return n.v + (total(n.left) if n.left else 0)",
+            "root = Node(1)\nroot.left = Node(2)\nassert total(root) == 3\nassert root.left.v == 2",
+        ),
+        ("def sort(l): l.sort()", "l = [3, 1]\nassert sort(l) is None\nassert l == [1, 3]"),
+        (
+            "def g(x): return x + 1\ndef f(x): return 2 * x",
+            "assert f(g(1)) == 4\nassert all(f(i) == 2 * i for i in range(50))",
+        ),
+        (
+            "class Bad(ValueError): pass\ndef f(x): raise Bad('no')",
+            "try:\n    f(1)\nexcept Bad as e:\n    assert str(e) == 'no'\nelse:\n    assert False",
+        ),
+        (
+            "from fractions import Fraction\ndef f(x): return [Fraction(x, 2), {1, 2}, (x,), b'x', 1j]",
+            "from fractions import Fraction\nassert f(3) == [Fraction(3, 2), {2, 1}, (3,), b'x', 1j]",
+        ),
+        ("def f(n): return (i for i in range(n))", "assert list(f(3)) == [0, 1, 2]"),
+        ("LIMIT = 7\ndef f(x): return min(x, LIMIT)", "assert f(9) == LIMIT == 7"),
+        ("def f(n): return 10 ** n", "assert f(5000) == 10 ** 5000"),
+        ("state = []\ndef f(x):\n    state.append(x)\n    return len(state)", "assert f(0) == 1\nassert f(0) == 2"),
+    ],
+)
+def test_what_tests_do_with_a_program_crosses(verifier, program, tests):
+    problem = Problem("p", "?", tests, "code")
+    good, bad = verifier.verify_many([fenced(program), fenced("x = 1")], [problem, problem])
+    assert good.reason == "all tests passed"
+    assert not bad.passed
 
 
 def test_many_are_checked_at_once_and_keep_their_order(verifier):

@@ -218,6 +218,14 @@ def test_a_hanging_gold_answer_raises(hasty):
         hasty.verify_many([box("x")], [gold("(" * 500 + "1" + ")" * 500, "bad")])
 
 
+def test_a_gold_answer_that_was_accepted_ends_no_run_later(hasty):
+    slow = gold(r"\sqrt{2+" * 5 + "2" + "}" * 5, "slow")
+    assert hasty.unusable([slow]) == {}
+    hasty._pool._workers[0]._timeout_s = 1e-6  # as if the machine were busy
+    (verdict,) = hasty.verify_many([box("x")], [slow])
+    assert not verdict.passed
+
+
 def test_it_works_in_threads_and_under_asyncio(verifier):
     async def several() -> list[list[Verdict]]:
         calls = [asyncio.to_thread(verifier.verify_many, [box(f"x+{i}")], [gold(f"{i}+x")]) for i in range(8)]

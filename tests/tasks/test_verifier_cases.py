@@ -12,7 +12,11 @@ from gtpo.tasks.verifiers.code import CodeVerifier
 from gtpo.tasks.verifiers.math import MathVerifier
 
 DECIDED_OTHERWISE = {
-    ("**73**", "Final Answer: **73**"): "only a box is read",
+    ("73", "Final Answer: **73**"): "only a box is read",
+    (r"\frac{1}{2}", r"\fbox{$\frac{1}{2}$}"): "only a box is read",
+    ("5", r"\boxed{5} % comment \boxed{6"): "the last box that opens is the answer, closed or not",
+    ("3k+1", "3n+1"): "letters are equal in name only: 5m is not 5n",
+    ("n=3k", "n = 3m"): "letters are equal in name only",
 }
 """Gold and answer of the cases that are judged otherwise than they want; the verifiers' documentation says why."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from gtpo.cli import main
 from gtpo.errors import ConfigError, VerifierError
+from gtpo.tasks.adversarial import wrong_answers
 from gtpo.tasks.answer_types import answer_type
 from gtpo.tasks.checking import check_verifier
 from gtpo.tasks.problems import Problem
@@ -212,3 +215,30 @@ FILES = [
 def test_real_files_are_judged_right(shared_data, auto, name):
     problems = problems_from(str(shared_data / f"{name}.jsonl"))[:150]
     assert check_verifier(problems, auto).findings == []
+
+
+def test_adversarial_answers_of_all_kinds_fail(auto):
+    tests = Problem(
+        "t", "?", "assert f(2) == 5\n", "code", {"entry_point": "f", "reference": "def f(n): return n * n + 1"}
+    )
+    golds = (r"\pi r^2 h", "y=x^2+3", r"\frac{3^{50}}{2^{100}}", "-1", "0")
+    math = [Problem(f"m{i}", "?", gold) for i, gold in enumerate(golds)]
+    check = check_verifier([*math, CHOICE, QA, LITERAL, tests], auto, adversarial=True)
+    assert check.findings == []
+    assert check.wrong_answers > 100
+    kinds = {kind for problem in math for kind, _ in wrong_answers(problem, "math", ())}
+    assert kinds == {"universal", "power", "digit", "lost letter", "case", "two answers", "a letter more"}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_raises_on_what_a_model_may_write(seed):
+    fuzz = import_file(Path(__file__).parents[2] / "benchmarks" / "verifiers.py")
+    fuzz.fuzz_texts(600, seed)
+    fuzz.fuzz_results(3000, seed)
+
+
+def import_file(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

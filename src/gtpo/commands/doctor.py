@@ -16,11 +16,13 @@ from gtpo.tasks.sources import problems_from
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.versions import installed_versions
 
-_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...]] [--verifier NAME]
+_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...]] [--verifier NAME] [--adversarial]
 
 Without options: what this machine can do: versions, device, sandbox, missing extras.
 --verify: check the checkers on problems (a file, a benchmark, ...): gold answers must pass, wrong ones must not.
---verifier: which one; by default the one that each problem asks for."""
+--verifier: which one; by default the one that each problem asks for.
+--adversarial: also try what a policy would: equations that fit everything, near misses, lost letters, programs that
+lie about their tests."""
 
 EXTRAS = {
     "vllm": ("vllm", "fast generation"),
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if argv:
         options = _options(argv)
-        return max([_verify(source, options.verifier) for source in options.verify])
+        return max([_verify(source, options.verifier, options.adversarial) for source in options.verify])
     versions = installed_versions()
     print(f"system    {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores")
     print("versions  " + ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
@@ -67,23 +69,24 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gtpo doctor", add_help=False, exit_on_error=False)
     parser.add_argument("--verify", nargs="+", default=[])
     parser.add_argument("--verifier", default="auto")
+    parser.add_argument("--adversarial", action="store_true")
     try:
         options, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes --verify and --verifier")
+        raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes --verify, --verifier and --adversarial")
     if not options.verify:
-        raise ConfigError("--verifier is for --verify SOURCE")
+        raise ConfigError("--verifier and --adversarial are for --verify SOURCE")
     return options
 
 
-def _verify(source: str, name: str) -> int:
+def _verify(source: str, name: str, adversarial: bool) -> int:
     """Check a verifier on the problems of a source; prints a line a row that it gets wrong."""
     problems = problems_from(source)
     verifier = get_verifier(name)
     try:
-        check = check_verifier(problems, verifier, None if name == "auto" else name)
+        check = check_verifier(problems, verifier, name, adversarial=adversarial)
     finally:
         verifier.close()
     counts = Counter(finding.what for finding in check.findings)

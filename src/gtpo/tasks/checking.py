@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from gtpo.tasks.adversarial import wrong_answers
 from gtpo.tasks.answer_types import answer_type
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.answers import canonical, plain_number, quick_match
@@ -44,7 +45,9 @@ class Check:
     findings: list[Finding]
 
 
-def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | None = None) -> Check:
+def check_verifier(
+    problems: Sequence[Problem], verifier: Verifier, name: str | None = None, *, adversarial: bool = False
+) -> Check:
     """Give each problem its gold answer, and answers that are not.
 
     Wrong answers are: of a number its neighbour, its negative and ten times it; the other options of a choice; `None`
@@ -54,6 +57,7 @@ def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | 
         problems: what is checked.
         verifier: who is checked.
         name: its name, if it was chosen for all problems.
+        adversarial: also give the answers of `gtpo.tasks.adversarial`.
     """
     unusable = verifier.unusable(problems)
     findings = [Finding(p.id, "unusable", p.answer, unusable[p.id]) for p in problems if p.id in unusable]
@@ -63,7 +67,7 @@ def check_verifier(problems: Sequence[Problem], verifier: Verifier, name: str | 
     wrongs = [
         (problem, answer)
         for i, (problem, kind) in enumerate(zip(usable, kinds, strict=True))
-        for answer in _wrong(problem, kind, [usable[j] for j in _neighbours(i, kinds)])
+        for answer in _wrong(problem, kind, [usable[j] for j in _neighbours(i, kinds)], adversarial)
     ]
     for pairs, expected, what in ((golds, True, "gold fails"), (wrongs, False, "wrong passes")):
         texts = [_said(answer, answer_type(problem, name)) for problem, answer in pairs]
@@ -101,7 +105,13 @@ def _neighbours(place: int, kinds: Sequence[str]) -> Iterator[int]:
             return
 
 
-def _wrong(problem: Problem, kind: str, others: Sequence[Problem]) -> Iterator[str]:
+def _wrong(problem: Problem, kind: str, others: Sequence[Problem], adversarial: bool) -> Iterator[str]:
+    yield from _plainly_wrong(problem, kind, others)
+    if adversarial:
+        yield from (answer for _, answer in wrong_answers(problem, kind, others))
+
+
+def _plainly_wrong(problem: Problem, kind: str, others: Sequence[Problem]) -> Iterator[str]:
     gold = problem.answer
     if kind == "tests":
         name = problem.extras.get("entry_point") or "solve"

@@ -89,7 +89,7 @@ def _make(name: str, settings: Mapping[str, float]) -> Verifier:
     if name == "code":
         from gtpo.tasks.verifiers.code import CodeVerifier, default_limits
 
-        return CodeVerifier(limits=default_limits(**settings))
+        return CodeVerifier(limits=default_limits(**settings))  # type: ignore[arg-type]
     if name == "reasoning_gym":
         from gtpo.tasks.verifiers.reasoning_gym import ReasoningGymVerifier
 

@@ -78,7 +78,10 @@ class Programs:
         limits = replace(self._limits, output_bytes=max(self._limits.output_bytes, OUTPUT_BYTES))
         result = await self.run(program("candidate", asked, asked["prelude"] + code), problem, limits)
         said = [line.removeprefix(word) for line in result.stdout.split("\n") if line.startswith(word)]
-        kinds, outcomes = _data(said[0], dict) if said else None, _data(said[1], list) if len(said) > 1 else None
+        kinds, outcomes = (
+            json_data(said[0], dict) if said else None,
+            json_data(said[1], list) if len(said) > 1 else None,
+        )
         if kinds is None and result.status is not Status.OK:
             return Loaded(f"the program ended with {told(result)}", None, [])
         if outcomes is None or len(outcomes) > len(operations):
@@ -94,7 +97,7 @@ class Programs:
         operations = simple.calls if simple else await self._look_ahead(problem, names)
         for _ in range(_MOST_ROUNDS):
             loaded = await self.load(code, problem, operations, names=plain)
-            if simple and not loaded.fault and (wrong := _compared(simple, loaded, plain[0])) is not None:
+            if simple and not loaded.fault and (wrong := compared(simple, loaded, plain[0])) is not None:
                 return wrong
             if loaded.fault and (loaded.kinds is not None or loaded.fault.startswith("the program")):
                 return loaded.fault
@@ -128,11 +131,11 @@ class Programs:
         code = asked["prelude"] + problem.answer
         result = await self.run(program("asserts", asked, code), problem, limits)
         line = result.stdout.rpartition("\n")[2]
-        found = _data(line.removeprefix(word), (list, bool)) if line.startswith(word) else None
+        found = json_data(line.removeprefix(word), (list, bool)) if line.startswith(word) else None
         return result, found if result.status is Status.OK else None
 
 
-def _compared(tests: LiteralTests, loaded: Loaded, name: str) -> str | None:
+def compared(tests: LiteralTests, loaded: Loaded, name: str) -> str | None:
     """What is wrong, "" if nothing is; None if the tests must be run to tell."""
     if (loaded.kinds or {}).get(name) != ["callable"] or loaded.characters > MOST_CHARACTERS:
         return None
@@ -154,7 +157,7 @@ def _prelude(problem: Problem) -> str:
     return str(problem.extras.get("prelude") or "")
 
 
-def _data(text: str, kind: Any) -> Any:
+def json_data(text: str, kind: Any) -> Any:
     """The JSON data of that kind, or None."""
     try:
         data = json.loads(text)

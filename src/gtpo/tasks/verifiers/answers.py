@@ -6,8 +6,8 @@ What counts as equal without algebra:
 - two plain numbers (integers, decimals, a fraction of integers; with thousands separators, currency, percent
   or a unit) of the same value. Integers and fractions compare exactly. If either has a decimal point they may
   differ by `ABSOLUTE` and by `RELATIVE` of the gold value, whichever is less, so that 0.333333 is 1/3 and
-  floating-point noise is forgiven. A percentage and a number word such as "million" may be meant as factors
-  or as units: 50% is 50 and 0.5. A line over its last decimals repeats them without end;
+  floating-point noise is forgiven. A percentage may be meant as a factor or as a unit: 50% is 50 and 0.5; a number
+  word is a factor: 5 million is not 5. A line over its last decimals repeats them without end;
 - two numerals in the same base, if it is their subscript: 101_2 is 101_{2}, but not 101_3, 5 or 5_{10}.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypeAlias
 
+from gtpo.tasks.verifiers._math_units import is_unit, says_something
 from gtpo.tasks.verifiers.reading import last_tag
 
 ABSOLUTE, RELATIVE = Fraction(5, 10**7), Fraction(1, 10**4)
@@ -44,6 +45,7 @@ _SPELLINGS: tuple[Spelling, ...] = (
     (re.compile(r"~|(?<!\\)\\ |\s+"), " "),
     (re.compile(r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])"), ""),
 )
+_PERIOD = re.compile(r"(?<!\.)\.$")
 _DROPPED = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\,)(?=\d{3}(?!\d))|[€£]")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _SCIENTIFIC = re.compile(r"(-?\d+(?:\.\d*)?)[eE]([-+]?\d{1,2})")
@@ -54,7 +56,7 @@ _PLAIN = re.compile(
     |(?P<top>{_DIGITS})/(?P<bottom>{_DIGITS})
     |(?P<whole>{_DIGITS})?(?:(?P<part>\.\d*)(?:\\(?:overline|bar)\{{(?P<cycle>\d+)\}})?)?(?P<power>[eE][-+]?\d{{1,2}})?)
     (?:\ ?(?P<percent>\\?%)|\^(?:\\circ|\{{\\circ\}})
-    |\ ?\\text\{{(?P<unit>[a-zA-Z .]*)\}}(?:\^\{{?[23]\}}?)?|\ (?P<word>[a-z]{{3,}}))?""",
+    |\ ?\\text\{{(?P<unit>[a-zA-Z .]*)\}}(?:\^\{{?(?P<cubed>[23])\}}?)?|\ (?P<word>[a-z]{{3,}}))?""",
     re.VERBOSE,
 )
 _UNIT = re.compile(r" ?\\text\{[a-zA-Z .]*\}(?:\^\{?[23]\}?)?$")
@@ -159,7 +161,7 @@ def readable(latex: str) -> str:
     """
     for pattern, spelling in (*_SYMBOLS, (_DROPPED, "")):
         latex = pattern.sub(spelling, latex)
-    latex = latex.strip().rstrip(".").strip().strip("$").strip()
+    latex = _PERIOD.sub("", latex.strip()).strip().strip("$").strip()
     if match := _SCIENTIFIC.fullmatch(latex):
         return rf"{match[1]} \times 10^{{{int(match[2])}}}"
     return _REPEATING.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*_repeating(*m.groups()).as_integer_ratio()), latex)
@@ -169,7 +171,7 @@ def canonical(latex: str) -> str:
     """The same answer in one spelling: dollar signs of math mode, spacing and a final period are gone."""
     for pattern, spelling in _SPELLINGS:
         latex = pattern.sub(spelling, latex)
-    return latex.strip().rstrip(".").strip()
+    return _PERIOD.sub("", latex.strip()).strip()
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class PlainNumber:
     """A number that needs no algebra.
 
     Attributes:
-        value: as it is written, percent sign and unit aside.
-        factor: what a percent sign or a number word multiplies it by, if it is meant so; else 1.
+        value: as it is written, percent sign and unit aside; with a number word such as "million" its product.
+        factor: what a percent sign multiplies it by, if it is meant so; else 1.
         inexact: it is written with a decimal point or an exponent.
         unit: the word behind it, in lower case and the singular; "" if there is none.
     """
@@ -210,9 +212,15 @@ def plain_number(latex: str) -> PlainNumber | None:
         return None
     if "-" in (part["sign"], part["sign2"]):
         value = -value
+    if part["word"] and not is_unit(part["word"]) and part["word"] not in _NUMBER_WORDS:
+        return None
     unit = (part["unit"] or part["word"]).replace(".", "").strip().lower().removesuffix("s")
-    factor = Fraction(1, 100) if part["percent"] or unit == "percent" else Fraction(_NUMBER_WORDS.get(unit, 1))
-    return PlainNumber(value, factor, inexact, "" if factor != 1 else unit)
+    if unit in _NUMBER_WORDS:
+        return PlainNumber(value * _NUMBER_WORDS[unit], Fraction(1), inexact, "")
+    if unit != "percent" and says_something(unit):
+        return None
+    factor = Fraction(1, 100) if part["percent"] or unit == "percent" else Fraction(1)
+    return PlainNumber(value, factor, inexact, "" if factor != 1 else unit + part["cubed"])
 
 
 def quick_match(candidate: str, gold: str) -> bool | None:
@@ -228,8 +236,10 @@ def quick_match(candidate: str, gold: str) -> bool | None:
         return False
     left, right = plain_number(candidate), plain_number(gold)
     if left is None or right is None:
+        units = [match[0] for match in map(_UNIT.search, (candidate, gold)) if match]
         bare = _UNIT.sub("", candidate)
-        return True if bare and bare == _UNIT.sub("", gold) else None
+        alike = len(set(units)) == 1 and not says_something(units[0])
+        return True if alike and bare and bare == _UNIT.sub("", gold) else None
     if left.unit and right.unit and left.unit != right.unit:
         return None
     inexact = left.inexact or right.inexact

@@ -5,12 +5,12 @@ run `(A) ...`, `(B) ...` and so on. What counts as which choice, where case, spa
 commands, emphasis and quotation marks don't matter:
 
 - a letter: `A`, `(A)`, `[A]`, `A.`, `a)`, `**A**`, `\text{(A)}`, `\mathbf{A}`, `option A`, `Answer: A`;
-- a letter with the text of that option behind it: `A) maine`, `(A) maine`, `A: maine`, `A, maine`. Any other text fails,
+- a letter with the text of that option behind it: `A) maine`, `(A) maine`, `A: maine`, `A, maine`. Any other fails,
   whether it is the text of another option or of none;
 - the text of an option alone, if no other option has the same text. A letter that is also the text of an option is
   read as a letter;
-- yes or no: the word alone, also as `No!` or `Answer: yes`. `true` is yes and `false` is no, unless one of them is the text of an option. A
-  sentence such as "yes, because ..." fails, as does more than one letter.
+- yes or no: the word alone, as `No!` or `Answer: yes` too. `true` is yes and `false` is no, unless one of them is the
+  text of an option. A sentence such as "yes, because ..." fails, as does more than one letter.
 """
 
 from __future__ import annotations

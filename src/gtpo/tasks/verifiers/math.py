@@ -1,9 +1,23 @@
 r"""Answers to problems in mathematics: the last `\boxed{}` of the text against the gold answer.
 
-Most comparisons need no algebra and are decided at once (see `answers`); the rest go to math-verify, in
-processes with limits of time and memory. It is as lenient as math-verify is: an unevaluated `2 \cdot 9`
-passes for 18, `x = 5` for 5, the tuple (1, 2) for the set {1, 2}. Where it is mended, `_math_worker` says; what is left
-is the table KNOWN of the adversarial test.
+Most comparisons need no algebra and are decided at once (see `answers`); the rest go to processes with limits of time
+and memory, which read both answers by their structure (`_math_reading`) and compare them by what they are
+(`_math_equal`).
+
+What passes beside the same value: an unevaluated `2 \cdot 9` for 18; `x = 5` and `x \equiv 5 \pmod{7}` for 5; decimals
+within the tolerance of `answers` for an exact number; 50% for 50 and for 0.5; an angle in degrees for the number and
+for radians; a unit or none, but not another one that is known; values for letters in the letters' order for a pair; an
+inequality for the interval; words behind `yes,` or `no,`.
+
+What does not, by decision:
+
+- Only a box is read, and the last one that opens: `Final Answer: **73**`, `\fbox{1}` and `\boxed{5} ... \boxed{6` fail.
+- Letters are equal in name and case only. The name of a parameter is not known to be one: 3n + 1 is not 3k + 1.
+- A set is no pair and no list in an order; X is not x; x' is not x.
+- What holds an undefined value or infinity within an expression, dots that leave members out, or numbers side by side
+  is equal only to the same spelling; so is what says more than its form holds, such as 5 feet 6 inches.
+
+The table KNOWN of the adversarial test has the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +38,7 @@ MAX_CHARACTERS = 2000
 
 
 class MathVerifier:
-    r"""Checks the answer in the last `\boxed{}` with math-verify.
+    r"""Checks the answer in the last `\boxed{}`.
 
     Processes start with the first comparison that needs one, and end with `close`, with the verifier, or with
     the program. The same answers get the same verdicts, except that what a time limit cuts off depends on the
@@ -44,12 +58,14 @@ class MathVerifier:
         if timeout_s <= 0 or workers < 1:
             raise ConfigError(f"timeout_s={timeout_s}, workers={workers}: both must be above 0")
         self._pool = WorkerPool(workers, timeout_s, MEMORY_BYTES)
+        self._accepted: set[str] = set()
 
     def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
         """The verdict on each text as an answer to the problem at the same place.
 
         Raises:
-            VerifierError: math-verify can't read a gold answer that it was needed for, or no process starts.
+            VerifierError: a gold answer that `unusable` was not asked about can't be read, or no process starts. One
+                that was accepted there, and takes too long now, fails the answer.
             ValueError: the arguments differ in length.
         """
         check_lengths(answer_texts, problems)
@@ -61,7 +77,11 @@ class MathVerifier:
         pairs = list(dict.fromkeys((answers[i], problems[i].answer) for i in open_places))
         replies = dict(zip(pairs, self._ask(pairs), strict=True))
         asked = [(problems[i], replies[answers[i], problems[i].answer]) for i in open_places]
-        bad = {p.id: f"{p.answer[:80]!r} ({reply.gold_unusable})" for p, reply in asked if reply.gold_unusable}
+        bad = {
+            p.id: f"{p.answer[:80]!r} ({reply.gold_unusable})"
+            for p, reply in asked
+            if reply.gold_unusable and p.answer not in self._accepted
+        }
         refuse_unusable(bad, "MathVerifier")
         for i in open_places:
             reply = replies[answers[i], problems[i].answer]
@@ -99,6 +119,7 @@ class MathVerifier:
         open_problems = [p for p in problems if plain_number(canonical(p.answer)) is None]
         golds = list(dict.fromkeys(p.answer for p in open_problems))
         replies = dict(zip(golds, self._ask([(None, gold) for gold in golds]), strict=True))
+        self._accepted |= {gold for gold, reply in replies.items() if not reply.gold_unusable}
         return {p.id: why for p in open_problems if (why := replies[p.answer].gold_unusable)}
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class Block:
 def last_tag(text: str) -> Block | None:
     """The last `<answer>` block: of nested ones the outermost, and if the last opening tag is never closed, that.
 
-    So a program that prints `</answer>` is not cut short, and an answer that breaks off is not taken for an earlier one.
+    So a program that prints `</answer>` is not cut short, and no earlier block is taken for one that breaks off.
     """
     open_tags: list[re.Match[str]] = []
     last: Block | None = None
@@ -84,7 +84,7 @@ def program(text: str) -> str | None:
     tag = last_tag(text)
     if tag is not None and (tag.closed or _does_something(_dedented(tag.content.splitlines(keepends=True)))):
         inner = _of_python(fenced(tag.content))
-        found = inner if inner is not None else _dedented(tag.content.splitlines(keepends=True)).strip("\n")
+        found: str | None = inner if inner is not None else _dedented(tag.content.splitlines(keepends=True)).strip("\n")
     else:
         found = _of_python(fenced(text))
     return found if found and found.strip() else None
@@ -94,7 +94,8 @@ def _of_python(blocks: list[Block]) -> str | None:
     blocks = [block for block in blocks if block.closed or _does_something(block.content)]
     labelled = [block.content for block in blocks if block.label and _LABELS.fullmatch(block.label)]
     unlabelled = [block.content for block in blocks if not block.label]
-    return (labelled or unlabelled or [None])[-1]
+    found = labelled or unlabelled
+    return found[-1] if found else None
 
 
 def _does_something(text: str) -> bool:
