@@ -87,7 +87,7 @@ async def _run_code(service: SandboxService, request: Request) -> Response:
             headers = {"Retry-After": str(service.retry_after_s)}
             return _Json({"detail": "busy"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
         return await _while_connected(request, _answer(service, body))
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return _refusal(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_S:g} s")
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
