@@ -92,6 +92,8 @@ class CreditInputs:
         has_call: whether any turn makes a call, valid or not.
         code: code of all turns, concatenated in order.
         masked: the rollout is neither scored nor trained on, nor counted in its group.
+        outcome: the graded outcome, any finite number; None: 1 if it passed, else 0.
+        turn_rewards: turn rewards of the user's own by name, weighted, one number per turn.
     """
 
     group_id: int
@@ -100,6 +102,13 @@ class CreditInputs:
     has_call: bool
     code: str
     masked: bool = False
+    outcome: float | None = None
+    turn_rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
+
+    @property
+    def own_rewards(self) -> tuple[float, ...]:
+        """The user's own reward of each turn."""
+        return tuple(map(sum, zip(*self.turn_rewards.values(), strict=True))) or (0.0,) * len(self.invalid_turns)
 
 
 def credit_inputs(
@@ -109,6 +118,8 @@ def credit_inputs(
     group_id: int,
     penalize_syntax_errors: bool = False,
     dropped: bool = False,
+    outcome: float | None = None,
+    turn_rewards: Mapping[str, Sequence[float]] | None = None,
 ) -> CreditInputs:
     """Reduce a trajectory to what credit needs. One that failed, or that is `dropped`, is masked."""
     return CreditInputs(
@@ -122,6 +133,8 @@ def credit_inputs(
         has_call=trajectory.num_calls > 0,
         code=trajectory.code,
         masked=dropped or trajectory.stop_reason.is_failure,
+        outcome=outcome,
+        turn_rewards={name: tuple(values) for name, values in (turn_rewards or {}).items()},
     )
 
 
@@ -139,9 +152,10 @@ class Credit:
     """Rewards, returns and advantages of a batch: float32, on the CPU, 0 for masked rollouts and past the last turn.
 
     Attributes:
-        accuracy_B: 1 for rollouts that passed, else 0.
+        accuracy_B: the outcome: 1 for rollouts that passed and 0 for others, or the graded one.
         shaped_B: the shaped accuracy of failed rollouts, in [0, alpha].
         format_B_K: the format penalties.
+        own_B_K: turn rewards of the user's own, weighted and added up.
         rewards_B_K: the turn rewards. With one reward a rollout: that, at the last turn.
         returns_B_K: discounted returns. With one reward a rollout: that, at each turn.
         advantages_B_K: as the algorithm has them. GRPO: the same at each turn.
@@ -155,6 +169,7 @@ class Credit:
     accuracy_B: Tensor
     shaped_B: Tensor
     format_B_K: Tensor
+    own_B_K: Tensor
     rewards_B_K: Tensor
     returns_B_K: Tensor
     advantages_B_K: Tensor
@@ -199,8 +214,10 @@ def compute_credit(
         shaped_B, alike = _shaped(kept, similarity, settings.alpha) if shapes else (torch.zeros(len(kept)), {})
         shaping_s = time.perf_counter() - start
         invalid_B_K = torch.zeros(len(kept), num_k, dtype=torch.bool)
+        own_B_K = torch.zeros(len(kept), num_k)
         for row, fact in enumerate(kept):
             invalid_B_K[row, : len(fact.invalid_turns)] = torch.tensor(fact.invalid_turns)
+            own_B_K[row, : len(fact.invalid_turns)] = torch.tensor(fact.own_rewards)
         parts = turn_credit(
             passed_B=torch.tensor([fact.passed for fact in kept]),
             num_turns_B=torch.tensor([len(fact.invalid_turns) for fact in kept]),
@@ -208,6 +225,8 @@ def compute_credit(
             has_call_B=torch.tensor([fact.has_call for fact in kept]),
             group_B=group_B[kept_B],
             shaped_B=shaped_B,
+            outcome_B=torch.tensor([fact.passed if fact.outcome is None else fact.outcome for fact in kept]).float(),
+            own_B_K=own_B_K,
             settings=settings,
             algorithm=algorithm,
             eps=eps,
@@ -218,7 +237,16 @@ def compute_credit(
     return Credit(**whole, group_B=group_B, shaping_s=shaping_s, similarities=similarities)
 
 
-_PARTS = ("accuracy_B", "shaped_B", "format_B_K", "rewards_B_K", "returns_B_K", "advantages_B_K", "outcome_B")
+_PARTS = (
+    "accuracy_B",
+    "shaped_B",
+    "format_B_K",
+    "own_B_K",
+    "rewards_B_K",
+    "returns_B_K",
+    "advantages_B_K",
+    "outcome_B",
+)
 
 
 def turn_credit(
@@ -230,6 +258,8 @@ def turn_credit(
     group_B: Tensor,
     shaped_B: Tensor,
     settings: CreditSettings,
+    outcome_B: Tensor | None = None,
+    own_B_K: Tensor | None = None,
     algorithm: str = "gtpo",
     eps: float = 1e-4,
 ) -> Credit:
@@ -242,6 +272,8 @@ def turn_credit(
         has_call_B: bool, False iff the rollout makes no call at all.
         group_B: integer, equal within a group.
         shaped_B: float, shaped accuracy of failed rollouts, 0 elsewhere and for algorithms that are not in `SHAPED`.
+        outcome_B: float, the graded outcome; None: 1 if the rollout passed, else 0.
+        own_B_K: float, turn rewards of the user's own; None: none. Estimators with one reward per rollout ignore them.
         settings, algorithm, eps: see `compute_credit`.
 
     Raises:
@@ -252,31 +284,45 @@ def turn_credit(
     last_B_K = torch.arange(invalid_B_K.shape[1]) == num_turns_B[:, None] - 1
     nothing_B = torch.zeros_like(passed_B)
     flaws_B_K = F.turn_rewards(nothing_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=-1.0)
-    outcome_B = F.grpo_rewards(passed_B, flaws_B_K.eq(0).all(dim=1)).to(dtype)
+    accuracy_B = passed_B.to(dtype) if outcome_B is None else outcome_B.to(dtype)
+    own_B_K = torch.zeros(invalid_B_K.shape, dtype=dtype) if own_B_K is None else own_B_K.to(dtype)
+    one_reward_B = F.grpo_rewards(passed_B, flaws_B_K.eq(0).all(dim=1), outcome_B=accuracy_B)
     if algorithm in _ROLLOUT_REWARDS:
         format_B_K = torch.zeros(invalid_B_K.shape, dtype=dtype)
-        rewards_B_K = outcome_B[:, None] * last_B_K
+        own_B_K = torch.zeros_like(own_B_K)
+        rewards_B_K = one_reward_B[:, None] * last_B_K
     else:
         penalty = settings.format_penalty
         format_B_K = (flaws_B_K * -penalty).to(dtype)
         rewards_B_K = F.turn_rewards(
-            passed_B, num_turns_B, invalid_B_K, has_call_B, format_penalty=penalty, shaped_B=shaped_B
+            passed_B,
+            num_turns_B,
+            invalid_B_K,
+            has_call_B,
+            format_penalty=penalty,
+            shaped_B=shaped_B,
+            outcome_B=accuracy_B,
+            own_B_K=own_B_K,
         )
+
+    def returns_of(rewards_B_K: Tensor) -> Tensor:
+        if algorithm in _ROLLOUT_REWARDS or not settings.turn_returns:
+            return rewards_B_K.sum(dim=1, keepdim=True) * alive_B_K
         if not settings.turn_rewards:
             rewards_B_K = rewards_B_K.sum(dim=1, keepdim=True) * last_B_K
-    if algorithm not in _ROLLOUT_REWARDS and settings.turn_returns:
-        returns_B_K = F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma)
-    else:
-        returns_B_K = rewards_B_K.sum(dim=1, keepdim=True) * alive_B_K
-    accuracy_B = passed_B.to(dtype)
+        return F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma)
+
+    returns_B_K = returns_of(rewards_B_K)
+    if algorithm not in _ROLLOUT_REWARDS and not settings.turn_rewards:
+        rewards_B_K = rewards_B_K.sum(dim=1, keepdim=True) * last_B_K
 
     if algorithm == "grpo":
-        advantages_B_K = F.grpo_advantages(outcome_B, group_B, eps=eps)[:, None] * alive_B_K
+        advantages_B_K = F.grpo_advantages(one_reward_B, group_B, eps=eps)[:, None] * alive_B_K
     elif algorithm in _ROLLOUT_REWARDS:
         estimator = F.dr_grpo_advantages if algorithm == "dr_grpo" else F.rloo_advantages
-        advantages_B_K = estimator(outcome_B, group_B)[:, None] * alive_B_K
+        advantages_B_K = estimator(one_reward_B, group_B)[:, None] * alive_B_K
     elif algorithm == "mt_grpo":
-        advantages_B_K = F.mt_grpo_advantages(format_B_K, accuracy_B, num_turns_B, group_B, eps=eps)
+        advantages_B_K = F.mt_grpo_advantages(format_B_K + own_B_K, accuracy_B, num_turns_B, group_B, eps=eps)
     elif algorithm == "turn_loo":
         advantages_B_K = F.leave_one_out_advantages(returns_B_K, num_turns_B, group_B)
     else:
@@ -285,6 +331,7 @@ def turn_credit(
             num_turns_B,
             group_B,
             passed_B=passed_B,
+            own_returns_B_K=returns_of(own_B_K),
             normalize_over=settings.normalize_over if settings.turn_returns else "first_turns",  # one sum per rollout
             zero_uniform_groups=settings.zero_uniform_groups,
             advantage_clip=settings.advantage_clip,
@@ -294,10 +341,11 @@ def turn_credit(
         accuracy_B=accuracy_B,
         shaped_B=shaped_B,
         format_B_K=format_B_K,
+        own_B_K=own_B_K,
         rewards_B_K=rewards_B_K,
         returns_B_K=returns_B_K,
         advantages_B_K=advantages_B_K,
-        outcome_B=outcome_B,
+        outcome_B=one_reward_B,
         group_B=group_B,
         shaping_s=0.0,
     )
@@ -340,7 +388,8 @@ def credit_metrics(facts: Sequence[CreditInputs], credit: Credit) -> dict[str, f
     ]
     count = max(len(kept), 1)
     return {
-        "pass_rate": credit.accuracy_B.sum().item() / count,
+        "pass_rate": sum(facts[i].passed for i in kept) / count,
+        "reward/outcome": credit.accuracy_B.sum().item() / count,
         "reward/shaped": credit.shaped_B.sum().item() / count,
         "reward/format": credit.format_B_K.sum().item() / count,
         "reward/total": credit.rewards_B_K.sum().item() / count,
@@ -348,4 +397,8 @@ def credit_metrics(facts: Sequence[CreditInputs], credit: Credit) -> dict[str, f
         "groups/frac_all_failed": sum(not any(group) for group in groups.values()) / max(len(groups), 1),
         "advantage/frac_negative_on_success": sum(signs) / max(len(signs), 1),
         "rollouts/frac_masked": 1 - len(kept) / max(len(facts), 1),
+        **{
+            f"turn_reward/{name}": sum(sum(facts[i].turn_rewards.get(name, ())) for i in kept) / count
+            for name in sorted({name for i in kept for name in facts[i].turn_rewards})
+        },
     }

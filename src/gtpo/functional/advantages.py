@@ -41,6 +41,7 @@ def group_advantages(
     group_ids_B: Tensor,
     *,
     passed_B: Tensor | None = None,
+    own_returns_B_K: Tensor | None = None,
     normalize_over: str = "first_turns",
     zero_uniform_groups: bool = True,
     advantage_clip: float = 10.0,
@@ -56,7 +57,8 @@ def group_advantages(
         first_turns  the returns R[k,1] of all rollouts k of i's group
         same_turn    the returns R[k,j] of those rollouts k of i's group that reach turn j
 
-    Under `zero_uniform_groups` A is 0 in groups whose rollouts all passed or all failed.
+    Under `zero_uniform_groups` groups whose rollouts all passed or all failed are silenced: of their returns only
+    `own_returns_B_K` is left, the part that comes from turn rewards of one's own; without any, A is 0 there.
 
     Source: normalised over the group [P]; over which set is unknown, the three are readings by third parties
     [T]. Sample deviation, eps (the one of TRL's GRPO), the guard, silencing uniform groups, the clip and the
@@ -73,8 +75,9 @@ def group_advantages(
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
         passed_B: bool, True iff the rollout's final answer is verified. Needed for `zero_uniform_groups`.
+        own_returns_B_K: float, what of the returns comes from turn rewards of one's own. Padding is ignored.
         normalize_over: "all_turns", "first_turns" or "same_turn".
-        zero_uniform_groups: whether groups of one outcome get no advantage.
+        zero_uniform_groups: whether outcome, shaping and format count for nothing in groups of one outcome.
         advantage_clip: at least 0, largest magnitude of an advantage; 0: no bound.
         eps: at least 0, added to the deviation.
 
@@ -93,15 +96,21 @@ def group_advantages(
     if not (math.isfinite(advantage_clip) and advantage_clip >= 0):
         raise ValueError(f"advantage_clip must be finite and at least 0 (0: no bound), got {advantage_clip}")
     group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
-    advantages = _normalise(returns, active, group_B, num_groups, normalize_over, eps)
-    if advantage_clip:
-        advantages = advantages.clamp(-advantage_clip, advantage_clip)
     if passed_B is not None:
         passed = as_flags("passed_B", passed_B, (returns.shape[0],))
         if zero_uniform_groups:
-            advantages = advantages.masked_fill(_has_uniform_outcome(passed, group_B, num_groups)[:, None], 0)
+            own = torch.zeros_like(returns)
+            if own_returns_B_K is not None:
+                check_shape("own_returns_B_K", own_returns_B_K, tuple(returns.shape))
+                check_floating("own_returns_B_K", own_returns_B_K)
+                own = own_returns_B_K.to(returns.dtype).masked_fill(~active, 0)
+                check_finite("own_returns_B_K", own)
+            returns = torch.where(_has_uniform_outcome(passed, group_B, num_groups)[:, None], own, returns)
     elif zero_uniform_groups:
         raise ValueError("zero_uniform_groups=True needs passed_B, which rollouts passed; or set it to False")
+    advantages = _normalise(returns, active, group_B, num_groups, normalize_over, eps)
+    if advantage_clip:
+        advantages = advantages.clamp(-advantage_clip, advantage_clip)
     return advantages.to(returns_B_K.dtype)
 
 

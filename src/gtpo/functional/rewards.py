@@ -18,14 +18,19 @@ def turn_rewards(
     *,
     format_penalty: float = -0.1,
     shaped_B: Tensor | None = None,
+    outcome_B: Tensor | None = None,
+    own_B_K: Tensor | None = None,
 ) -> Tensor:
     """Turn-level rewards: the outcome at the last turn, a penalty at every badly formatted one.
 
-        r[i,j] = r_acc[i,j] + r_format[i,j]
-        r_acc[i,j] = (1 if passed[i], else shaped[i]) if j is i's last turn, else 0
+        r[i,j] = r_acc[i,j] + r_format[i,j] + own[i,j]
+        r_acc[i,j] = outcome[i] if j is i's last turn, else 0; if i failed and is shaped, max(outcome[i], shaped[i])
         r_format[i,j] = format_penalty if invalid[i,j], or if j = 1 and not first_turn_has_call[i]; else 0
 
-    Source: turn-level rewards [P], formula and the value -0.1 [T]. A turn gets one penalty at most [T].
+    With neither outcome nor own rewards, outcome[i] is 1 if passed[i], else 0, and the formula is the paper's.
+
+    Source: turn-level rewards [P], formula and the value -0.1 [T]. A turn gets one penalty at most [T]. Graded
+    outcomes and turn rewards of one's own are ours [O].
 
     Args:
         passed_B: bool, True iff the rollout's final answer is verified.
@@ -38,14 +43,17 @@ def turn_rewards(
             made any call.
         format_penalty: at most 0.
         shaped_B: float, accuracy reward of a rollout that didn't pass (`shaped_accuracy`), 0 for one that
-            did. None is 0 everywhere.
+            did or that is not shaped. None is 0 everywhere.
+        outcome_B: float, the graded outcome of each rollout, any finite number. None: 1 if it passed, else 0.
+        own_B_K: float, turn rewards of one's own, any finite number per turn. Padding is ignored. None: none.
 
     Returns:
         rewards_B_K: in the dtype of `shaped_B`, else torch's default dtype. 0 past a rollout's last turn.
 
     Raises:
         ValueError: shapes don't fit, a flag is neither 0 nor 1, a number of turns lies outside 1..K, the
-            penalty is positive or not finite, or `shaped_B` is not finite or not 0 on a rollout that passed.
+            penalty is positive or not finite, or `shaped_B`, `outcome_B` or `own_B_K` is not finite, or
+            `shaped_B` is not 0 on a rollout that passed.
     """
     check_shape("invalid_B_K", invalid_B_K, (None, None))
     num_rollouts, max_turns = invalid_B_K.shape
@@ -59,41 +67,59 @@ def turn_rewards(
     first = torch.arange(max_turns, device=active.device) == 0
     penalised = penalised | (first & ~has_call[:, None])
     last = num_turns_B.long()[:, None] - 1
-    outcome = _outcome(passed, shaped_B)
-    penalties = outcome.new_zeros(num_rollouts, max_turns).masked_fill(penalised, format_penalty)
+    accuracy = _accuracy(passed, shaped_B, outcome_B)
+    rewards = accuracy.new_zeros(num_rollouts, max_turns).masked_fill(penalised, format_penalty)
+    if own_B_K is not None:
+        check_shape("own_B_K", own_B_K, (num_rollouts, max_turns))
+        check_floating("own_B_K", own_B_K)
+        own = own_B_K.to(accuracy.dtype).masked_fill(~active, 0)
+        check_finite("own_B_K", own)
+        rewards = rewards + own
     dtype = torch.get_default_dtype() if shaped_B is None else shaped_B.dtype
-    return penalties.scatter_add(1, last, outcome[:, None]).to(dtype)
+    return rewards.scatter_add(1, last, accuracy[:, None]).to(dtype)
 
 
-def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor) -> Tensor:
-    """Outcome reward of the paper's GRPO baseline, one a rollout.
+def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor, *, outcome_B: Tensor | None = None) -> Tensor:
+    """Outcome reward of the paper's GRPO baseline, one per rollout.
 
         r[i] = min(r_acc[i], r_format[i]), both 0 or 1
 
-    Source: [T].
+    With graded outcomes: outcome[i] if the format is right, else min(outcome[i], 0), which is the same for 0 and 1.
+
+    Source: [T]; graded outcomes are ours [O].
 
     Args:
         passed_B: bool, True iff the rollout's final answer is verified.
         format_ok_B: bool, True iff `turn_rewards` would penalise none of the rollout's turns.
+        outcome_B: float, the graded outcome of each rollout, any finite number. None: 1 if it passed, else 0.
 
     Returns:
-        rewards_B: torch's default dtype.
+        rewards_B: in the dtype of `outcome_B`, else torch's default dtype.
 
     Raises:
-        ValueError: shapes don't fit, or a flag is neither 0 nor 1.
+        ValueError: shapes don't fit, a flag is neither 0 nor 1, or an outcome is not finite.
     """
     passed = as_flags("passed_B", passed_B, (None,))
     format_ok = as_flags("format_ok_B", format_ok_B, tuple(passed_B.shape))
-    return torch.minimum(passed.to(torch.get_default_dtype()), format_ok.to(torch.get_default_dtype()))
+    outcome = _accuracy(passed, None, outcome_B)
+    dtype = torch.get_default_dtype() if outcome_B is None else outcome_B.dtype
+    return torch.where(format_ok, outcome, outcome.clamp(max=0)).to(dtype)
 
 
-def _outcome(passed: Tensor, shaped_B: Tensor | None) -> Tensor:
+def _accuracy(passed: Tensor, shaped_B: Tensor | None, outcome_B: Tensor | None) -> Tensor:
     """Accuracy reward of each rollout, in the dtype to compute in."""
+    outcome = widen(passed.to(torch.get_default_dtype()))
+    if outcome_B is not None:
+        check_shape("outcome_B", outcome_B, tuple(passed.shape))
+        check_floating("outcome_B", outcome_B)
+        check_finite("outcome_B", outcome_B)
+        outcome = widen(outcome_B)
     if shaped_B is None:
-        return widen(passed.to(torch.get_default_dtype()))
+        return outcome
     check_shape("shaped_B", shaped_B, tuple(passed.shape))
     check_floating("shaped_B", shaped_B)
     check_finite("shaped_B", shaped_B)
     if bool((passed & (shaped_B != 0)).any()):
         raise ValueError("shaped_B must be 0 on rollouts that passed: a passing rollout is never shaped")
-    return widen(shaped_B) + passed
+    shaped = widen(shaped_B)
+    return torch.where(shaped > 0, torch.maximum(outcome.to(shaped.dtype), shaped), outcome.to(shaped.dtype))
