@@ -25,6 +25,8 @@ ALGORITHMS = ("gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo")
 """`gtpo`; `grpo`, the paper's baseline; and others for comparison, see `gtpo.functional.estimators`."""
 _ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
 """They have one reward per rollout, that of the paper's baseline."""
+TURN_REWARDS = set(ALGORITHMS) - _ROLLOUT_REWARDS
+"""They have a reward per turn."""
 SHAPED = {"gtpo", "turn_loo"}
 """They shape the reward of failed rollouts."""
 

@@ -65,5 +65,9 @@ class VerifierError(GtpoError, RuntimeError):
     """A verifier broke (not: an answer was wrong)."""
 
 
+class RewardError(GtpoError, ValueError):
+    """A reward function of the user's own gave something that is no reward; names the function."""
+
+
 class RecordError(GtpoError, OSError):
     """A run's directory can't be written."""

@@ -31,6 +31,8 @@ class StopReason(StrEnum):
     """The last allowed turn made a tool call; it was not carried out."""
     REPETITION = "repetition"
     """A turn said the same few tokens over and over and was ended there."""
+    FINAL = "final"
+    """A tool ended the rollout; its result is the final answer."""
     TOOL_FAILURE = "tool_failure"
     """A tool itself failed, such as the sandbox; not: the code that it ran."""
     MODEL_FAILURE = "model_failure"
@@ -188,8 +190,11 @@ class Trajectory:
 
     @property
     def answer_text(self) -> str | None:
-        """Text of the last turn if the rollout ended with an answer, else None."""
-        return self.turns[-1].text if self.stop_reason is StopReason.ANSWER else None
+        """The final answer: the last turn's text, or the result of the tool that ended the rollout; None if cut off."""
+        last = self.turns[-1]
+        if self.stop_reason is StopReason.FINAL and last.observation:
+            return last.observation.text
+        return last.text if self.stop_reason is StopReason.ANSWER else None
 
 
 def _observed(turn: Turn) -> tuple[int, ...]:

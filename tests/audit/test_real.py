@@ -70,7 +70,11 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
     )
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
     trainer = GTPOTrainer(
-        model, config, problem_dataset(problems, build_prompts(config)), tiny_tokenizer, sandbox=Box()
+        model,
+        args=config,
+        train_dataset=problem_dataset(problems, build_prompts(config)),
+        processing_class=tiny_tokenizer,
+        sandbox=Box(),
     )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1  # the host sets it in its training loop

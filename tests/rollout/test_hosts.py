@@ -7,7 +7,6 @@ two cores. In the second step vLLM is killed and stays away for 30 s, and one sa
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from test_real_vllm import MODEL, VLLMServer, free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gtpo.rollout import build_prompts
+from gtpo.run_directory import RunFiles
 from gtpo.sandbox import SandboxFusionSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
@@ -163,9 +163,9 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
     OpenAIBackend(vllm.url, tokenizer, server_timeout_s=300)  # waits until it is up
     trainer = Watched(
         AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32"),
-        args,
-        problem_dataset(problems, build_prompts(args)),
-        tokenizer,
+        args=args,
+        train_dataset=problem_dataset(problems, build_prompts(args)),
+        processing_class=tokenizer,
         verifier=Anything(),
         recorder=RunRecorder(args.run_dir),
         peft_config=LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
@@ -181,9 +181,7 @@ def test_a_lora_run_over_hosts_that_fail(hosts, tmp_path, monkeypatch):
     for (before, *_), (after, *_) in itertools.pairwise(seen):
         assert (after - before).abs().max() > 0.05, "the update has reached the server"
     for step in range(1, STEPS + 1):
-        rows = [
-            json.loads(line) for line in (tmp_path / f"run/rollouts/step_{step:06d}.jsonl").read_text().splitlines()
-        ]
+        rows = RunFiles(tmp_path / "run").rollouts(step)
         assert len(rows) == ROLLOUTS
         assert not any(row["masked"] for row in rows), "no rollout was lost to a failed sandbox"
         assert sum(turn["observation"] is not None for row in rows for turn in row["turns"]) > 1, "sandboxes had work"

@@ -65,9 +65,9 @@ def main(run_dir: str, kind: str) -> None:
 
     trainer = Watched(
         model,
-        args,
-        problem_dataset(problems, build_prompts(args)),
-        tokenizer,
+        args=args,
+        train_dataset=problem_dataset(problems, build_prompts(args)),
+        processing_class=tokenizer,
         sandbox=LocalSandbox(max_workers=1),
         verifier=Passes(ended),
         recorder=RunRecorder(run_dir),

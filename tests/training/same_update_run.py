@@ -110,9 +110,9 @@ def main(folder: str, processes: str, algorithm: str) -> None:
     dataset = problem_dataset(problems, build_prompts(args))
     trainer = Watched(
         model,
-        args,
-        dataset,
-        tokenizer,
+        args=args,
+        train_dataset=dataset,
+        processing_class=tokenizer,
         sandbox=LocalSandbox(max_workers=1),
         verifier=Passes(lambda text: text == "yes"),
     )

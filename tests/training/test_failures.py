@@ -65,7 +65,7 @@ def trainer_for(small_model, tiny_tokenizer, problems, sandbox, config):
         args = config(**changes)
         dataset = problem_dataset(problems, build_prompts(args))
         options = {"verifier": verifier, "similarity": similarity, "sandbox": sandbox}
-        trainer = GTPOTrainer(small_model, args, dataset, tiny_tokenizer, **options)
+        trainer = GTPOTrainer(small_model, args=args, train_dataset=dataset, processing_class=tiny_tokenizer, **options)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1  # TRL sets it in its training loop
         return trainer

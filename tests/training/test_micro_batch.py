@@ -9,7 +9,7 @@ from judge import Passes
 from gtpo.lab.tiny.model import make_model
 from gtpo.rollout import build_prompts
 from gtpo.run_directory import read_metrics
-from gtpo.training import trainer as trainer_module
+from gtpo.training import base_trainer as trainer_module
 from gtpo.training.data import problem_dataset
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.run import train

@@ -23,9 +23,9 @@ def trainer_for(small_model, tiny_tokenizer, problems, sandbox, config):
     def make(sandbox=sandbox, **changes):
         return GTPOTrainer(
             small_model,
-            config(**changes),
-            problem_dataset(problems, Prompts(get_format("fenced"), "")),
-            tiny_tokenizer,
+            args=config(**changes),
+            train_dataset=problem_dataset(problems, Prompts(get_format("fenced"), "")),
+            processing_class=tiny_tokenizer,
             sandbox=sandbox,
         )
 

@@ -4,6 +4,7 @@ from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitti
 from gtpo.rollout.config import PromptConfig, RolloutConfig, SandboxConfig
 from gtpo.rollout.encoding import ChatEncoder
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
+from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
 from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.search import SearchTool
@@ -15,6 +16,7 @@ __all__ = [
     "FORMATS",
     "ChatEncoder",
     "FencedFormat",
+    "FunctionTool",
     "PromptConfig",
     "Prompts",
     "PythonTool",

@@ -6,18 +6,20 @@ makers need. The help text of a field is its documentation. `gtpo.rollout.build`
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from gtpo._imports import imported
 from gtpo.errors import ConfigError
 from gtpo.rollout.formats import FORMATS
+from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.settings import RolloutLimits, Sampling
 from gtpo.rollout.tool_spec import ToolSpec, python_spec
@@ -75,7 +77,9 @@ class PromptConfig:
 
     tools: str = field(
         default="python",
-        metadata={"help": "python, search, both with a comma, MODULE:FACTORY for one of your own, or none."},
+        metadata={
+            "help": "python, search, MODULE:FUNCTION or ./file.py:FUNCTION of your own, several with commas, or none."
+        },
     )
     tool_state: ToolState = field(
         default="stateless",
@@ -102,7 +106,7 @@ class PromptConfig:
             raise ConfigError(f"unknown tool format {self.tool_format!r}; known: {', '.join(sorted(FORMATS))}")
         names = self.tool_names()
         if unknown := [name for name in names if name not in ("python", "search") and ":" not in name]:
-            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: python, search, MODULE:FACTORY, none")
+            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: python, search, MODULE:FUNCTION, none")
         if len(set(names)) < len(names):
             raise ConfigError(f"tools: {self.tools!r} names a tool twice")
 
@@ -123,8 +127,7 @@ class PromptConfig:
             return python_spec(keeps_state=self.tool_state == "session")
         if name == "search":
             return search_spec(self.search_results)
-        tool: Tool = imported(name, "tools")()
-        return tool.spec
+        return _own_tool(imported(name, "tools"), None).spec
 
 
 @dataclass
@@ -244,14 +247,21 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             return PythonTool(sandbox or self.make_sandbox(), self.tool_state)
         if name == "search":
             return SearchTool.from_file(str(self.passages), results=self.search_results)
-        factory = imported(name, "tools")
-        tool: Tool = factory.from_options(self) if hasattr(factory, "from_options") else factory()
-        return tool
+        return _own_tool(imported(name, "tools"), self)
 
     def recorded(self) -> dict[str, Any]:
         """What of it decides how rollouts come out, as plain values: for records and comparisons."""
         left_out = _MACHINE if "python" in self.tool_names() else _MACHINE | _OF_PYTHON
         return {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+
+
+def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:
+    """What an option named: a function with parameters is a tool itself, anything else makes one."""
+    if config is not None and hasattr(found, "from_options"):
+        return cast(Tool, found.from_options(config))
+    if inspect.isroutine(found) and inspect.signature(found).parameters:
+        return FunctionTool(found)
+    return cast(Tool, found())
 
 
 def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:

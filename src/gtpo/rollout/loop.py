@@ -10,7 +10,8 @@ After each turn the endings are checked in this order:
 3. it holds no call, valid or not: `ANSWER`;
 4. it was the last allowed turn: `TURNS`; its calls are not carried out;
 5. a tool failed (not: the code that it ran): `TOOL_FAILURE`;
-6. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
+6. a tool says that its result is the end: `FINAL`;
+7. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
 
 An invalid call gets an observation that says what was wrong, and the rollout goes on. Under `mask_failures` a model
 server that fails ends the rollouts that it concerns (`MODEL_FAILURE`), and so does a prompt that fills the context
@@ -337,6 +338,9 @@ class _Rollout:
         if Status.TOOL_FAILURE.value in statuses:
             self.note = next(result.note for result in results if result.status == Status.TOOL_FAILURE.value)
             return StopReason.TOOL_FAILURE
+        if any(result.final for result in results):
+            self.turns[-1] = replace(turn, observation=Observation("\n".join(texts), statuses, (), 0.0, texts))
+            return StopReason.FINAL
         ids = tuple(self.encoder.observation_ids(texts))
         room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
         if room <= len(ids):

@@ -24,11 +24,13 @@ class ToolResult:
         status: how it ended: "ok", or another word for statistics; of Python the sandbox's. "tool_failure": the tool
             itself failed, which ends the rollout and masks it.
         note: of a failing tool, what failed; for logs.
+        final: whether the rollout ends with it.
     """
 
     text: str
     status: str = "ok"
     note: str = ""
+    final: bool = False
 
 
 class ToolUse(Protocol):

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from gtpo.credit import Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
-from gtpo.errors import VerifierError
+from gtpo.credit import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
+from gtpo.errors import ConfigError, VerifierError
 from gtpo.failures import Failure, failure_of
 from gtpo.similarity import CodeSimilarity, SimilarityError
 from gtpo.tasks.problems import Problem
@@ -20,6 +20,7 @@ from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
+from gtpo.turn_rewards import TurnRewardFunction, weighted_turn_rewards
 from gtpo.types import Trajectory
 
 
@@ -61,13 +62,36 @@ class BatchScorer:
 
     Args:
         args: the algorithm and its settings, and what becomes of rollouts without an answer.
-        verifier: checks final answers.
+        verifier: checks final answers; None: reward functions alone say what a rollout is worth.
         similarity: of codes; asked by the main process alone.
+        turn_reward_funcs: see `gtpo.turn_rewards`.
+
+    Raises:
+        ConfigError: weights that do not fit the functions, or turn rewards under an algorithm with one reward per
+            rollout.
     """
 
-    def __init__(self, args: GTPOConfig, verifier: Verifier, similarity: CodeSimilarity) -> None:
+    def __init__(
+        self,
+        args: GTPOConfig,
+        verifier: Verifier | None,
+        similarity: CodeSimilarity,
+        turn_reward_funcs: Sequence[TurnRewardFunction] = (),
+    ) -> None:
         self.args, self.verifier, self.similarity = args, verifier, similarity
         self.settings = args.credit_settings()
+        self.turn_reward_funcs = list(turn_reward_funcs)
+        self.turn_reward_weights = args.turn_reward_weights or [1.0] * len(self.turn_reward_funcs)
+        if len(self.turn_reward_weights) != len(self.turn_reward_funcs):
+            raise ConfigError(
+                f"{len(self.turn_reward_weights)} turn_reward_weights for {len(self.turn_reward_funcs)} "
+                "turn_reward_funcs: give one for each"
+            )
+        if self.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
+            raise ConfigError(
+                f"algorithm {args.algorithm} has one reward per rollout, so turn_reward_funcs have no effect: use "
+                f"{' or '.join(sorted(TURN_REWARDS))}"
+            )
 
     def score(
         self,
@@ -75,6 +99,9 @@ class BatchScorer:
         problems: tuple[Problem, ...],
         group_size: int,
         phase: Callable[[str], None],
+        *,
+        outcomes: Callable[[Sequence[Verdict]], Sequence[float | None]] | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> Batch:
         """Verify and assign credit. All processes must call it, with equally many rollouts.
 
@@ -82,14 +109,29 @@ class BatchScorer:
             trajectories, problems: of this process.
             group_size: rollouts per group; groups stand side by side and may be spread over processes.
             phase: told what is being done.
+            outcomes: the outcome rewards of these rollouts, given their verdicts; None drops one. By default the
+                verdicts' own.
+            columns: of the data set, one entry per rollout, for turn rewards.
+
+        Raises:
+            RewardError: a reward function gave something that is no reward.
         """
         start = time.perf_counter()
         phase("verifying")
-        verdicts, verifier_failures = verify(self.verifier, trajectories, problems)
+        verdicts, verifier_failures = self._verified(trajectories, problems)
+        rewards = self._own_outcomes(verdicts) if outcomes is None else outcomes(verdicts)
+        if self.verifier is None:
+            verdicts = [
+                Verdict(value is not None and value >= self.args.success_threshold, value or 0.0, "by reward functions")
+                for value in rewards
+            ]
+        turn_rewards = weighted_turn_rewards(
+            self.turn_reward_funcs, self.turn_reward_weights, trajectories, columns or {}
+        )
         own = [failure_of(t) or failure for t, failure in zip(trajectories, verifier_failures, strict=True)]
         policies: list[LossPolicy] = [
-            "drop" if failure else self._policy(trajectory, problem)
-            for trajectory, problem, failure in zip(trajectories, problems, own, strict=True)
+            "drop" if failure or reward is None else self._policy(trajectory, problem)
+            for trajectory, problem, failure, reward in zip(trajectories, problems, own, rewards, strict=True)
         ]
         verified = time.perf_counter()
         phase("credit")
@@ -98,12 +140,14 @@ class BatchScorer:
             [
                 credit_inputs(
                     trajectory,
-                    passed=verdict.passed,
+                    passed=reward is not None and reward >= self.args.success_threshold,
                     group_id=(first + i) // group_size,
                     penalize_syntax_errors=self.settings.penalize_syntax_errors,
                     dropped=policy == "drop",
+                    outcome=reward,
+                    turn_rewards=turn_rewards[i],
                 )
-                for i, (trajectory, verdict, policy) in enumerate(zip(trajectories, verdicts, policies, strict=True))
+                for i, (trajectory, reward, policy) in enumerate(zip(trajectories, rewards, policies, strict=True))
             ]
         )
         failures = gather_object(own)
@@ -124,8 +168,19 @@ class BatchScorer:
             credit_s=time.perf_counter() - verified,
         )
 
+    def _verified(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
+    ) -> tuple[list[Verdict], list[Failure | None]]:
+        if self.verifier is None:
+            return [Verdict(False, 0.0, "")] * len(trajectories), [None] * len(trajectories)
+        return verify(self.verifier, trajectories, problems)
+
+    def _own_outcomes(self, verdicts: Sequence[Verdict]) -> list[float | None]:
+        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in verdicts]
+
     def _policy(self, trajectory: Trajectory, problem: Problem) -> LossPolicy:
-        has_answer = self.verifier.has_answer(trajectory.answer_text or "", problem)
+        text = trajectory.answer_text or ""
+        has_answer = bool(text.strip()) if self.verifier is None else self.verifier.has_answer(text, problem)
         return loss_policy_of(
             trajectory,
             has_answer=has_answer,
@@ -134,15 +189,39 @@ class BatchScorer:
         )
 
 
-def problem_of(row: Mapping[str, Any]) -> Problem:
-    """The problem of a row of `gtpo.training.data.problem_dataset`."""
+def problem_of(row: Mapping[str, Any], place: int = 0) -> Problem:
+    """The problem of a row of `gtpo.training.data.problem_dataset`, or of any data set with a column `prompt`.
+
+    Args:
+        row: `prompt` (text or chat messages); `answer` may be text, a number, or a list of aliases, or be missing where
+            reward functions score.
+        place: names a row without an `id`.
+    """
+    prompt = row["prompt"]
+    question = row.get("question") or (prompt if isinstance(prompt, str) else prompt[-1]["content"])
+    extras = json.loads(row.get("extras") or "{}")
+    answer = row.get("answer", "")
+    if isinstance(answer, list | tuple):
+        extras = {"aliases": [str(one) for one in answer], **extras}
+        answer = answer[0] if answer else ""
+    name = row.get("id")
     return Problem(
-        id=row["id"],
-        question=row["question"],
-        answer=row["answer"],
+        id=str(place if name is None else name),
+        question=question,
+        answer="" if answer is None else str(answer),
         domain=row.get("domain") or "math",
-        extras=json.loads(row.get("extras") or "{}"),
+        extras=extras,
     )
+
+
+def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
+    """A rollout as TRL's reward functions get it: the messages after the prompt."""
+    messages = []
+    for turn in trajectory.turns:
+        messages.append({"role": "assistant", "content": turn.text})
+        results = turn.observation.results if turn.observation else ()
+        messages += [{"role": "tool", "content": result} for result in results]
+    return messages
 
 
 def verify(

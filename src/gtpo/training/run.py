@@ -97,9 +97,9 @@ def train(
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     trainer = GTPOTrainer(
         model,
-        args,
-        problem_dataset(problems, engine.prompts),
-        tokenizer,
+        args=args,
+        train_dataset=problem_dataset(problems, engine.prompts),
+        processing_class=tokenizer,
         engine=engine,
         recorder=recorder,
         progress=progress,

@@ -62,6 +62,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
                 {
                     **_turn_text(turn, pieces),
                     "invalid": batch.inputs[i].invalid_turns[j],
+                    "turn_rewards": {name: own[j] for name, own in batch.inputs[i].turn_rewards.items()},
                     **_turn_credit(values, i, j, len(trajectory.turns)),
                 }
                 for j, turn in enumerate(trajectory.turns)
@@ -102,15 +103,26 @@ def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
     }
 
 
-_OF_CREDIT = ("accuracy_B", "shaped_B", "format_B_K", "rewards_B_K", "returns_B_K", "advantages_B_K", "outcome_B")
+_OF_CREDIT = (
+    "accuracy_B",
+    "shaped_B",
+    "own_B_K",
+    "format_B_K",
+    "rewards_B_K",
+    "returns_B_K",
+    "advantages_B_K",
+    "outcome_B",
+)
 
 
 def _turn_credit(values: dict[str, list[Any]], row: int, turn: int, num_turns: int) -> dict[str, float]:
     last = turn == num_turns - 1
+    accuracy, shaped = values["accuracy_B"][row], values["shaped_B"][row]
     return {
-        "r_acc": values["accuracy_B"][row] if last else 0.0,
-        "r_shaped": values["shaped_B"][row] if last else 0.0,
+        "r_acc": accuracy if last else 0.0,
+        "r_shaped": max(shaped - accuracy, 0.0) if last and shaped else 0.0,
         "r_format": values["format_B_K"][row][turn],
+        "r_own": values["own_B_K"][row][turn],
         "reward": values["rewards_B_K"][row][turn],
         "return": values["returns_B_K"][row][turn],
         "advantage": values["advantages_B_K"][row][turn],

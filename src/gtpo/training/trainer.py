@@ -1,14 +1,9 @@
 """`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
 
-TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Seven of its methods are
-extended, none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`):
-
-- `_generate_and_score_completions`: afterwards `output["advantages"]`, which TRL's loss takes as (B,) or (B, T), is
-  replaced, unless the algorithm is GRPO: then TRL's own advantages stay, computed from one reward per rollout;
-- `compute_loss`: it gets the rows and columns that it needs (`gtpo.training.micro_batch`);
-- `_get_train_sampler`: the order of an epoch does not depend on whether the run was resumed (`gtpo.training.sampler`);
-- `train`: a run that loses too many rollouts ends with a checkpoint (`gtpo.failures`);
-- `create_model_card`, `training_step` and `log`: what the run was, and where the time of a step went.
+TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Of its methods one is
+extended here and none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`; others in `base_trainer.py`):
+`_generate_and_score_completions`. Afterwards `output["advantages"]`, which TRL's loss takes as (B,) or (B, T), is
+replaced, unless the algorithm is GRPO: then TRL's own advantages stay, computed from one reward per rollout.
 
 A rollout that failed for reasons of its surroundings is dropped: no reward, no advantage, no token in the loss. The
 same can be asked for rollouts without an answer or that were cut (`gtpo.training.loss_policy`).
@@ -17,7 +12,7 @@ same can be asked for rollouts without an answer or that were cut (`gtpo.trainin
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,118 +25,145 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
+from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
-from gtpo.rollout import RolloutEngine, build_engine
+from gtpo.models import load_tokenizer
+from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
-from gtpo.tasks.verifiers import Verifier, get_verifier
-from gtpo.training.batch import Batch, BatchScorer, problem_of
-from gtpo.training.config import GTPOConfig
+from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.training.base_trainer import BaseTrainer
+from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
+from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.loss_policy import FailureWatch
-from gtpo.training.metrics import rollout_counts, rollout_metrics, time_metrics
-from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
-from gtpo.training.model_card import PAPER, write_model_card
+from gtpo.training.metrics import rollout_counts, rollout_metrics
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.sampler import EpochOrder
+from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
 from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
 from gtpo.training.trl_options import check_arguments
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
+from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward
 from gtpo.types import Trajectory
 
 
-class GTPOTrainer(GRPOTrainer):
-    """Trains a model that reasons with tools.
+class GTPOTrainer(BaseTrainer):
+    """Trains a model that reasons with tools. Its arguments are those of `GRPOTrainer`, in their order and meaning.
 
     Args:
         model: a model, or a folder or Hub id.
+        reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
+            alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: columns `prompt` (chat messages), `id`, `question`, `answer`, `domain` and `extras`; see
-            `gtpo.training.data.problem_dataset`.
-        processing_class: the tokenizer; its chat template frames the observations.
-        engine: rolls out; by default the one that `args` ask for.
+        train_dataset: a column `prompt` (text or chat messages) and any others, which reach reward functions by name;
+            `answer` (text or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a
+            verifier reads; see `gtpo.training.data.problem_dataset`.
+        eval_dataset: likewise.
+        processing_class: the tokenizer; its chat template frames the observations. By default the model's.
+        reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
+        tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
+        rollout_func, environment_factory: not taken.
+        engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
         verifier: checks final answers; by default the one that `args` ask for.
         similarity: of codes, for shaping; by default `args.similarity`.
+        turn_reward_funcs: see `gtpo.turn_rewards`; by default those of `args`.
         recorder: writes the run's directory; None writes nothing.
         progress: says on the terminal what a step is doing; None says nothing.
-        callbacks, kwargs: passed on to `GRPOTrainer` (eval_dataset, optimizers, peft_config, quantization_config).
 
     Raises:
-        ConfigError: fewer problems than a generation batch holds, or an argument of `GRPOTrainer` that has no effect.
+        ConfigError: fewer problems than a generation batch holds, or an argument that is not taken.
         TemplateError: the chat template can't express a conversation with the tools.
     """
-
-    _tag_names = ["trl", "gtpo"]  # noqa: RUF012 (as TRL declares it)
-    _name = "GTPO"
-    _paper = PAPER
-
-    args: GTPOConfig
-    model: Any
 
     def __init__(
         self,
         model: Any,
-        args: GTPOConfig,
-        train_dataset: Dataset,
-        processing_class: Any,
+        reward_funcs: Any = None,
+        args: GTPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: Sequence[Any] | None = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
         *,
         engine: RolloutEngine | None = None,
         sandbox: Sandbox | None = None,
         verifier: Verifier | None = None,
         similarity: CodeSimilarity | None = None,
+        turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
         recorder: RunRecorder | None = None,
         progress: StepProgress | None = None,
-        callbacks: Sequence[Any] | None = None,
-        **kwargs: Any,
     ):
-        check_arguments(kwargs)
-        if args.eval_strategy != "no" and kwargs.get("eval_dataset") is None:
+        check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
+        args = GTPOConfig() if args is None else args
+        if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
                 f"eval_strategy {str(args.eval_strategy)!r} needs an eval_dataset; `gtpo train` has none: use gtpo eval"
             )
-        _check_enough_problems(len(train_dataset), args)
-        self.engine = engine or build_engine(args, processing_class, sandbox=sandbox)
+        if isinstance(train_dataset, Dataset):
+            check_enough_problems(len(train_dataset), args)
+        if processing_class is None:
+            processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
+        own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
+        self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
+        sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
+        given = [source for source in sources if is_verifier(source) and source != AUTO]
+        verifies = any(map(is_verifier, sources))
+        own = turn_reward_funcs
+        if own is None:
+            own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
         self.scorer = BatchScorer(
-            args, verifier or get_verifier(args.verifier), similarity or get_similarity(args.similarity)
+            args,
+            (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
+            similarity or get_similarity(args.similarity),
+            own,
         )
         self.recorder = recorder
-        self.progress = progress or StepProgress(enabled=False)
+        progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
         self._rare_success = FailureWatch(where_success_is_rare(settings))
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
-            self.progress.say(f"gtpo: {said}")
+            progress.say(f"gtpo: {said}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
-        self._random_state = RandomState()
         self._said_graded = False
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._step_seconds = 0.0
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
+            progress=progress,
             model=model,
-            reward_funcs=[self.outcome_reward],
+            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources],
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
             rollout_func=self._roll_out,
-            callbacks=[*(callbacks or ()), self.progress],
-            **kwargs,
+            callbacks=[*(callbacks or ()), progress],
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
         )
+        self._sources = RewardSources(self, self.outcome_reward)
         if by_adapter:
             folder = Path(args.run_dir) / "adapters"
             self.use_vllm = args.use_vllm = True
@@ -154,31 +176,8 @@ class GTPOTrainer(GRPOTrainer):
                 self.progress.say(f"gtpo: {said}")
         elif args.use_vllm and args.vllm_mode == "colocate":
             check_takes_weights(self.vllm_generation)
-        self._rows_count_alone = rows_count_alone(self.args, self.model)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; a run that loses too many rollouts leaves a checkpoint of the last whole step.
-
-        Raises:
-            TooManyFailuresError: says what failed, and where the checkpoint is.
-        """
-        try:
-            return super().train(*args, **kwargs)
-        except TooManyFailuresError as error:
-            self.progress.close()
-            raise TooManyFailuresError(f"{error} {self._checkpoint_of_last_step()}") from error
-
-    def _checkpoint_of_last_step(self) -> str:
-        step = self.state.global_step
-        if not step:
-            return "(no step was done: start it again with --overwrite)."
-        folder = Path(self.args.output_dir or "") / f"checkpoint-{step}"
-        if not (folder / "trainer_state.json").exists():
-            self._random_state.restore()  # as it was before the batch that is lost
-            self._save_checkpoint(self.model, None)
-        return f"({folder} holds the run as of step {step})."
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
@@ -241,6 +240,24 @@ class GTPOTrainer(GRPOTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
 
+    def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
+        """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
+        self._verdicts = verdicts
+        completions = list(map(completion_messages, trajectories))
+        ids = [trajectory.completion_ids for trajectory in trajectories]
+        prompts = [row["prompt"] for row in self._inputs]
+        with self._sources.in_use():
+            found = self._calculate_rewards(list(self._inputs), prompts, completions, ids)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, mean in self._sources.means(found).items():
+            metrics[f"rewards/{name}/mean"].append(mean)
+        first = self.accelerator.process_index * len(trajectories)
+        return self._sources.weighted(found[first : first + len(trajectories)])
+
+    def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
+        """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
+        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
+
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
 
@@ -249,7 +266,14 @@ class GTPOTrainer(GRPOTrainer):
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
-        batch = self.scorer.score(trajectories, tuple(map(problem_of, self._inputs)), group_size, self.progress.phase)
+        batch = self.scorer.score(
+            trajectories,
+            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            group_size,
+            self.progress.phase,
+            outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
+            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+        )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
         try:
@@ -328,61 +352,3 @@ class GTPOTrainer(GRPOTrainer):
     def _records_now(self) -> bool:
         every = self.args.record_every
         return every > 0 and self.state.global_step % every == 0
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of a checkpoint: ours, in place of TRL's template."""
-        if self.is_world_process_zero():
-            write_model_card(self.args.output_dir or ".", self.args, self.model, self.state.log_history)
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """TRL's step, timed as a whole."""
-        start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self._step_seconds += time.perf_counter() - start
-        return loss
-
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's loss, on the rows and columns that the micro-batch needs."""
-        if not (self.model.training and self._rows_count_alone):
-            return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
-        inputs, teaches = with_signal(inputs, self._largest)
-        logged = {name: len(values) for name, values in self._metrics["train"].items()}
-        loss = super().compute_loss(model, trimmed(inputs), *args, **kwargs)
-        if not teaches:  # what TRL found in the one row that is left says nothing
-            self._forget_metrics(since=logged)
-        return loss
-
-    def _forget_metrics(self, since: Mapping[str, int]) -> None:
-        """Leave out of the log what TRL has added since there were so many values by name."""
-        metrics = self._metrics["train"]
-        for name in list(metrics):
-            del metrics[name][since.get(name, 0) :]
-            if not metrics[name]:
-                del metrics[name]
-
-    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
-        """TRL's, in an order that a resumed run takes up."""
-        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
-        return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
-
-    def _largest(self, number: int) -> int:
-        """The largest of the numbers that the processes give."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, with where the time of the steps since the last one went."""
-        if self.model.training and self._step_seconds > 0:
-            logs = {**logs, **time_metrics(self._seconds, self._step_seconds)}
-            self._seconds.clear()
-            self._step_seconds = 0.0
-        super().log(logs, start_time)
-
-
-def _check_enough_problems(num_problems: int, args: GTPOConfig) -> None:
-    groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
-    if num_problems < groups:
-        raise ConfigError(
-            f"{num_problems} training problems, but a generation batch holds {groups} (generation_batch_size "
-            f"{args.generation_batch_size} / num_generations {args.num_generations}): give more problems or smaller "
-            "batches"
-        )

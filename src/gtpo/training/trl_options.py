@@ -6,7 +6,7 @@ TRL or through us; `tests/training/test_trl_options.py` wants each of them in on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -27,7 +27,6 @@ REFUSED: Mapping[str, str] = {
     "vllm_structured_outputs_regex": "turns are free text with tool calls",
     "max_tool_calling_iterations": _TURNS,
     "mask_truncated_completions": "use --truncated_rollouts mask",
-    "reward_weights": "the reward is the verdict on the final answer: use --verifier, --alpha and --format_penalty",
     "resume_from_checkpoint": "use --resume",
     "data_seed": "use --seed",
     "train_sampling_strategy": "problems are drawn in groups: use --shuffle_dataset",
@@ -51,10 +50,7 @@ FIXED: Mapping[str, tuple[Any, str]] = {
 """Options with one value that fits, and why."""
 
 REFUSED_ARGUMENTS: Mapping[str, str] = {
-    "reward_funcs": "rewards are verdicts on final answers: give verifier=",
-    "reward_processing_classes": "there are no reward models: give verifier=",
-    "tools": "give the config's tools='MODULE:FACTORY', or engine=",
-    "environment_factory": "give the config's tools='MODULE:FACTORY', or engine=",
+    "environment_factory": "give tools=[...], or engine=",
     "rollout_func": "the trainer rolls out by itself: give engine=",
 }
 """Arguments of `GRPOTrainer` that `GTPOTrainer` does not take, and what to use in their place."""
@@ -75,14 +71,14 @@ def check_options(args: GRPOConfig) -> None:
             raise ConfigError(f"{name} must be {value!r}, got {getattr(args, name)!r}: {why}")
 
 
-def check_arguments(names: Iterable[str]) -> None:
+def check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse arguments of `GRPOTrainer` without effect.
 
     Raises:
         ConfigError: names the argument and what to use.
     """
-    for name in names:
-        if name in REFUSED_ARGUMENTS:
+    for name, value in given.items():
+        if value is not None:
             raise ConfigError(f"GTPOTrainer takes no {name}: {REFUSED_ARGUMENTS[name]}")
 
 

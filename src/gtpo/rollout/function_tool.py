@@ -1,0 +1,80 @@
+"""Any Python function as a tool: its name, type hints and docstring are what the model is told, as in TRL."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from transformers.utils import get_json_schema
+from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
+
+from gtpo.errors import ConfigError
+from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.tools import ToolResult
+from gtpo.types import ToolCall
+
+TIMEOUT_S = 30.0
+
+
+class FunctionTool:
+    """Calls a function, sync (in a thread) or async. What it raises, and a call past its time, is an observation.
+
+    It returns text, anything that JSON can say, or a `ToolResult`; with `ToolResult(..., final=True)` the rollout ends.
+    A sync function that is cut off at its time goes on in its thread, where nothing waits for it.
+
+    Args:
+        function: with type hints, and a docstring in Google style that describes it and its arguments.
+        timeout_s: wall-clock seconds that a call may take.
+
+    Raises:
+        ConfigError: the docstring or a type hint is missing; names the function and what to add.
+    """
+
+    def __init__(self, function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> None:
+        name = getattr(function, "__name__", type(function).__name__)
+        if not callable(function):
+            raise ConfigError(f"tools: {function!r} is not a function")
+        try:
+            schema = get_json_schema(function)["function"]
+        except (DocstringParsingException, TypeHintParsingException) as error:
+            raise ConfigError(
+                f"tools: the function {name!r} can't be a tool: {error}. Give it type hints, and a docstring with a "
+                "description and a section 'Args:' that describes each argument"
+            ) from error
+        parameters = schema["parameters"]
+        self.spec = ToolSpec(
+            schema["name"],
+            schema["description"],
+            parameters["properties"],
+            tuple(parameters.get("required", ())),
+            ability=f"call `{schema['name']}`",
+            note=schema["description"],
+        )
+        self._function, self._timeout_s = function, timeout_s
+
+    def open(self, key: Hashable) -> FunctionTool:
+        """Returns self: a function is the same for all rollouts."""
+        return self
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Call the function with the call's arguments."""
+        arguments = dict(call.arguments) or ({"code": call.code} if self.spec.is_python else {})
+        try:
+            if inspect.iscoroutinefunction(self._function):
+                running = self._function(**arguments)
+            else:
+                running = asyncio.to_thread(self._function, **arguments)
+            result = await asyncio.wait_for(running, self._timeout_s)
+        except TimeoutError:
+            return ToolResult(f"TimeoutError: no result within {self._timeout_s:g} s", "timeout")
+        except Exception as error:
+            return ToolResult(f"{type(error).__name__}: {error}", "error")
+        if isinstance(result, ToolResult):
+            return result
+        return ToolResult(result if isinstance(result, str) else json.dumps(result, default=str, ensure_ascii=False))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""

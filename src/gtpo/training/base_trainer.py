@@ -1,0 +1,117 @@
+"""TRL's trainer with what turn credit does not concern: micro-batches, order, timing, checkpoints, the model's card."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
+
+from gtpo.errors import TooManyFailuresError
+from gtpo.training.config import GTPOConfig
+from gtpo.training.metrics import time_metrics
+from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
+from gtpo.training.model_card import PAPER, write_model_card
+from gtpo.training.progress import StepProgress
+from gtpo.training.sampler import EpochOrder
+from gtpo.training.trl_compat import RandomState
+
+
+class BaseTrainer(GRPOTrainer):
+    """`GRPOTrainer`, which computes with the rows and columns that a micro-batch needs, and says where time went.
+
+    Args:
+        progress: says on the terminal what a step is doing.
+        kwargs: see `GRPOTrainer`.
+    """
+
+    _tag_names = ["trl", "gtpo"]  # noqa: RUF012 (as TRL declares it)
+    _name = "GTPO"
+    _paper = PAPER
+
+    args: GTPOConfig
+    model: Any
+
+    def __init__(self, *, progress: StepProgress, **kwargs: Any):
+        self.progress = progress
+        self._random_state = RandomState()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._step_seconds = 0.0
+        super().__init__(**kwargs)
+        self._rows_count_alone = rows_count_alone(self.args, self.model)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; a run that loses too many rollouts leaves a checkpoint of the last whole step.
+
+        Raises:
+            TooManyFailuresError: says what failed, and where the checkpoint is.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except TooManyFailuresError as error:
+            self.progress.close()
+            raise TooManyFailuresError(f"{error} {self._checkpoint_of_last_step()}") from error
+
+    def _checkpoint_of_last_step(self) -> str:
+        step = self.state.global_step
+        if not step:
+            return "(no step was done: start it again with --overwrite)."
+        folder = Path(self.args.output_dir or "") / f"checkpoint-{step}"
+        if not (folder / "trainer_state.json").exists():
+            self._random_state.restore()  # as it was before the batch that is lost
+            self._save_checkpoint(self.model, None)
+        return f"({folder} holds the run as of step {step})."
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card of a checkpoint: ours, in place of TRL's template."""
+        if self.is_world_process_zero():
+            write_model_card(self.args.output_dir or ".", self.args, self.model, self.state.log_history)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's step, timed as a whole."""
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_seconds += time.perf_counter() - start
+        return loss
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's loss, on the rows and columns that the micro-batch needs."""
+        if not (self.model.training and self._rows_count_alone):
+            return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+        inputs, teaches = with_signal(inputs, self._largest)
+        logged = {name: len(values) for name, values in self._metrics["train"].items()}
+        loss = super().compute_loss(model, trimmed(inputs), *args, **kwargs)
+        if not teaches:  # what TRL found in the one row that is left says nothing
+            self._forget_metrics(since=logged)
+        return loss
+
+    def _forget_metrics(self, since: Mapping[str, int]) -> None:
+        """Leave out of the log what TRL has added since there were so many values by name."""
+        metrics = self._metrics["train"]
+        for name in list(metrics):
+            del metrics[name][since.get(name, 0) :]
+            if not metrics[name]:
+                del metrics[name]
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
+        """TRL's, in an order that a resumed run takes up."""
+        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+        return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
+
+    def _largest(self, number: int) -> int:
+        """The largest of the numbers that the processes give."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with where the time of the steps since the last one went."""
+        if self.model.training and self._step_seconds > 0:
+            logs = {**logs, **time_metrics(self._seconds, self._step_seconds)}
+            self._seconds.clear()
+            self._step_seconds = 0.0
+        super().log(logs, start_time)

@@ -1,0 +1,122 @@
+"""Turn rewards that ship with gtpo, each a function of finished rollouts; off by default.
+
+`turn_reward_funcs` of `GTPOTrainer` takes functions of this form, these or your own:
+
+    f(trajectories, **columns) -> one list per rollout, with one finite number per turn
+
+`columns` are those of the data set, one entry per rollout. Weighted by `turn_reward_weights`, the numbers are added to
+the turn rewards of docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gtpo._async import run_async
+from gtpo._imports import imported
+from gtpo.errors import ConfigError, RewardError
+from gtpo.types import Trajectory, Turn
+
+TurnRewardFunction = Callable[..., Any]
+
+
+def execution_feedback(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
+    """Whether a turn's calls ran without an error.
+
+        r[i,j] = share of the calls of turn j whose status is "ok"; 0 for a turn without a call that was carried out
+
+    Source: execution feedback as a turn reward, as in ToolRL (arXiv 2504.13958) and others; the share is ours.
+    """
+    return [[_share_ok(turn) for turn in trajectory.turns] for trajectory in trajectories]
+
+
+def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
+    """A penalty for a call that was made before in the same rollout, spacing aside.
+
+        r[i,j] = -1 if turn j holds a valid call whose code equals that of an earlier call of rollout i, else 0
+
+    Source: ours.
+    """
+    return [_repetitions(trajectory) for trajectory in trajectories]
+
+
+SHIPPED: Mapping[str, TurnRewardFunction] = {
+    function.__name__: function for function in (execution_feedback, repeated_calls)
+}
+
+
+def get_turn_reward(name: str) -> TurnRewardFunction:
+    """The function of that name: one of `SHIPPED`, or `MODULE:FUNCTION` or `./file.py:FUNCTION` of your own.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if ":" in name:
+        return imported(name, "turn_reward_funcs")
+    if name not in SHIPPED:
+        raise ConfigError(f"turn_reward_funcs: there is no {name!r}; there are: {', '.join(SHIPPED)}, MODULE:FUNCTION")
+    return SHIPPED[name]
+
+
+def weighted_turn_rewards(
+    functions: Sequence[TurnRewardFunction],
+    weights: Sequence[float],
+    trajectories: Sequence[Trajectory],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[dict[str, tuple[float, ...]]]:
+    """What all functions give, weighted: for each rollout the numbers of its turns by the function's name.
+
+    Raises:
+        RewardError: a function gave something else than one finite number per turn of each rollout; names it.
+    """
+    found: list[dict[str, tuple[float, ...]]] = [{} for _ in trajectories]
+    for function, weight in zip(functions, weights, strict=True):
+        name = name_of(function)
+        given = function(trajectories, **columns)
+        rows = run_async(given) if inspect.iscoroutine(given) else given
+        if not isinstance(rows, Sequence) or len(rows) != len(trajectories):
+            raise RewardError(f"turn reward {name}: give one list per rollout ({len(trajectories)} of them)")
+        for i, (row, trajectory) in enumerate(zip(rows, trajectories, strict=True)):
+            if not isinstance(row, Sequence) or len(row) != len(trajectory.turns):
+                raise RewardError(
+                    f"turn reward {name}: rollout {i} has {len(trajectory.turns)} turns, and got {row!r}; give one "
+                    "number per turn"
+                )
+            found[i][name] = tuple(weight * checked(value, f"turn reward {name}", f"rollout {i}") for value in row)
+    return found
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """What a function is logged as."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def checked(value: Any, what: str, where: str) -> float:
+    """The value as a finite number.
+
+    Raises:
+        RewardError: it is none.
+    """
+    if isinstance(value, bool | int | float) or hasattr(value, "item"):
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    raise RewardError(f"{what}: {where} got {value!r}, which is not a finite number")
+
+
+def _share_ok(turn: Turn) -> float:
+    statuses = [status for status in turn.observation.statuses if status != "invalid"] if turn.observation else []
+    return statuses.count("ok") / len(statuses) if statuses else 0.0
+
+
+def _repetitions(trajectory: Trajectory) -> list[float]:
+    seen: set[str] = set()
+    rewards = []
+    for turn in trajectory.turns:
+        codes = [" ".join(call.code.split()) for call in turn.valid_calls]
+        rewards.append(-1.0 if any(code in seen for code in codes) or len(set(codes)) < len(codes) else 0.0)
+        seen.update(codes)
+    return rewards
