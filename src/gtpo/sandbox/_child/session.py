@@ -114,15 +114,15 @@ class Session:
         os.kill(self.pid, signal.SIGSTOP)
 
     def settle(self) -> None:
-        """Waits until the child has stopped; kills it if it does not."""
-        deadline = time.monotonic() + STOP_S
-        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if time.monotonic() > deadline:
-                break
+        """Waits until the child has stopped, or ended; kills it if it does neither."""
+        deadline, kinds = time.monotonic() + STOP_S, os.WSTOPPED | os.WEXITED | os.WNOHANG
+        while (found := os.waitid(os.P_PID, self.pid, kinds | os.WNOWAIT)) is None and time.monotonic() < deadline:
             time.sleep(0.0001)
-        self._restless = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG) is None
-        if self._restless:
+        if found is None:
+            self._restless = True
             os.kill(self.pid, signal.SIGKILL)
+        elif found.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
         self._slept_cpu_s = cpu_s(self.pid)
 
     def over_quota(self) -> str:
