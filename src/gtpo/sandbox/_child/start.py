@@ -208,4 +208,4 @@ def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement
     rules = landlock.ruleset([*readable, *namespaces.DEVICES], writable)
     report["landlock"] = rules.version
     calls = seccomp.program() if new_root else seccomp.program(metadata=False, writes=bool(rules.version))
-    return child.Confinement(calls, rules, new_root=new_root)
+    return child.Confinement(seccomp.Filter(calls), rules, new_root=new_root)
