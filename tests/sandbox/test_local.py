@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from sandbox_support import children_of, open_files
 
+from gtpo.commands import doctor
 from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import Limits, LocalSandbox, Sandbox, Status, _worker
 from gtpo.sandbox._child import seccomp
@@ -390,3 +391,25 @@ def test_a_worker_that_keeps_failing_does_not_draw_the_work(monkeypatch):
     assert [result.status for result in results].count(Status.TOOL_FAILURE) <= 3
     assert sandbox._dispatcher.rests(seats[0])
     sandbox.close()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "note"),
+    [
+        ("start.Threads.__init__ = lambda self: os.close(-1)", "the threads of a program are bounded by address space"),
+        (
+            "proc.Proc.memory_file = lambda self, pid: None",
+            "memory that sessions keep is bounded by address space alone",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_a_note_of_the_level_and_in_the_doctors_words(monkeypatch, lacking, note):
+    boot = "import sys, os; sys.path[0] = sys.argv[1]; from _child import proc, start\n"
+    monkeypatch.setattr(_worker, "_BOOT", f"{boot}{lacking}; start.main()")
+    sandbox = LocalSandbox(max_workers=1)
+    assert any(note in said for said in sandbox.level().notes)
+    assert sandbox.run_sync("1").stdout == "1\n"
+    session = sandbox.session()
+    assert session.run_sync("2").stdout == "2\n"
+    sandbox.close()
+    assert note in doctor._sandbox()[1]

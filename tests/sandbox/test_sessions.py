@@ -289,6 +289,20 @@ def test_closing_does_not_wait_for_the_programs_of_others():
     assert statuses == [Status.OK] * 2
 
 
+def test_a_session_that_ends_behind_its_program_harms_nobody_else(box):
+    attacker, other = box.session(), box.session()
+    assert shown(other, "x = 5") == [""]
+    server = box._seats[0].scientific.pid
+    for _ in range(5):
+        attacker.run_sync(
+            "import os, threading, time\nthreading.Thread(target=lambda: os.abort(), daemon=True).start()"
+        )
+    assert shown(other, "x") == ["5\n"]
+    assert box._seats[0].scientific.pid == server
+    attacker.close()
+    other.close()
+
+
 def test_closing_a_session_waits_for_its_own_program(box):
     async def main():
         session = box.session()

@@ -55,7 +55,7 @@ def server(app: Any, most_connections: int) -> Server:
         timeout_graceful_shutdown=END_S,  # type: ignore[arg-type]
         backlog=512,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what runs is the business of those who asked
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what runs is the business of those who asked
     return Server(config)
 
 

@@ -115,7 +115,7 @@ def _result(raw: Raw, limits: Limits) -> ExecResult:
     elif status is Status.TOOL_FAILURE:
         note = detail
     else:
-        note = _OVER_QUOTA[raw.reply.get("over_quota", "")]
+        note = _OVER_QUOTA.get(raw.reply.get("over_quota", ""), "")
     return ExecResult(
         status,
         stdout,

@@ -7,8 +7,9 @@
 | seccomp    | denied                      | denied         | possible      | visible                    |
 | weak       | possible                    | possible       | possible      | visible                    |
 
-With namespaces a program has a private directory in memory to write to; on the two levels below it can't write at
-all, since nothing there bounds how much.
+With namespaces a program has a file system of its own in memory to write to; on the two levels below it can't write at
+all, since nothing there bounds how much. "Visible to `stat`" are names, sizes, times and modes; extended attributes and
+watches (inotify) are denied on every level but the weak one.
 """
 
 from __future__ import annotations

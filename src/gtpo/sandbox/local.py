@@ -5,19 +5,20 @@ reward can be had by it. On Linux (x86-64 or aarch64) this sandbox
 
 - denies the network: no sockets, not even to the same machine or of the AF_UNIX family;
 - denies processes: no fork, no exec, so nothing that it starts can outlive it (threads are allowed and die with it);
-- denies signals to, tracing of, and limits on other processes, and the system calls that reach the kernel's wider
-  surface (io_uring, bpf, namespaces, mounts, keys);
-- confines files: only the Python installation can be read, only a private directory in memory can be written, and
-  it is emptied after each program;
-- bounds processor time, wall-clock time, address space, output, open files and the size of files, by a supervisor
-  that needs no co-operation of the code;
-- gives an empty environment, an empty stdin, no descriptor and no memory of the trainer or of earlier programs.
+- denies signals to, tracing of, questions about, and limits on other processes, and every system call that ordinary
+  Python does not need (io_uring, bpf, namespaces, mounts, keys, timers, locks on the machine's files);
+- confines files: only the Python installation can be read, only a file system of the program's own, in memory, can be
+  written or changed, and it is gone after the program;
+- bounds processor time, wall-clock time, address space, threads, output, open files and the size of files, by a
+  supervisor that needs no co-operation of the code;
+- gives an empty environment, an empty stdin, no descriptor and no memory of the trainer or of other programs; a session
+  is stopped between its programs, and ended if it runs nevertheless.
 
 How much of it holds depends on the machine; `gtpo.sandbox.levels` names the levels, `level()` tells what was found by
 trying, and `require=` refuses to start below one. Nothing falls to a weaker level without being told to.
 
 It is not a defence against bugs of the kernel or against side channels. Statuses and error types come partly from a
-process that the code controls, so no reward may hang on them alone. For code that is hostile rather than careless
+process that the code controls, so no reward may depend on them alone. For code that is hostile rather than careless
 use a sandbox on another machine (`gtpo.sandbox.SandboxFusionSandbox`), behind gVisor or a virtual machine.
 
 Elsewhere (macOS) none of the denials hold, nor do the address-space limit and the exact processor-time limit;

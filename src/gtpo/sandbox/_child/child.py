@@ -36,12 +36,12 @@ class Confinement:
     """What the children of a server go without, prepared once for all of them.
 
     Args:
-        filter: of system calls, from `seccomp.program`.
+        filter: of system calls.
         rules: which files may be opened.
         new_root: whether there is one, with `namespaces.WORK` to write in.
     """
 
-    filter: bytes
+    filter: seccomp.Filter
     rules: landlock.Ruleset
     new_root: bool
 
@@ -61,7 +61,7 @@ class Confinement:
         """Gives up the rest, for good; raises OSError."""
         if self.new_root:
             kernel.drop_capabilities()
-        seccomp.install(self.filter, os.getpid())
+        self.filter.install(os.getpid())
 
 
 @dataclass(frozen=True)

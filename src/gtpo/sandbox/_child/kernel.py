@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
+from functools import partial
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
 PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 24, 36, 38
@@ -26,6 +28,19 @@ def prctl(option: int, value: int, address: int = 0) -> int:
     """`prctl(2)`; -1 and errno on failure."""
     zero = ctypes.c_ulong(0)
     return int(libc().prctl(option, ctypes.c_ulong(value), ctypes.c_ulong(address), zero, zero))
+
+
+def prepared_prctl(option: int, value: int, address: int) -> Callable[[], int]:
+    """`prctl(2)` to be called later, with little to do then."""
+    zero = ctypes.c_ulong(0)
+    return partial(libc().prctl, ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(address), zero, zero)
+
+
+def prepared_syscall(number: int, *arguments: int) -> Callable[[], int]:
+    """`syscall(2)` to be called later, with little to do then; -1 and errno on failure."""
+    call = libc().syscall
+    call.restype = ctypes.c_long
+    return partial(call, ctypes.c_long(number), *map(ctypes.c_long, arguments))
 
 
 def syscall(number: int, *arguments: int | bytes | None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from dataclasses import dataclass
 
 from . import kernel
 
@@ -32,7 +31,6 @@ def abi() -> int:
         return 0
 
 
-@dataclass(frozen=True)
 class Ruleset:
     """What a process may still do once it is enforced.
 
@@ -41,8 +39,9 @@ class Ruleset:
         version: of Landlock, 0 where there is none.
     """
 
-    fd: int
-    version: int
+    def __init__(self, fd: int, version: int) -> None:
+        self.fd, self.version = fd, version
+        self._enforce = kernel.prepared_syscall(_RESTRICT, fd, 0)
 
     def enforce(self) -> None:
         """Confines the calling process and all its children for good; PR_SET_NO_NEW_PRIVS must be set.
@@ -53,7 +52,7 @@ class Ruleset:
             OSError: the kernel refused.
         """
         if self.version:
-            kernel.syscall(_RESTRICT, self.fd, 0)
+            kernel.checked(self._enforce(), "Landlock")
 
 
 def ruleset(read: list[str], write: list[str]) -> Ruleset:

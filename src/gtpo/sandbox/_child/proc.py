@@ -31,8 +31,9 @@ class Proc:
 
     def __init__(self) -> None:
         self._root: int | None = None
-        with contextlib.suppress(OSError):
-            self._root = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                self._root = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def address_space(self) -> int:
         """Bytes of address space that the server itself takes, which each child inherits."""
@@ -49,7 +50,7 @@ class Proc:
 
     def memory_file(self, pid: int) -> int | None:
         """A descriptor for `memory_of` the process `pid`, for the caller to close; None if not known."""
-        if self._root is None:
+        if self._root is None or not hasattr(os, "pidfd_open"):
             return None
         with contextlib.suppress(OSError):
             handle = os.pidfd_open(pid)

@@ -202,21 +202,28 @@ def number_of(name: str) -> int:
     return number
 
 
-def loaded(filter_program: bytes) -> tuple[object, int]:
-    """The filter where the kernel can read it; the first keeps the memory, the second is its address."""
-    buffer = ctypes.create_string_buffer(filter_program, len(filter_program))
-    head = struct.pack("=HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(buffer))
-    fprog = ctypes.create_string_buffer(head, len(head))
-    return (buffer, fprog), ctypes.addressof(fprog)
+class Filter:
+    """A filter where the kernel can read it, made ready by a server, so that a child has next to nothing to do.
 
-
-def install(filter_program: bytes, pid: int) -> None:
-    """Puts the filter on the calling process for good, `pid` being its own number.
-
-    Raises:
-        OSError: the kernel refused.
+    Args:
+        filter_program: instructions; the placeholder for the process's own number may be among them.
     """
-    filter_program = filter_program.replace(struct.pack("=I", _PID_MARK), struct.pack("=I", pid))
-    kept, address = loaded(filter_program)
-    kernel.checked(kernel.prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, address), "seccomp")
-    del kept
+
+    def __init__(self, filter_program: bytes) -> None:
+        self._buffer = ctypes.create_string_buffer(filter_program, len(filter_program))
+        head = struct.pack("=HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(self._buffer))
+        self._head = ctypes.create_string_buffer(head, len(head))
+        self.address = ctypes.addressof(self._head)
+        mark = struct.pack("=I", _PID_MARK)
+        self._marks = [at for at in range(4, len(filter_program), 8) if filter_program[at : at + 4] == mark]
+        self._install = kernel.prepared_prctl(kernel.PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, self.address)
+
+    def install(self, pid: int) -> None:
+        """Puts the filter on the calling process for good, `pid` being its own number.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        for at in self._marks:
+            struct.pack_into("=I", self._buffer, at, pid)
+        kernel.checked(self._install(), "seccomp")

@@ -32,6 +32,7 @@ KEPT_BYTES, KEPT_SHARED_BYTES = 128 << 20, 256 << 20
 shared or come from files, in which it could keep memory unseen."""
 _ASLEEP_S = 0.005
 _READY = b"ready"
+_KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
 _FD = 3
 _SPARE = 8
 
@@ -50,7 +51,7 @@ class Session:
     def __init__(self, order: child.Order, proc: Proc) -> None:
         self.order = order
         self.threads = Count()
-        self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock, theirs = socket.socketpair(socket.AF_UNIX, _KIND)
         self.pid = os.fork()
         if self.pid == 0:
             _live(order, theirs)
@@ -114,15 +115,17 @@ class Session:
         os.kill(self.pid, signal.SIGSTOP)
 
     def settle(self) -> None:
-        """Waits until the child has stopped; kills it if it does not."""
-        deadline = time.monotonic() + STOP_S
-        while os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if time.monotonic() > deadline:
-                break
+        """Waits until the child has stopped, or ended; kills it if it does neither. Linux only."""
+        if sys.platform != "linux":
+            return
+        deadline, kinds = time.monotonic() + STOP_S, os.WSTOPPED | os.WEXITED | os.WNOHANG
+        while (found := os.waitid(os.P_PID, self.pid, kinds | os.WNOWAIT)) is None and time.monotonic() < deadline:
             time.sleep(0.0001)
-        self._restless = os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG) is None
-        if self._restless:
+        if found is None:
+            self._restless = True
             os.kill(self.pid, signal.SIGKILL)
+        elif found.si_code == os.CLD_STOPPED:
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOHANG)
         self._slept_cpu_s = cpu_s(self.pid)
 
     def over_quota(self) -> str:

@@ -29,6 +29,8 @@ from .proc import Proc
 from .server import Means, Server
 from .threads import Threads
 
+_FILES = 1 << 16
+"""Descriptors of a server, three for each session; a child closes all of them."""
 _STACK_BYTES, _THREAD_STACK_BYTES = 100 << 20, 16 << 20
 _ALWAYS = (
     "bisect cmath collections copy dataclasses datetime decimal fractions functools heapq itertools json "
@@ -193,7 +195,8 @@ def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement
     """
     new_root = report["namespaces"]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # each session takes three
+    files = _FILES if files == resource.RLIM_INFINITY else min(files, _FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     child.lower(resource.RLIMIT_STACK, _STACK_BYTES, _STACK_BYTES)
     child.lower(resource.RLIMIT_CORE, 0, 0)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
@@ -205,4 +208,4 @@ def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement
     rules = landlock.ruleset([*readable, *namespaces.DEVICES], writable)
     report["landlock"] = rules.version
     calls = seccomp.program() if new_root else seccomp.program(metadata=False, writes=bool(rules.version))
-    return child.Confinement(calls, rules, new_root=new_root)
+    return child.Confinement(seccomp.Filter(calls), rules, new_root=new_root)

@@ -41,15 +41,14 @@ class Threads:
     """
 
     def __init__(self) -> None:
-        kept, address = seccomp.loaded(seccomp.thread_questions())
+        questions = seccomp.Filter(seccomp.thread_questions())
         number = _SECCOMP[platform.machine()]
         try:
-            self.fd = kernel.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, address)
+            self.fd = kernel.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE, questions.address)
         except OSError as error:
             if error.errno != errno.EINVAL:  # Linux before 5.19
                 raise
-            self.fd = kernel.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER, address)
-        del kept
+            self.fd = kernel.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER, questions.address)
 
     def answer(self, count: Count) -> None:
         """Answers one question, which must be there, about the process that `count` belongs to."""
