@@ -104,7 +104,7 @@ def test_literals_are_compared_by_value(verifier, given, passed):
 )
 def test_the_last_answer_is_the_candidate(text, found):
     assert candidate(text, "tests") == found
-    assert CodeVerifier.has_answer(None, text) is (found is not None)
+    assert CodeVerifier.has_answer(None, text, ADD) is (found is not None)
 
 
 @pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<answer></answer>", "```\n", "```python\n", "\\boxed{"])

@@ -35,11 +35,12 @@ class AutoVerifier:
             verdicts.update(zip(places, found, strict=True))
         return [verdicts[i] for i in range(len(problems))]
 
-    def has_answer(self, text: str) -> bool:
-        """Whether any of the verifiers that problems asked for so far finds an answer."""
-        with self._lock:
-            verifiers = list(self._verifiers.values())
-        return any(verifier.has_answer(text) for verifier in verifiers or [self._verifier("math")])
+    def has_answer(self, text: str, problem: Problem) -> bool:
+        """See `Verifier.has_answer`; False for a problem for which there is no verifier."""
+        try:
+            return self._verifier(verifier_name(problem)).has_answer(text, problem)
+        except (ConfigError, DataError):
+            return False
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
         """See `Verifier.classes`."""

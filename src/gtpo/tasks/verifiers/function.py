@@ -52,7 +52,7 @@ class FunctionVerifier:
         given = last_boxed(text) or text.strip()
         return Verdict(found == 1, float(found), f"{self._path} said {found}", given)
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         """Any text may be one."""
         return bool(text.strip())
 

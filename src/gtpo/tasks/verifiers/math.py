@@ -88,7 +88,7 @@ class MathVerifier:
             verdicts[i] = Verdict(reply.equal, float(reply.equal), reply.reason, answers[i])
         return [verdict for verdict in verdicts if verdict is not None]
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         r"""Whether the text holds a closed `\boxed{}` with something in it."""
         return bool((last_boxed(text) or "").strip())
 

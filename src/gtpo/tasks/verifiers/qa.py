@@ -62,7 +62,7 @@ class QAVerifier:
         refuse_unusable(self.unusable(problems), "QAVerifier")
         return [self._verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         """Whether the text holds a closed box or block with something in it."""
         return bool(boxed_or_tagged(text))
 

@@ -65,7 +65,7 @@ class ReasoningGymVerifier:
             for i, answer in enumerate(answers)
         ]
 
-    def has_answer(self, text: str) -> bool:
+    def has_answer(self, text: str, problem: Problem) -> bool:
         """Whether the text holds a filled box or answer block."""
         return bool(boxed_or_tagged(text))
 
