@@ -198,7 +198,8 @@ def _product_of_lines(gold: Chain, candidate: Many) -> bool:
 
 def _same_ratio(gold: Form, candidate: Form) -> bool:
     if isinstance(gold, Ratio) and isinstance(candidate, Ratio):
-        if len(gold.parts) != len(candidate.parts) or (gold.time and candidate.time):
+        zero = any(isinstance(part, Value) and part.expr.is_zero for part in (*gold.parts, *candidate.parts))
+        if len(gold.parts) != len(candidate.parts) or zero or (gold.time and candidate.time):
             return len(gold.parts) == len(candidate.parts) and all(map(same, gold.parts, candidate.parts))
         first, other = (side.parts[0] for side in (gold, candidate))
         return all(

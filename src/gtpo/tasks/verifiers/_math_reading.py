@@ -71,7 +71,8 @@ _QUALIFIER = re.compile(
 _MOD = re.compile(r"\s*\\pmod\s*\{?[^{}]*\}?$|\s*\(\\bmod\s+[^()]*\)$|\s*\\bmod\s.*$")
 _PERCENT = re.compile(r"\s*\\?%$|\s*\\text\{\s*(?:percent|%)\s*\}$")
 _DEGREES = re.compile(r"\s*\^\s*\{?\\circ\}?$")
-_PAIRS = {"(": ")", "[": "]", "{": "}"}
+_DROPPED = re.compile(r"\\circ|\d\s*_|%")
+_NUMERAL = re.compile(r"-?(\d+)_(?:(\d)|\{(\d+)\})")
 
 
 @lru_cache(maxsize=2048)
@@ -106,6 +107,8 @@ def _form(text: str) -> Form:
         return words
     if _DOTS.search(text):
         raise Unreadable("dots leave something out")
+    if re.search(r"['\"’”]", text):
+        raise Unreadable("marks that have no meaning there")
     if _SIDE_BY_SIDE.search(text):
         raise Unreadable("numbers side by side")
     for split in (_members, _joined_sets, _related, _bracketed, _ratio, _with_signs):
@@ -319,6 +322,8 @@ def _with_signs(text: str) -> Form | None:
 def _value(text: str) -> Form:
     hundredth, degrees = _PERCENT.search(text), _DEGREES.search(text)
     text = _DEGREES.sub("", _PERCENT.sub("", text)).strip()
+    if _DROPPED.search(text) and not _is_numeral(text):
+        raise Unreadable("a mark within it has no meaning")  # the parser would drop it
     from sympy import MatrixBase, Rational, pi
 
     parsed, decimal = _parsed(text)
@@ -326,11 +331,19 @@ def _value(text: str) -> Form:
         rows = tuple(tuple(Value(*_exact(cell)) for cell in parsed.row(i)) for i in range(parsed.rows))
         return Grid(rows)
     others: tuple[Any, ...] = ()
-    if hundredth:
+    if hundredth and not parsed.is_number:
+        parsed = parsed * Rational(1, 100)
+    elif hundredth:
         others = (parsed * Rational(1, 100),)
     elif degrees and parsed.is_number:
         others = (parsed * pi / 180,)
     return Value(parsed, decimal, others)
+
+
+def _is_numeral(text: str) -> bool:
+    """Whether it is a whole number with its base below it."""
+    match = _NUMERAL.fullmatch(text)
+    return bool(match) and all(int(digit) < int(match[2] or match[3]) for digit in match[1])  # type: ignore[index]
 
 
 def _parsed(text: str) -> tuple[Any, bool]:
