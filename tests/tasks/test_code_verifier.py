@@ -107,11 +107,14 @@ def test_the_last_answer_is_the_candidate(text, found):
     assert CodeVerifier.has_answer(None, text, ADD) is (found is not None)
 
 
-@pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<answer></answer>", "```\n", "```python\n", "\\boxed{"])
+@pytest.mark.parametrize(
+    "piece", ["``` ", " ", "- ", "<answer>", "</answer>", "<answer></answer>", "```\n", "```python\n", "\\boxed{"]
+)
 def test_reading_is_linear_in_the_length_of_the_text(piece):
     start = time.monotonic()
     for kind in ("tests", "literal"):
         candidate(piece * 40_000, kind)
+        candidate("```" + piece * 40_000 + "x", kind)
     assert time.monotonic() - start < 2.0
 
 

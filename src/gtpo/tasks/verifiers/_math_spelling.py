@@ -94,7 +94,8 @@ def spelled(latex: str) -> str:
     latex = from_python(latex) or latex
     for pattern, spelling in _RULES:
         latex = pattern.sub(spelling, latex)
-    latex = _REPEATED.sub(_repeating, latex)
+    if len(latex) < 200 and re.search(r"dots|\.\.\.|…", latex):
+        latex = _REPEATED.sub(_repeating, latex)
     latex = _FRACTION.sub(_mixed_or_product, latex)
     latex = _PRODUCT.sub(r"\\cdot ", latex)
     return re.sub(r" {2,}", " ", latex).strip()

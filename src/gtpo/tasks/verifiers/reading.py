@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)*(`{3,}|~{3,})[ \t]*([^`]*?)[ \t]*")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)*(`{3,}|~{3,})([^`]*)")
 _LABELS = re.compile(r"\{?\.?(?:i?python|py)(?:[ -]?[23](?:\.\d+)?)?\}?(?:[\s,{:].*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -58,13 +58,13 @@ def fenced(text: str) -> list[Block]:
     place = 0
     for line in text.splitlines(keepends=True):
         found = _FENCE.fullmatch(line.rstrip("\r\n"))
-        if fence and found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not found[2]:
+        if fence and found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not found[2].strip():
             blocks.append(Block(_dedented(lines), start, True, label))
             fence = ""
         elif fence:
             lines.append(line)
         elif found:
-            fence, label, lines, start = found[1], found[2], [], place
+            fence, label, lines, start = found[1], found[2].strip(), [], place
         place += len(line)
     if fence:
         blocks.append(Block(_dedented(lines), start, False, label))
