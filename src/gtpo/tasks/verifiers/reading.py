@@ -38,17 +38,16 @@ def last_tag(text: str) -> Block | None:
     So a program that prints `</answer>` is not cut short, and no earlier block is taken for one that breaks off.
     """
     open_tags: list[re.Match[str]] = []
-    last: Block | None = None
+    last: tuple[re.Match[str], int] | None = None
     for tag in _TAG.finditer(text):
         if not tag[1]:
             open_tags.append(tag)
         elif open_tags:
-            opening = open_tags.pop()
-            last = Block(text[opening.end() : tag.start()], opening.start(), True)
-    if open_tags and (last is None or open_tags[-1].start() > last.start):
+            last = (open_tags.pop(), tag.start())
+    if open_tags and (last is None or open_tags[-1].start() > last[0].start()):
         opening = open_tags[-1]
         return Block(text[opening.end() :], opening.start(), False)
-    return last
+    return None if last is None else Block(text[last[0].end() : last[1]], last[0].start(), True)
 
 
 def fenced(text: str) -> list[Block]:
