@@ -56,6 +56,8 @@ _SEPARATOR = re.compile(
     r",\s*\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\\(?:text|mbox|mathrm)\{\s*,?\s*(?P<word>and|or)\s*\}|"
     r"(?<![a-zA-Z\\])(?P<bare>and|or)(?![a-zA-Z])|\\text\{\s*,\s*\}|[,;]"
 )
+_OF_A_SET = re.compile(r"[a-zA-Z](?:_\{?\w+\}?)?\s*(?:\\in(?!fty)|=)")
+_REALS = {"all real numbers", "all reals", "the real numbers", "real numbers", "the reals"}
 _SET_OPERATOR = re.compile(r"\\(cup|cap|setminus)(?![a-zA-Z])")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:bf|it|rm|sf)|mbox|boldsymbol|operatorname)\s*\{")
 _LETTERS = re.compile(r"[A-Za-z](?:[A-Za-z -]*[A-Za-z])?[.!]?")
@@ -128,10 +130,20 @@ def _words(text: str) -> Words | Form | None:
         if re.search(r"\d", number) and not re.search(r"[a-zA-Z]{2}", re.sub(r"\b(?:and|or)\b", "", number)):
             with suppress(Unreadable):
                 return _form(number)
-        return Words(re.sub(r"\s+", " ", inner).casefold().strip(" .!").removeprefix("(").removesuffix(")"))
-    if _LETTERS.fullmatch(text) and len(re.sub(r"[^a-zA-Z]", "", text)) > 1:
-        return Words(re.sub(r"\s+", " ", text).casefold().strip(" .!"))
-    return None
+        return _named_or_words(inner.removeprefix("(").removesuffix(")"))
+    letters = re.sub(r"[^a-zA-Z]", "", text)
+    if not _LETTERS.fullmatch(text) or len(letters) < 2:
+        return None
+    words = _named_or_words(text)
+    if isinstance(words, Words) and len(letters) < 4:
+        with suppress(Unreadable):
+            return Words(words.text, Value(*_parsed(" ".join(letters))))
+    return words
+
+
+def _named_or_words(text: str) -> Named | Words:
+    words = re.sub(r"\s+", " ", text).casefold().strip(" .!")
+    return Named("reals") if words in _REALS else Words(words)
 
 
 def _closing(text: str, opening: int) -> int:
@@ -226,6 +238,8 @@ def _members(text: str) -> Form | None:
 
 
 def _joined_sets(text: str) -> Form | None:
+    if _OF_A_SET.match(text):
+        return None
     for operator in ("cup", "cap", "setminus"):
         parts, matches = _split(text, re.compile(rf"\\{operator}(?![a-zA-Z])"))
         if matches:
