@@ -243,8 +243,8 @@ Gold answers that can't be used are named, with the reason, by `gtpo doctor --ve
 
 ## Elsewhere
 
-- `tests/tasks/test_math_adversarial.py`: some 560 pairs; what is known to be judged leniently or strictly stands there in
-  a table of its own.
+- `tests/tasks/test_math_adversarial.py`: some 560 pairs; what is known to be judged leniently or strictly stands there
+  in a table of its own.
 - `tests/tasks/test_hostile_programs.py`: programs that lie about their tests, each with the old way of judging as the
   control, and forged outcomes.
 - `tests/tasks/test_code_verifier.py`: reference solutions and mutated ones against a plain interpreter.
