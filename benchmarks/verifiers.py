@@ -238,6 +238,19 @@ mathematics. It took {seconds:.0f} s on two cores, beside other work.
 | answers | kind | pairs | judged wrongly | judged wrongly alone |
 |---|---|---:|---:|---:|
 {chr(10).join(tables["kind"])}
+
+Gold answers that can't be used are named, with the reason, by `gtpo doctor --verify FILE` and before a run.
+
+## Elsewhere
+
+- `tests/tasks/test_math_adversarial.py`: some 560 pairs; what is known to be judged leniently or strictly stands there
+  in a table of its own.
+- `tests/tasks/test_hostile_programs.py`: programs that lie about their tests, each with the old way of judging as the
+  control, and forged outcomes.
+- `tests/tasks/test_code_verifier.py`: reference solutions and mutated ones against a plain interpreter.
+- `tests/tasks/test_verifier_cases.py`: cases that once came out wrong, and those that were decided otherwise.
+- `python benchmarks/verifiers.py fuzz`: a million random texts and a hundred thousand forged results; nothing raises.
+- `python benchmarks/verifiers.py speed FOLDER`: verdicts per second; run it on two commits to compare them.
 """
 
 

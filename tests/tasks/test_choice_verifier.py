@@ -185,7 +185,7 @@ def test_options_are_the_last_lines_that_count_up_from_a():
 def test_the_box_or_block_that_opens_last_is_the_answer(text, passed, reason):
     verdict = check(text, gold("A"))
     assert (verdict.passed, verdict.reason) == (passed, reason)
-    assert VERIFIER.has_answer(text or "", None) == (verdict.extracted not in (None, ""))
+    assert VERIFIER.has_answer(text or "", gold("A")) == (verdict.extracted not in (None, ""))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_no_text_raises_and_every_verdict_says_why(text):
         verdict = check(text, problem)
         assert verdict.reason
         assert verdict.score == float(verdict.passed)
-        assert VERIFIER.has_answer(text or "", None) == bool(verdict.extracted)
+        assert VERIFIER.has_answer(text or "", problem) == bool(verdict.extracted)
 
 
 @settings(max_examples=100, deadline=None)

@@ -37,9 +37,26 @@ def test_each_problem_gets_the_verifier_that_it_asks_for(auto):
     assert [v.passed for v in auto.verify_many(texts, problems)] == [True, True, True, False, False]
     assert auto.classes(["paris", "the Paris", "Rome"], QA) == [0, 0, 1]
     assert auto.classes(["0.5", "\\frac12", "1"], MATH) == [0, 0, 1]
-    assert auto.has_answer("\\boxed{1}")
-    assert not auto.has_answer("none")
+    assert auto.has_answer("\\boxed{1}", MATH)
+    assert not auto.has_answer("none", MATH)
     assert auto.verify_many([], []) == []
+
+
+def test_whether_there_is_an_answer_depends_on_the_problem_alone():
+    texts = ["```python\nx = 1\n```", "\\boxed{1}", "<answer>Paris</answer>", "none"]
+    program = Problem("t", "?", "assert f(1)", "code")
+    expected = {
+        program: [True, False, True, False],
+        MATH: [False, True, False, False],
+        QA: [False, True, True, False],
+        LITERAL: [False, True, True, False],
+        Problem("w", "?", "guilty", "law"): [False] * 4,
+    }
+    for problems in (expected, reversed(expected)):
+        auto = get_verifier("auto")
+        for problem in problems:
+            assert [auto.has_answer(text, problem) for text in texts] == expected[problem]
+        auto.close()
 
 
 def test_problems_without_a_verifier_are_named_before_a_run(auto):

@@ -145,13 +145,13 @@ def _lost_letters(gold: str) -> Iterator[Wrong]:
     head, equals, tail = gold.rpartition("=")
     if re.search(r"(?<!\\)\b[a-zA-Z]{4,}", gold) or any(mark in gold for mark in ("\\begin", "\\in", "<", ">")):
         return
-    for match in _LETTER.finditer(tail):
-        if match[0] in "eidCP":
-            continue
+    letters = [match for match in _LETTER.finditer(tail) if match[0] not in "eidoOCP"]
+    for match in letters:
         rest = tail[: match.start()] + tail[match.end() :]
         if re.search(r"[\da-zA-Z}]", rest) and not re.match(r"\s*[_^'(]", tail[match.end() :]):
             yield ("lost letter", head + equals + rest)
-        swapped = tail[: match.start()] + match[0].swapcase() + tail[match.end() :]
-        if match[0] not in "oO" and tail.count(match[0]) == 1:
-            yield ("case", head + equals + swapped)
-        return
+            break
+    for match in letters:
+        if tail.count(match[0]) == 1:
+            yield ("case", head + equals + tail[: match.start()] + match[0].swapcase() + tail[match.end() :])
+            break

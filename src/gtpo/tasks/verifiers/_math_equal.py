@@ -48,10 +48,13 @@ def same(gold: Form, candidate: Form) -> bool:
     """Whether two forms are equal."""
     if isinstance(gold, Value) and isinstance(candidate, Value):
         return _same_value(gold, candidate)
-    if isinstance(gold, Words) or isinstance(candidate, Words):
-        return _same_words(gold, candidate)
+    for words, value in ((gold, candidate), (candidate, gold)):
+        if isinstance(words, Words) and isinstance(value, Value) and words.product and not value.expr.is_Symbol:
+            return _same_value(words.product, value)
     if isinstance(gold, Chain) or isinstance(candidate, Chain):
         return _same_chain(gold, candidate)
+    if isinstance(gold, Words) or isinstance(candidate, Words):
+        return _same_words(gold, candidate)
     if isinstance(gold, Ratio) or isinstance(candidate, Ratio):
         return _same_ratio(gold, candidate)
     if isinstance(gold, Grid) or isinstance(candidate, Grid):
@@ -198,7 +201,8 @@ def _product_of_lines(gold: Chain, candidate: Many) -> bool:
 
 def _same_ratio(gold: Form, candidate: Form) -> bool:
     if isinstance(gold, Ratio) and isinstance(candidate, Ratio):
-        if len(gold.parts) != len(candidate.parts) or (gold.time and candidate.time):
+        zero = any(isinstance(part, Value) and part.expr.is_zero for part in (*gold.parts, *candidate.parts))
+        if len(gold.parts) != len(candidate.parts) or zero or (gold.time and candidate.time):
             return len(gold.parts) == len(candidate.parts) and all(map(same, gold.parts, candidate.parts))
         first, other = (side.parts[0] for side in (gold, candidate))
         return all(
@@ -298,7 +302,13 @@ def _is_set(form: Form) -> bool:
         return True
     if isinstance(form, Many) and form.brackets in ("(]", "[)"):
         return True
-    return isinstance(form, Many) and bool(form.members) and all(_is_inequality(m) for m in form.members)
+    if not isinstance(form, Many) or not all(isinstance(m, Chain) for m in form.members):
+        return False
+    inequalities = [_is_inequality(member) for member in form.members]
+    return any(inequalities) and all(
+        inequality or (isinstance(member, Chain) and member.relations == ("in",))
+        for inequality, member in zip(inequalities, form.members, strict=True)
+    )
 
 
 def _same_set(gold: Form, candidate: Form) -> bool:

@@ -25,9 +25,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Words:
-    """Words in lower case."""
+    """Words in lower case.
+
+    Attributes:
+        text: the words.
+        product: of two or three letters without a font, their product, as `ma` may be meant.
+    """
 
     text: str
+    product: Value | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ _SEPARATOR = re.compile(
     r",\s*\\(?:text|mbox|mathrm)\{\s*(?:and|or)\s*\}|\\(?:text|mbox|mathrm)\{\s*,?\s*(?P<word>and|or)\s*\}|"
     r"(?<![a-zA-Z\\])(?P<bare>and|or)(?![a-zA-Z])|\\text\{\s*,\s*\}|[,;]"
 )
+_OF_A_SET = re.compile(r"[a-zA-Z](?:_\{?\w+\}?)?\s*(?:\\in(?!fty)|=)")
+_REALS = {"all real numbers", "all reals", "the real numbers", "real numbers", "the reals"}
 _SET_OPERATOR = re.compile(r"\\(cup|cap|setminus)(?![a-zA-Z])")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:bf|it|rm|sf)|mbox|boldsymbol|operatorname)\s*\{")
 _LETTERS = re.compile(r"[A-Za-z](?:[A-Za-z -]*[A-Za-z])?[.!]?")
@@ -71,7 +73,8 @@ _QUALIFIER = re.compile(
 _MOD = re.compile(r"\s*\\pmod\s*\{?[^{}]*\}?$|\s*\(\\bmod\s+[^()]*\)$|\s*\\bmod\s.*$")
 _PERCENT = re.compile(r"\s*\\?%$|\s*\\text\{\s*(?:percent|%)\s*\}$")
 _DEGREES = re.compile(r"\s*\^\s*\{?\\circ\}?$")
-_PAIRS = {"(": ")", "[": "]", "{": "}"}
+_DROPPED = re.compile(r"\\circ|\d\s*_|%")
+_NUMERAL = re.compile(r"-?(\d+)_(?:(\d)|\{(\d+)\})")
 
 
 @lru_cache(maxsize=2048)
@@ -106,6 +109,8 @@ def _form(text: str) -> Form:
         return words
     if _DOTS.search(text):
         raise Unreadable("dots leave something out")
+    if re.search(r"['\"’”]", text):
+        raise Unreadable("marks that have no meaning there")
     if _SIDE_BY_SIDE.search(text):
         raise Unreadable("numbers side by side")
     for split in (_members, _joined_sets, _related, _bracketed, _ratio, _with_signs):
@@ -125,10 +130,20 @@ def _words(text: str) -> Words | Form | None:
         if re.search(r"\d", number) and not re.search(r"[a-zA-Z]{2}", re.sub(r"\b(?:and|or)\b", "", number)):
             with suppress(Unreadable):
                 return _form(number)
-        return Words(re.sub(r"\s+", " ", inner).casefold().strip(" .!").removeprefix("(").removesuffix(")"))
-    if _LETTERS.fullmatch(text) and len(re.sub(r"[^a-zA-Z]", "", text)) > 1:
-        return Words(re.sub(r"\s+", " ", text).casefold().strip(" .!"))
-    return None
+        return _named_or_words(inner.removeprefix("(").removesuffix(")"))
+    letters = re.sub(r"[^a-zA-Z]", "", text)
+    if not _LETTERS.fullmatch(text) or len(letters) < 2:
+        return None
+    words = _named_or_words(text)
+    if isinstance(words, Words) and len(letters) < 4:
+        with suppress(Unreadable):
+            return Words(words.text, Value(*_parsed(" ".join(letters))))
+    return words
+
+
+def _named_or_words(text: str) -> Named | Words:
+    words = re.sub(r"\s+", " ", text).casefold().strip(" .!")
+    return Named("reals") if words in _REALS else Words(words)
 
 
 def _closing(text: str, opening: int) -> int:
@@ -223,6 +238,8 @@ def _members(text: str) -> Form | None:
 
 
 def _joined_sets(text: str) -> Form | None:
+    if _OF_A_SET.match(text):
+        return None
     for operator in ("cup", "cap", "setminus"):
         parts, matches = _split(text, re.compile(rf"\\{operator}(?![a-zA-Z])"))
         if matches:
@@ -319,6 +336,8 @@ def _with_signs(text: str) -> Form | None:
 def _value(text: str) -> Form:
     hundredth, degrees = _PERCENT.search(text), _DEGREES.search(text)
     text = _DEGREES.sub("", _PERCENT.sub("", text)).strip()
+    if _DROPPED.search(text) and not _is_numeral(text):
+        raise Unreadable("a mark within it has no meaning")  # the parser would drop it
     from sympy import MatrixBase, Rational, pi
 
     parsed, decimal = _parsed(text)
@@ -326,11 +345,19 @@ def _value(text: str) -> Form:
         rows = tuple(tuple(Value(*_exact(cell)) for cell in parsed.row(i)) for i in range(parsed.rows))
         return Grid(rows)
     others: tuple[Any, ...] = ()
-    if hundredth:
+    if hundredth and not parsed.is_number:
+        parsed = parsed * Rational(1, 100)
+    elif hundredth:
         others = (parsed * Rational(1, 100),)
     elif degrees and parsed.is_number:
         others = (parsed * pi / 180,)
     return Value(parsed, decimal, others)
+
+
+def _is_numeral(text: str) -> bool:
+    """Whether it is a whole number with its base below it."""
+    match = _NUMERAL.fullmatch(text)
+    return bool(match) and all(int(digit) < int(match[2] or match[3]) for digit in match[1])  # type: ignore[index]
 
 
 def _parsed(text: str) -> tuple[Any, bool]:

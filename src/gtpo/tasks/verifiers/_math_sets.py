@@ -77,11 +77,14 @@ def _number(form: Form) -> Any:
 
 
 def _solutions(chain: Chain) -> Any:
-    """The numbers that meet inequalities with the letter alone on one side of each."""
+    """The numbers that meet conditions with the letter alone on one side of each."""
     from sympy import Interval, S, oo
 
     met = S.Reals
     for left, relation, right in zip(chain.sides[:-1], chain.relations, chain.sides[1:], strict=True):
+        if relation == "in" and isinstance(left, Value) and left.expr.is_Symbol:
+            met = met.intersect(real_set(right))
+            continue
         if not (isinstance(left, Value) and isinstance(right, Value)):
             raise NoSet
         if left.expr.is_Symbol and not right.expr.free_symbols:

@@ -18,6 +18,11 @@ def _power_of_ten(match: re.Match[str]) -> str:
     return rf"{match[1]} \times 10^{{{int(match[2])}}}"
 
 
+def _blackboard(match: re.Match[str]) -> str:
+    letter = match[1] or match[2] or "RZNQ"["ℝℤℕℚ".index(match[3])]
+    return rf"\mathbb{{{letter}}}"
+
+
 def _without_commas(match: re.Match[str]) -> str:
     return "{" + match[1].replace(",", "") + "}"
 
@@ -33,6 +38,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\{\s*(\w+)\s*\\choose\s+(\w+)\s*\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"\\math(?:rm|it|sf|bf)\{([a-zA-Z])\}|\\operatorname\{([a-zA-Z])\}"), r"\1\2"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10}"),
+    (re.compile(r"\\mathbb\s*([RZNQC])(?![a-zA-Z])|\\([RZNQ])(?![a-zA-Z])|([ℝℤℕℚ])"), _blackboard),
     (re.compile(r"≤|\\leqslant(?![a-zA-Z])|\\le(?![a-zA-Z])"), r"\\leq "),
     (re.compile(r"≥|\\geqslant(?![a-zA-Z])|\\ge(?![a-zA-Z])"), r"\\geq "),
     (re.compile(r"≠|\\ne(?![a-zA-Z])"), r"\\neq "),
@@ -47,6 +53,7 @@ _RULES: tuple[_Rule, ...] = (
     (re.compile(r"\\rbrace(?![a-zA-Z])"), r"\\}"),
     (re.compile(r"\\backslash(?![a-zA-Z])"), r"\\setminus "),
     (re.compile(r"\{\}_\{?(\d+|[a-z])\}?\s*(?:C|\\mathrm\{C\})_\{?(\d+|[a-z])\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\{\}\^\{?(\d+|[a-z])\}?\s*C_\{?(\d+|[a-z])\}?"), r"\\binom{\1}{\2}"),
     (re.compile(r"(?<![a-zA-Z\\])C_\{?(n|[2-9]|\d\d+)\}?\^\{?(\d+|[a-z])\}?(?![\d{])"), r"\\binom{\1}{\2}"),
     (re.compile(r"(\\(?:max|min|gcd|lcm))\s*\\\{([^{}\\]*)\\\}"), r"\1(\2)"),
     (re.compile(r"\\gamma(?![a-zA-Z])"), r"\\mathit{greekgamma}"),
@@ -94,7 +101,8 @@ def spelled(latex: str) -> str:
     latex = from_python(latex) or latex
     for pattern, spelling in _RULES:
         latex = pattern.sub(spelling, latex)
-    latex = _REPEATED.sub(_repeating, latex)
+    if len(latex) < 200 and re.search(r"dots|\.\.\.|…", latex):
+        latex = _REPEATED.sub(_repeating, latex)
     latex = _FRACTION.sub(_mixed_or_product, latex)
     latex = _PRODUCT.sub(r"\\cdot ", latex)
     return re.sub(r" {2,}", " ", latex).strip()

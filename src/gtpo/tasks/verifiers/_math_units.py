@@ -78,6 +78,8 @@ def without_unit(text: str) -> tuple[str, Unit | None]:
             return text, None
         power = _POWER.search(match[1])
         return rest, _unit(words, int(power[1] or power[2]) if power else 1)
+    if re.fullmatch(r"\d{1,2}:\d\d\s*[AaPp]\.?[Mm]\.?", text):
+        return text.rstrip("AaPpMm. "), None
     bare = _BARE.search(text)
     if bare is None or says_something(bare[1]) or re.search(r"(?<![\\a-zA-Z])[a-zA-Z]", text[: bare.start()]):
         return text, None

@@ -36,8 +36,11 @@ class AutoVerifier:
         return [verdicts[i] for i in range(len(problems))]
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the problem's verifier finds an answer."""
-        return self._verifier(verifier_name(problem)).has_answer(text, problem)
+        """See `Verifier.has_answer`; False for a problem for which there is no verifier."""
+        try:
+            return self._verifier(verifier_name(problem)).has_answer(text, problem)
+        except (ConfigError, DataError):
+            return False
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
         """See `Verifier.classes`."""

@@ -45,7 +45,10 @@ class Verifier(Protocol):
         ...
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether a final turn holds an answer, right or wrong. Cheap; never raises."""
+        """Whether a final turn holds an answer to the problem, right or wrong. Cheap; never raises.
+
+        It depends on these two alone, not on what was asked before.
+        """
         ...
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:

@@ -72,8 +72,8 @@ class CodeVerifier:
         return run_async(self._verify(answer_texts, problems))
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the text holds an answer block, a fenced block or a filled box."""
-        return any(candidate(text, kind) is not None for kind in _KINDS)
+        """Whether the text holds a program, or a value where one is wanted."""
+        return candidate(text, str(problem.extras.get("answer_kind", "tests"))) is not None
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
         """By value and type for `literal`, where what is no literal is equal only to the same text; else None."""

@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)*(`{3,}|~{3,})[ \t]*([^`]*?)[ \t]*")
+_FENCE = re.compile(r"[ \t]*(?:(?:[-*+>]|\d{1,3}[.)])[ \t]+)*(`{3,}|~{3,})([^`]*)")
 _LABELS = re.compile(r"\{?\.?(?:i?python|py)(?:[ -]?[23](?:\.\d+)?)?\}?(?:[\s,{:].*)?", re.IGNORECASE | re.DOTALL)
 
 
@@ -38,17 +38,16 @@ def last_tag(text: str) -> Block | None:
     So a program that prints `</answer>` is not cut short, and no earlier block is taken for one that breaks off.
     """
     open_tags: list[re.Match[str]] = []
-    last: Block | None = None
+    last: tuple[re.Match[str], int] | None = None
     for tag in _TAG.finditer(text):
         if not tag[1]:
             open_tags.append(tag)
         elif open_tags:
-            opening = open_tags.pop()
-            last = Block(text[opening.end() : tag.start()], opening.start(), True)
-    if open_tags and (last is None or open_tags[-1].start() > last.start):
+            last = (open_tags.pop(), tag.start())
+    if open_tags and (last is None or open_tags[-1].start() > last[0].start()):
         opening = open_tags[-1]
         return Block(text[opening.end() :], opening.start(), False)
-    return last
+    return None if last is None else Block(text[last[0].end() : last[1]], last[0].start(), True)
 
 
 def fenced(text: str) -> list[Block]:
@@ -58,13 +57,13 @@ def fenced(text: str) -> list[Block]:
     place = 0
     for line in text.splitlines(keepends=True):
         found = _FENCE.fullmatch(line.rstrip("\r\n"))
-        if fence and found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not found[2]:
+        if fence and found and found[1][0] == fence[0] and len(found[1]) >= len(fence) and not found[2].strip():
             blocks.append(Block(_dedented(lines), start, True, label))
             fence = ""
         elif fence:
             lines.append(line)
         elif found:
-            fence, label, lines, start = found[1], found[2], [], place
+            fence, label, lines, start = found[1], found[2].strip(), [], place
         place += len(line)
     if fence:
         blocks.append(Block(_dedented(lines), start, False, label))

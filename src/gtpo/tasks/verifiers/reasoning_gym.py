@@ -102,5 +102,8 @@ def _verdict(result: ExecResult, answer: str | None, word: str, problem: Problem
     if result.status is not Status.OK or said != word:
         why = result.error_type or result.note or result.status.value
         return Verdict(False, 0.0, f"the scorer ended with {why}", answer)
-    score = min(max(float(number), 0.0), 1.0)
+    try:
+        score = min(max(float(number), 0.0), 1.0)
+    except ValueError:
+        return Verdict(False, 0.0, "the scorer gave no number", answer)
     return Verdict(score == 1.0, score, f"the generator's score is {score:g}", answer)

@@ -22,7 +22,7 @@ MOST_DEPTH, MOST_NODES = 500, 2_000_000
 _DATES: dict[str, Any] = {"date": datetime.date, "datetime": datetime.datetime, "time": datetime.time}
 _EMPTY: tuple[Any, ...] = ([], (), {}, set(), "", range(0))
 _LAZY = (map, filter, zip, enumerate, reversed, types.GeneratorType, *(type(iter(empty)) for empty in _EMPTY))
-_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: dict[Any, str] = {type({}.keys()): "K", type({}.values()): "V", type({}.items()): "E"}
 
 
 class Reference:
@@ -96,7 +96,7 @@ def _encode_rare(value: Any, each: Any) -> Any:
         if kind is date:
             return {"W": [name, value.isoformat()]}
     if kind in _VIEWS:
-        return {"l": each(list(value))}
+        return {_VIEWS[kind]: each(list(value))}
     if kind in _LAZY:
         return {"I": each(list(value))}
     name = getattr(value, "__name__", "")
@@ -139,7 +139,7 @@ def decode(data: Any, reference: Any = None) -> Any:
     try:
         if mark == "r":
             return reference(inner)
-        if mark in "ltszqIN":
+        if mark in "ltszqIKVEN":
             return _DECODERS[mark](
                 [decode(item, reference) for item in inner["l"]]
                 if mark == "N"
@@ -170,6 +170,9 @@ _DECODERS: dict[str, Any] = {
     "z": frozenset,
     "q": collections.deque,
     "I": iter,
+    "K": lambda items: dict.fromkeys(items).keys(),
+    "V": lambda items: dict(enumerate(items)).values(),
+    "E": lambda items: dict(items).items(),
     "N": _array,
     "i": lambda text: int(text, 16),
     "f": float,
