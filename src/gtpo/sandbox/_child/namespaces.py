@@ -16,6 +16,7 @@ import os
 import signal
 import struct
 import sys
+from collections.abc import Iterator
 
 from . import kernel
 
@@ -146,6 +147,16 @@ class Work:
         of, whole = os.fstat(self._fd), os.fstatvfs(self._fd)
         times = (of.st_mtime_ns, of.st_ctime_ns, of.st_atime_ns)
         return (of.st_mode, of.st_uid, of.st_gid, of.st_nlink, times, attributes, whole.f_bfree, whole.f_ffree)
+
+
+@contextlib.contextmanager
+def passing_work() -> Iterator[None]:
+    """Inside, there is a file system over `WORK`, for what is warmed up; it is gone before rules are made for `WORK`."""
+    _mount_work()
+    try:
+        yield
+    finally:
+        _unmount(WORK)
 
 
 def own_work() -> None:

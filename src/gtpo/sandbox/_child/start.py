@@ -89,7 +89,11 @@ def main() -> None:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     if config.confine and os.geteuid() == 0:
         report["notes"] += _become(config.uid, readable, config.namespaces)
-    _prepare(config)
+    if config.namespaces and config.confine:  # a change of user has switched off what mounting needs
+        kernel.forbid_capabilities()
+        kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
+    with namespaces.passing_work() if config.namespaces else contextlib.nullcontext():
+        _prepare(config)
     if proc.threads() > 1:
         channel.send({"failed": f"{proc.threads()} threads run after preloading {', '.join(config.preload)}"})
         return
