@@ -64,9 +64,10 @@ class GTPOTrainer(BaseTrainer):
         reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
             alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a column `prompt` (text or chat messages) and any others, which reach reward functions by name;
-            `answer` (text or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a
-            verifier reads; see `gtpo.training.data.problem_dataset`.
+        train_dataset: a column `prompt` (text, which is put as a problem's question is, with the system prompt; or chat
+            messages, which are taken as they are) and any others, which reach reward functions by name; `answer` (text
+            or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a verifier reads; see
+            `gtpo.training.data.problem_dataset`.
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
@@ -206,6 +207,11 @@ class GTPOTrainer(BaseTrainer):
 
     def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
+        asked = self.engine.prompts
+        prompts = [
+            asked.messages(problem_of(row)) if isinstance(prompt, str) else prompt
+            for prompt, row in zip(prompts, self._inputs, strict=True)
+        ]
         self.progress.phase("rollouts")
         with self._backend() as backend:
             batch = self.engine.run(

@@ -151,7 +151,7 @@ class Work:
 
 @contextlib.contextmanager
 def passing_work() -> Iterator[None]:
-    """Inside, there is a file system over `WORK`, for what is warmed up; it is gone before rules are made for `WORK`."""
+    """Inside, a file system lies over `WORK`, for what is warmed up; it is gone before rules are made for `WORK`."""
     _mount_work()
     try:
         yield
