@@ -136,11 +136,11 @@ def test_a_server_that_dies_once_in_a_call_is_replaced_and_the_call_made_again(b
     worker = getattr(box._seats[0], sort)
     server, keeper = worker.pid, worker._process.pid
     results = []
-    worker = threading.Thread(target=lambda: results.append(box.run_sync(code)))
-    worker.start()
+    program = threading.Thread(target=lambda: results.append(box.run_sync(code)))
+    program.start()
     wait_for(lambda: children_of(server))
     os.kill(server if which == "server" else keeper, signal.SIGKILL)
-    worker.join(30)
+    program.join(30)
     assert [(result.status, result.stdout) for result in results] == [(Status.OK, "done\n")]
     assert worker.pid not in (None, server)
     wait_for(lambda: not running({server, keeper}), seconds=1)

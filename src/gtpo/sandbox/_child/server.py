@@ -73,6 +73,8 @@ class Server:
         os.set_blocking(wake_in, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_in, warn_on_full_buffer=False)
+        self.signals = select.poll()
+        self.signals.register(self.wake, select.POLLIN)
         self.poll = select.poll()
         self.poll.register(self.wake, select.POLLIN)
         self.poll.register(channel.sock.fileno(), select.POLLIN)
@@ -97,7 +99,7 @@ class Server:
                 clean = request["op"] != "run" or self._is_clean()
                 self.channel.send({**reply, "clean": clean})
                 if request["op"] == "cell" and request["session"] in self.sessions:
-                    self.sessions[request["session"]].settle()
+                    self.sessions[request["session"]].settle(self._await_signal)
                 if not clean:
                     self._clean()
                     self.channel.send({"clean": True})
@@ -284,6 +286,11 @@ class Server:
                 reason = self._told(task.request) or reason
             if reason:
                 return reason
+
+    def _await_signal(self, seconds: float) -> None:
+        self.signals.poll(seconds * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.wake, 4096)
 
     def _told(self, request: dict[str, Any]) -> str:
         """Reads one message: "cancelled" or "gone" if the trainer says so, else ""; ends a session if told to."""

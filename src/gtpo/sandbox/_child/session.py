@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 from . import child
@@ -114,13 +115,17 @@ class Session:
         """Begins to stop the child until the next program."""
         os.kill(self.pid, signal.SIGSTOP)
 
-    def settle(self) -> None:
-        """Waits until the child has stopped, or ended; kills it if it does neither. Linux only."""
+    def settle(self, await_signal: Callable[[float], object]) -> None:
+        """Waits until the child has stopped, or ended; kills it if it does neither. Linux only.
+
+        Args:
+            await_signal: waits for SIGCHLD, at most so many seconds.
+        """
         if sys.platform != "linux":
             return
         deadline, kinds = time.monotonic() + STOP_S, os.WSTOPPED | os.WEXITED | os.WNOHANG
         while (found := os.waitid(os.P_PID, self.pid, kinds | os.WNOWAIT)) is None and time.monotonic() < deadline:
-            time.sleep(0.0001)
+            await_signal(0.01)
         if found is None:
             self._restless = True
             os.kill(self.pid, signal.SIGKILL)
