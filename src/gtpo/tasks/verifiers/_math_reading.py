@@ -96,7 +96,8 @@ def _outside(latex: str) -> str:
         inner = latex[len(start) : -len(end)]
         if latex.startswith(start) and latex.endswith(end) and len(latex) > len(start + end) and start not in inner:
             return _outside(inner)
-    if latex.startswith("{") and _closing(latex, 0) == len(latex) - 1:
+    grouped = re.search(r"\\(?:choose|over|atop)(?![a-zA-Z])", latex)  # their braces mean something
+    if latex.startswith("{") and _closing(latex, 0) == len(latex) - 1 and not grouped:
         return _outside(latex[1:-1])
     return re.sub(r"(?<!\\)\$", " ", latex).strip()
 
