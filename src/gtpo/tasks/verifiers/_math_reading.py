@@ -105,7 +105,7 @@ def _outside(latex: str) -> str:
 def _form(text: str) -> Form:
     text = re.sub(r"(?<!\.)\.$", "", text.strip()).strip()
     if not text:
-        raise Unreadable("nothing stands there")
+        raise Unreadable("nothing stands there", broken=True)
     if text in _SETS:
         return Named(_SETS[text])
     if words := _words(text):
@@ -128,7 +128,7 @@ def _words(text: str) -> Words | Form | None:
     if font and _closing(text, font.end() - 1) == len(text) - 1:
         inner = text[font.end() : -1].strip()
         if not inner:
-            raise Unreadable("nothing stands there")
+            raise Unreadable("nothing stands there", broken=True)
         number, _ = without_unit(inner)
         if re.search(r"\d", number) and not re.search(r"[a-zA-Z]{2}", re.sub(r"\b(?:and|or)\b", "", number)):
             with suppress(Unreadable):
