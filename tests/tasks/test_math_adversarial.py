@@ -56,6 +56,7 @@ RIGHT = {
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"(1,2)"),
         (r"2ac", r"2ca"),
         (r"a b c", r"abc"),
+        (r"{140\text{ degrees}}", r"140\text{ degrees}"),
         (r"F = m a", r"ma"),
         (r"m \cdot a", r"ma"),
         (r"x \in (-\infty,-2) \cup (3,\infty)", r"(-\infty,-2) \cup (3,\infty)"),

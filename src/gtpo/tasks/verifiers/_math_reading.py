@@ -58,7 +58,7 @@ _SEPARATOR = re.compile(
 )
 _OF_A_SET = re.compile(r"[a-zA-Z](?:_\{?\w+\}?)?\s*(?:\\in(?!fty)|=)")
 _REALS = {"all real numbers", "all reals", "the real numbers", "real numbers", "the reals"}
-_SET_OPERATOR = re.compile(r"\\(cup|cap|setminus)(?![a-zA-Z])")
+_MORE_THAN_A_VALUE = re.compile(rf"{_RELATION.pattern}|\\(?:pm|cup|cap|setminus)(?![a-zA-Z])")
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:bf|it|rm|sf)|mbox|boldsymbol|operatorname)\s*\{")
 _LETTERS = re.compile(r"[A-Za-z](?:[A-Za-z -]*[A-Za-z])?[.!]?")
 _NAME = re.compile(
@@ -90,19 +90,22 @@ def read(latex: str) -> Answer:
 
 
 def _outside(latex: str) -> str:
-    """The answer without emphasis and math mode around it."""
+    """The answer without emphasis, math mode and braces around it."""
     latex = latex.strip()
     for start, end in (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`")):
         inner = latex[len(start) : -len(end)]
         if latex.startswith(start) and latex.endswith(end) and len(latex) > len(start + end) and start not in inner:
             return _outside(inner)
+    grouped = re.search(r"\\(?:choose|over|atop)(?![a-zA-Z])", latex)  # their braces mean something
+    if latex.startswith("{") and _closing(latex, 0) == len(latex) - 1 and not grouped:
+        return _outside(latex[1:-1])
     return re.sub(r"(?<!\\)\$", " ", latex).strip()
 
 
 def _form(text: str) -> Form:
     text = re.sub(r"(?<!\.)\.$", "", text.strip()).strip()
     if not text:
-        raise Unreadable("nothing stands there")
+        raise Unreadable("nothing stands there", broken=True)
     if text in _SETS:
         return Named(_SETS[text])
     if words := _words(text):
@@ -125,7 +128,7 @@ def _words(text: str) -> Words | Form | None:
     if font and _closing(text, font.end() - 1) == len(text) - 1:
         inner = text[font.end() : -1].strip()
         if not inner:
-            raise Unreadable("nothing stands there")
+            raise Unreadable("nothing stands there", broken=True)
         number, _ = without_unit(inner)
         if re.search(r"\d", number) and not re.search(r"[a-zA-Z]{2}", re.sub(r"\b(?:and|or)\b", "", number)):
             with suppress(Unreadable):
@@ -289,17 +292,13 @@ def _bracketed(text: str) -> Form | None:
     if opening == "\\langle":
         opening, closing = "(", ")"
     if not matches:
-        return _form(inner) if opening == "(" and closing == ")" and _needs_form(inner) else None
+        return _form(inner) if opening == "(" and closing == ")" and _MORE_THAN_A_VALUE.search(inner) else None
     if any(not part.strip() for part in parts):
         raise Unreadable("a member is missing")
     members = tuple(_form(part) for part in parts)
     if opening == "[" and all(isinstance(m, Many) and m.brackets == "[]" for m in members):
         return Grid(tuple(m.members for m in members if isinstance(m, Many)))
     return Many(opening + closing, members)
-
-
-def _needs_form(inner: str) -> bool:
-    return bool(_RELATION.search(inner) or r"\pm" in inner or _SET_OPERATOR.search(inner))
 
 
 def _set(inner: str) -> Form:
