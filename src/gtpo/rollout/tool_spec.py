@@ -97,7 +97,7 @@ def python_spec(keeps_state: bool = False) -> ToolSpec:
         ("code",),
         ability="run Python",
         note="Variables are kept from run to run." if keeps_state else "Each run starts afresh.",
-        labels=("py", "python3"),
+        labels=("py", "python3", "tool_code"),
     )
 
 
