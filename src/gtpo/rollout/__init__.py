@@ -2,7 +2,7 @@
 
 from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitting
 from gtpo.rollout.config import PromptConfig, RolloutConfig, SandboxConfig
-from gtpo.rollout.encoding import ChatEncoder
+from gtpo.rollout.encoding import ChatEncoder, Encoder
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
 from gtpo.rollout.prompts import Prompts
@@ -14,6 +14,7 @@ from gtpo.rollout.tools import PythonTool, Tool, ToolResult, ToolState, ToolUse
 __all__ = [
     "FORMATS",
     "ChatEncoder",
+    "Encoder",
     "FencedFormat",
     "PromptConfig",
     "Prompts",

@@ -33,6 +33,11 @@ _FOREIGN = {
 _FOREIGN_MARK = re.compile("|".join(f"({pattern})" for pattern in _FOREIGN))
 
 
+def joined(text: str, call: str) -> str:
+    """A turn of some text and a call, either of which may be blank."""
+    return "\n".join(part for part in (text, call) if part)
+
+
 def thought_end(text: str, start: int) -> int:
     """Where the thought that `start` is in ends: past its closing tag, or at the end of the text.
 
@@ -90,6 +95,12 @@ def bare_json_call(text: str, specs: Sequence[ToolSpec]) -> bool:
         return False
     name, arguments = _name_and_arguments(found) if isinstance(found, dict) else (None, None)
     return arguments is not None and name in {spec.name for spec in specs}
+
+
+def is_call(found: object, specs: Sequence[ToolSpec]) -> bool:
+    """Whether JSON that stands in a text is meant as a call: it gives arguments, or names one of the tools."""
+    name, arguments = _name_and_arguments(found) if isinstance(found, dict) else (None, None)
+    return arguments is not None or name in {spec.name for spec in specs}
 
 
 def load_json(text: str) -> Any:
@@ -155,5 +166,5 @@ def named_call(name: object, arguments: object, specs: Sequence[ToolSpec]) -> To
 def _name_and_arguments(call: dict[str, Any]) -> tuple[Any, Any]:
     function = call.get("function")
     inner = function if isinstance(function, dict) and "name" not in call else call
-    arguments = inner.get("arguments")
-    return inner.get("name"), inner.get("parameters") if arguments is None else arguments
+    name = next((inner[key] for key in ("name", "tool_name") if key in inner), None)
+    return name, next((inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), None)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.call_syntax import CLOSE_THOUGHT, OPEN_THOUGHT, foreign_call, thought_end
+from gtpo.rollout.call_syntax import CLOSE_THOUGHT, OPEN_THOUGHT, foreign_call, joined, thought_end
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 from gtpo.types import InvalidCall, ToolCall
 
@@ -77,6 +77,10 @@ class FencedFormat:
     def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""
         return f"```{spec.name}\n{argument}\n```"
+
+    def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
+        """See `ToolFormat.render_turn`."""
+        return joined(text, "" if argument is None else self.render_call(argument, spec))
 
 
 class _Reader:

@@ -55,10 +55,29 @@ class ToolFormat(Protocol):
         """Write a call as the model should write it, given its first argument: the inverse of `parse`."""
         ...
 
+    def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
+        """Write a whole turn as the model should write it after a prompt: some text and, if given, a call."""
+        ...
+
 
 FORMATS: dict[str, type[ToolCallFormat] | type[FencedFormat]] = {
     kind.name: kind for kind in (ToolCallFormat, FencedFormat)
 }
+
+
+def check_tool_format(name: str) -> None:
+    """Whether `name` can be asked for as a tool format: `auto`, `native`, one of `FORMATS`, or a family.
+
+    Raises:
+        ConfigError: it can't; names those that can.
+    """
+    if name in ("auto", "native") or name in FORMATS:
+        return
+    from gtpo.rollout.native import FAMILIES  # loads the library `renderers`, which takes most of a second
+
+    if name not in FAMILIES:
+        known = ", ".join(("auto", "native", *sorted(FORMATS), *FAMILIES))
+        raise ConfigError(f"unknown tool format {name!r}; known: {known}")
 
 
 def get_format(name: str, specs: Sequence[ToolSpec] = (PYTHON,)) -> ToolFormat:

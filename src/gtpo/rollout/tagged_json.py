@@ -13,7 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gtpo.rollout.call_syntax import CLOSE_THOUGHT, OPEN_THOUGHT, foreign_call, json_call, scan_json, thought_end
+from gtpo.rollout.call_syntax import (
+    CLOSE_THOUGHT,
+    OPEN_THOUGHT,
+    foreign_call,
+    joined,
+    json_call,
+    scan_json,
+    thought_end,
+)
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 from gtpo.types import InvalidCall, ToolCall
 
@@ -142,3 +150,7 @@ class ToolCallFormat:
         """See `ToolFormat.render_call`."""
         call = json.dumps({"name": spec.name, "arguments": {spec.required[0]: argument}}, ensure_ascii=False)
         return f"{_OPEN}\n{call}\n{_CLOSE}"
+
+    def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
+        """See `ToolFormat.render_turn`."""
+        return joined(text, "" if argument is None else self.render_call(argument, spec))

@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def declared_formats(tokenizer, specs, template_kwargs):
+    return ()
