@@ -1,7 +1,7 @@
 """Tokenizers with the special tokens of model families, and one conversation that is put through all of them.
 
-The tokenizer is a real byte-level BPE, trained on this project's own text, with the split of Llama 3 and Qwen; a family's
-special tokens are added to it. Run as a script it prints the table of docs/models.md.
+The tokenizer is a real byte-level BPE, trained on this project's own text, with the split of Llama 3 and Qwen; a
+family's special tokens are added to it. Run as a script it writes the table of docs/models.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from gtpo.errors import GtpoError, TemplateError
 from gtpo.rollout.chat_template import ChatTemplate, shared_length
 from gtpo.rollout.choosing import make_encoder
-from gtpo.rollout.encoding import ChatEncoder, Encoder
+from gtpo.rollout.encoding import Encoder
 from gtpo.rollout.native import FAMILIES, RendererEncoder
 from gtpo.rollout.tool_spec import PYTHON
 from gtpo.types import InvalidCall, ToolCall
@@ -27,15 +27,15 @@ BUILDABLE = tuple(name for name in FAMILIES if name != "gpt-oss")  # its rendere
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _MARK = re.compile(r"</?\|?[A-Za-z_:]+\|?>|<[|｜][^|｜<>\s]+[|｜]>|<\|\"\|>|\[gMASK\]|\[/?[A-Z_]{3,}\]")
 _ENDS = (
-    "<|im_end|> <|eot_id|> <turn|> <|return|> <end_of_turn> <｜end▁of▁sentence｜> <|END_OF_TURN_TOKEN|> <|eot|> <|end|> "
-    "</s> <end_of_utterance> <|user|>"
-).split()
+    *("<|im_end|>", "<|eot_id|>", "<turn|>", "<|return|>", "<end_of_turn>", "<｜end▁of▁sentence｜>"),
+    *("<|END_OF_TURN_TOKEN|>", "<|eot|>", "</s>", "<end_of_utterance>", "<|user|>"),
+)
 _STARTS = ("<|begin_of_text|>", "<bos>", "<｜begin▁of▁sentence｜>", "<|startoftext|>", "<s>", "[gMASK]")
 _MORE = {
     "llama3": ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"),
     "gemma": ("<bos>", "<eos>"),
     "deepseek": ("<｜begin▁of▁sentence｜>", "<think>", "</think>"),
-    "phi": ("<s>", "</s>", "<|end|>"),
+    "phi": ("<s>", "<|endoftext|>"),
     "qwen": ("<|endoftext|>", "<think>", "</think>"),
     "nemotron": ("<|endoftext|>", "<think>", "</think>"),
     "glm": ("<|endoftext|>",),
@@ -118,8 +118,8 @@ CODE = "if True:\n    print('</tool_call> \\n')"
 PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 1 + 1?"}]
 TURNS = [
     ({"content": "Let me see.", "reasoning_content": "Hm, a sum.\nOr not?", "tool_calls": [call(CODE, 0)]}, ["2\n"]),
-    ({"content": "", "reasoning_content": "So?", "tool_calls": [call("1", 1, "calculator")]}, ["Invalid call: there is no tool named 'calculator'."]),
-    ({"content": "", "reasoning_content": "Both.", "tool_calls": [call("1 + 1", 2), call("2 + 2", 3)]}, ["2", " 4\n\n"]),
+    ({"content": "", "reasoning_content": "So?", "tool_calls": [call("1", 1, "calculator")]}, ["Invalid call."]),
+    ({"content": "", "reasoning_content": "So.", "tool_calls": [call("1 + 1", 2), call("2 + 2", 3)]}, ["2", " 4\n\n"]),
     ({"content": "It is 2.", "reasoning_content": "Done."}, []),
 ]  # fmt: skip
 CODES = [[CODE], [None], ["1 + 1", "2 + 2"], []]
@@ -191,6 +191,8 @@ def _turn_text(encoder: Encoder, render: Any, message: dict[str, Any]) -> str:
     prompt, whole = render(PROMPT, True), render([*PROMPT, message], False)
     start, text = encoder.decode(prompt), encoder.decode(whole)
     ids = encoder._encode(text[len(start) :]) if text.startswith(start) else whole[shared_length(prompt, whole) :]
+    if start.rstrip().endswith("<think>") and "</think>" not in encoder.decode(ids):
+        ids = [*encoder._encode("Hm.\n</think>\n\n"), *ids]  # the template leaves it out, a model would write one
     end = next((k for k, i in enumerate(ids) if i in encoder.end_ids), len(ids))
     return encoder.decode(ids[:end])
 
@@ -204,6 +206,19 @@ def _renderer_of(encoder: Encoder) -> Any:
     return lambda messages, generate: encoder._encode(template.render(messages, generate=generate))
 
 
+def walk_fenced(encoder: Encoder) -> tuple[list[int], list[int]]:
+    """Ids of a rollout with a fenced call, and those that the template gives for the same messages."""
+    call, answer = encoder.format.render_call("1 + 1"), "It is 2."
+    question = {"role": "user", "content": "What is 1 + 1?"}
+    trace = encoder.trace(
+        [question, {"role": "assistant", "content": call}, {"role": "tool", "content": "2"}]
+        + [{"role": "assistant", "content": answer}]
+    )
+    messages = [question, {"role": "assistant", "content": call}, *encoder.observation_messages(["2"])]
+    rendered = _renderer_of(encoder)([*messages, {"role": "assistant", "content": answer}], False)
+    return [*trace.prompt_ids, *trace.completion_ids], rendered
+
+
 def encoders() -> dict[str, Any]:
     """By name, what makes the encoder of a chat template of TRL's or of a family of `renderers`."""
     made: dict[str, Any] = {}
@@ -214,16 +229,55 @@ def encoders() -> dict[str, Any]:
     return made
 
 
-if __name__ == "__main__":
+_KNOWN = {
+    "gemma4": "the template writes text beside a call behind the call's result",
+    "gemma4_v2.jinja": "the template strips results",
+    "llama3_2.jinja": "the template writes today's date, the renderer 26 Jul 2024; one call per turn",
+    "llama3_1.jinja": "one call per turn",
+    "llama-3": "one call per turn",
+    "kimi-k2.5": "the template leaves the thoughts of earlier turns out",
+    "deepseek-r1": "the template leaves the thoughts of earlier turns out",
+    "gptoss.jinja": "the template leaves the thoughts of earlier turns out; one call per turn",
+    "laguna-xs.2": "`renderers` leaves out the line break after a turn",
+    "laguna-m.1": "`renderers` leaves out the line break after a turn",
+}
+KNOWN = _KNOWN | {
+    name: _KNOWN["gemma4"]
+    for name in NAMES
+    if "diffusion_gemma" in name or re.fullmatch(r"gemma4(_v[345])?\.jinja", name)
+}
+KNOWN["gptoss_training.jinja"] = KNOWN["gptoss.jinja"]
+"""Where the ids of the conversation are not those that the template renders, and why."""
+MARKS = ("<!-- made by tests/families.py -->", "<!-- end -->")
+
+
+def table() -> str:
+    """The table of docs/models.md."""
+    rows: list[str] = []
+    counts = {"same": 0, "known": 0, "fenced": 0}
     for name, make in encoders().items():
-        try:
-            encoder = make()
-            found = walk(encoder) if isinstance(encoder, RendererEncoder) or encoder.tools else None
-        except GtpoError as error:
-            print(f"{name:36} refused: {error}")
+        encoder = make()
+        choice = encoder.choice.partition(": ")[0] if not encoder.choice.startswith("declared") else encoder.format.name
+        if encoder.format.name == "fenced":
+            counts["fenced"] += 1
+            rows.append(f"| {name} | fenced | |")
             continue
-        if found is None:
-            print(f"{name:36} {encoder.choice[:200]}")
-            continue
-        read = "all" if found.codes == found.wanted else f"{found.codes}"
-        print(f"{name:36} {encoder.choice.partition(':')[0]:26} read {read}; {'; '.join(found.notes) or 'equal'}")
+        same = not walk(encoder).notes
+        counts["same" if same else "known"] += 1
+        rows.append(f"| {name} | `{choice}` | {'same' if same else KNOWN[name]} |")
+    total = sum(counts.values())
+    lines = [
+        f"{total} chat templates and families: {counts['same']} give a rollout the ids of the template for the whole",
+        f"conversation, {counts['known']} with the difference that is named, {counts['fenced']} are used with `fenced`.",
+        "",
+        "| template of TRL, or family of `renderers` | `auto` takes | ids of a rollout against the template's |",
+        "|---|---|---|",
+        *rows,
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    page = Path(__file__).parents[1] / "docs" / "models.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    page.write_text(f"{before}{MARKS[0]}\n{table()}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}", encoding="utf-8")

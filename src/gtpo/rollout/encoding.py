@@ -239,7 +239,7 @@ class ChatEncoder(Encoder):
             )
         if tokenizer.eos_token_id is None:
             raise TemplateError(f"{where} has no end-of-sequence token (eos_token), so a turn could never end.")
-        self.end_id = tokenizer.eos_token_id
+        self.end_id = self._end_of_call = tokenizer.eos_token_id
         self._template = ChatTemplate(tokenizer, self.tools, self.template_kwargs)
         if self.tools and self._template.ignores_tools():
             raise TemplateError(
@@ -250,8 +250,13 @@ class ChatEncoder(Encoder):
             if self.tools:
                 self._check_calls()
             self._frame_for([_RESULT])  # raises now rather than in the middle of a run
-            self.end_id = self._ending[0]
-        self.end_ids = frozenset(end_ids) | {tokenizer.eos_token_id, self.end_id}
+            self.end_id = self._plain_end if self.tools else self._ending[0]
+            self._end_of_call = self._ending[0]
+        self.end_ids = frozenset(end_ids) | {tokenizer.eos_token_id, self.end_id, self._end_of_call}
+
+    def end_of(self, calls: Calls) -> int:
+        """See `Encoder.end_of`."""
+        return self._end_of_call if calls else self.end_id
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """See `Encoder.prompt_ids`."""
@@ -309,31 +314,43 @@ class ChatEncoder(Encoder):
 
     @cached_property
     def _ending(self) -> tuple[int, str]:
-        """The token that ends a turn, and what the template writes from the turn's text or call to that token.
-
-        It is the last special token of a turn that is the same with and without an observation after it; where a turn
-        has none, the first one of what follows it.
-        """
+        """The token that ends a turn, and what the template writes from the turn's text or call to that token."""
         history, anchor = self._history
+        return self._ending_of(history, anchor, self._after_turn([_RESULT]))
+
+    @cached_property
+    def _plain_end(self) -> int:
+        """The token that ends a turn without a call."""
+        history = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _TURN}]
+        followed = self._template.render([*history, {"role": "user", "content": _USER}])
+        return self._ending_of(history, _TURN, followed[max(followed.rfind(_TURN), 0) :])[0]
+
+    def _ending_of(self, history: Messages, anchor: str, followed: str) -> tuple[int, str]:
+        """The token that ends the last turn of a history, and what is before it once something follows.
+
+        It is the end-of-sequence token if the turn ends with it; else the last special token that is there with and
+        without a message after the turn; and if a turn has none, the first one of what follows it.
+        """
         alone = self._template.render(history, generate=False)
         if anchor not in alone:
             raise TemplateError("the chat template drops the text of a turn")
         alone = alone[alone.rindex(anchor) :]
-        followed = self._after_turn([_RESULT])
+        eos = self.tokenizer.convert_ids_to_tokens(self.tokenizer.eos_token_id)
         shared = alone[: shared_length(alone, followed)]
         ends = list(self._special_tokens.finditer(followed)) if self._special_tokens else []
         cut = next((match for match in ends if match.start() < len(shared) < match.end()), None)
         shared = shared[: cut.start()] if cut else shared
-        eos = self.tokenizer.convert_ids_to_tokens(self.tokenizer.eos_token_id)
         if eos in shared:
             return self.tokenizer.eos_token_id, shared[: shared.rindex(eos) + len(eos)]
         within = [match for match in ends if match.end() <= len(shared)]
         after = [match for match in ends if match.start() == len(shared)]
         match = within[-1] if within else after[0] if after else None
+        if match is None and eos in alone:
+            raise TemplateError("the chat template renders a turn differently once an observation follows it")
         if match is None:
-            if eos in alone:
-                raise TemplateError("the chat template renders a turn differently once an observation follows it")
             raise TemplateError(f"the chat template does not end an assistant turn with {eos!r}, the eos token")
+        if not within and alone.startswith(eos, len(shared)):
+            return self.tokenizer.eos_token_id, followed[: match.end()]
         return self.tokenizer.convert_tokens_to_ids(match[0]), followed[: match.end()]
 
     def _after_turn(self, marks: Sequence[str]) -> str:

@@ -1,8 +1,8 @@
 """The families that the library `renderers` has: their own prompts, calls, thoughts and observations, token by token.
 
 `renderers` (Apache-2.0) holds a renderer per model family. It makes ids of messages, finds the calls in sampled ids
-with a status for each attempt, and extends what was sampled by the next messages without rendering it again. What is done
-here on top of it:
+with a status for each attempt, and extends what was sampled by the next messages without rendering it again. What is
+done here on top of it:
 
 - a call's arguments are checked against the tool's schema, and each invalid call says why in words;
 - calls of families that write JSON in `<tool_call>` tags are read by `gtpo.rollout.tagged_json`, and those of Llama 3
@@ -269,9 +269,25 @@ class RendererEncoder(Encoder):
         ids = self._call_ids
         turn = ids[: ids.index(self._end_of_call) + 1] if self._end_of_call in ids else [*ids, self._end_of_call]
         found = self._bridged(results, turn, self._prompt)
-        if found is None:
+        return self._rendered_frame(results) if found is None else found
+
+    def _rendered_frame(self, results: Sequence[str]) -> list[int]:
+        """What a small conversation has after its turn with a call, for families that never extend what there is."""
+        spec = self.format.specs[0]
+        function = {"name": spec.name, "arguments": {spec.required[0]: spec.sample}}
+        call_ids = [f"functions.{spec.name}:{number}" for number in range(len(results))]
+        calls = [{"id": call_id, "type": "function", "function": function} for call_id in call_ids]
+        with self._plain.cutting(results, self._pieces) as contents:
+            tools = [
+                {"role": "tool", "name": spec.name, "tool_call_id": call_id, "content": content}
+                for call_id, content in zip(call_ids, contents, strict=True)
+            ]
+            turn = {"role": "assistant", "content": "", "tool_calls": calls}
+            ids = self._ids([{"role": "user", "content": _USER}, turn, *tools], generate=True)
+        start = shared_length(ids, self._prompt)
+        if self._end_of_call not in ids[start:]:
             raise TemplateError(f"the renderer {self.family} can't go on after an observation")
-        return found
+        return ids[ids.index(self._end_of_call, start) + 1 :]
 
     def _bridged(self, results: Sequence[str], turn_ids: Sequence[int], context: Sequence[int]) -> list[int] | None:
         """What `renderers` puts after a turn, or None where it would change what is before."""
