@@ -43,7 +43,7 @@ INVALID_TOOL_CALLS = [
     ("arguments as text", call('{"name": "python", "arguments": "1"}'), '"arguments" must be an object'),
     ("missing argument", call('{"name": "python", "arguments": {}}'), '"code" is missing'),
     ("surplus argument", call('{"name":"python","arguments":{"code":"1","timeout":9}}'), "not 'timeout'"),
-    ("surplus key", call('{"name":"python","arguments":{"code":"1"},"id":1}'), "not 'id'"),
+    ("no JSON constant", call('{"name":"python","arguments":{"code":"1"},"id":NaN}'), "NaN is no JSON value"),
     ("code is a number", call('{"name":"python","arguments":{"code":1}}'), "must be a string"),
     ("empty code", call('{"name":"python","arguments":{"code":" \\n"}}'), "code is empty"),
 ]

@@ -11,18 +11,23 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gtpo.errors import ConfigError, GtpoError
+from gtpo.models import load_tokenizer
+from gtpo.rollout import PromptConfig, build_encoder
 from gtpo.tasks.checking import check_verifier
 from gtpo.tasks.sources import problems_from
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.versions import installed_versions
 
-_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...]] [--verifier NAME] [--adversarial]
+_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...] [--verifier NAME] [--adversarial]]
+                   [--model MODEL [--tool_format NAME]]
 
 Without options: what this machine can do: versions, device, sandbox, missing extras.
 --verify: check the checkers on problems (a file, a benchmark, ...): gold answers must pass, wrong ones must not.
 --verifier: which one; by default the one that each problem asks for.
 --adversarial: also try what a policy would: equations that fit everything, near misses, lost letters, programs that
-lie about their tests."""
+lie about their tests.
+--model: how this model would be told of tools and write calls; loads its tokenizer only.
+--tool_format: see gtpo train; by default auto."""
 
 EXTRAS = {
     "vllm": ("vllm", "fast generation"),
@@ -41,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if argv:
         options = _options(argv)
+        if options.model:
+            return _model(options.model, options.tool_format)
         return max([_verify(source, options.verifier, options.adversarial) for source in options.verify])
     versions = installed_versions()
     print(f"system    {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores")
@@ -70,15 +77,30 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--verify", nargs="+", default=[])
     parser.add_argument("--verifier", default="auto")
     parser.add_argument("--adversarial", action="store_true")
+    parser.add_argument("--model")
+    parser.add_argument("--tool_format", default="auto")
     try:
         options, unknown = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes --verify, --verifier and --adversarial")
-    if not options.verify:
-        raise ConfigError("--verifier and --adversarial are for --verify SOURCE")
+        takes = "--verify, --verifier, --adversarial, --model and --tool_format"
+        raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes {takes}")
+    if not options.verify and not options.model:
+        raise ConfigError("--verifier and --adversarial are for --verify SOURCE, --tool_format for --model MODEL")
     return options
+
+
+def _model(name: str, tool_format: str) -> int:
+    """Which tool format a model gets and why, and what a call and an observation look like."""
+    config = PromptConfig(tool_format=tool_format)
+    encoder = build_encoder(config, load_tokenizer(name), config.specs())
+    ends = ", ".join(repr(encoder.decode([i])) for i in sorted(encoder.end_ids))
+    print(f"tool format   {encoder.choice}")
+    print(f"a call        {encoder.format.render_call('print(6 * 7)')!r}")
+    print(f"a result      {encoder.decode(encoder.observation_ids(['42']))!r}")
+    print(f"ends a turn   {ends}")
+    return 0
 
 
 def _verify(source: str, name: str, adversarial: bool) -> int:

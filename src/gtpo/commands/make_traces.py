@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from gtpo.commands.arguments import parse, say
 from gtpo.errors import ConfigError
-from gtpo.rollout import SandboxConfig, get_format
+from gtpo.models import load_tokenizer
+from gtpo.rollout import FORMATS, PromptConfig, SandboxConfig, ToolFormat, build_encoder, get_format
 from gtpo.tasks.problems import load_problems
 from gtpo.tasks.worked_solutions import parse_solutions
 from gtpo.traces.from_solutions import traces_from_solutions
@@ -22,7 +23,13 @@ class ConvertArguments(SandboxConfig):
     )
     output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go."})
     max_solutions: int | None = field(default=None, metadata={"help": "Use only the first n."})
-    tool_format: str = field(default="tool_call", metadata={"help": "Syntax of tool calls: tool_call or fenced."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of the model that will learn; its tokenizer is loaded."}
+    )
+    tool_format: str = field(
+        default="auto",
+        metadata={"help": "Syntax of tool calls, see gtpo train; fenced and tool_call need no --model."},
+    )
     turns_share: float = field(
         default=0.5, metadata={"help": "Share of traces with one call a step; the others make one call in all."}
     )
@@ -43,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     traces = traces_from_solutions(
         parsed.solutions,
         args.make_sandbox(),
-        get_format(args.tool_format),
+        _format(args),
         turns_share=args.turns_share,
         seed=args.seed,
     )
@@ -52,3 +59,21 @@ def main(argv: Sequence[str]) -> int:
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
     say(f"{len(traces.traces)} traces in {args.output}; left out: {left_out}")
     return 0
+
+
+def _format(args: ConvertArguments) -> ToolFormat:
+    """How the model writes turns and calls.
+
+    Raises:
+        ConfigError: it depends on the model, and none was named.
+    """
+    if args.model_name_or_path is None and args.tool_format in FORMATS:
+        return get_format(args.tool_format)
+    if args.model_name_or_path is None:
+        raise ConfigError(
+            f"--tool_format {args.tool_format} depends on the model: give --model, or one of {', '.join(FORMATS)}"
+        )
+    config = PromptConfig(tool_format=args.tool_format)
+    encoder = build_encoder(config, load_tokenizer(args.model_name_or_path), config.specs())
+    say(f"tool format: {encoder.choice}")
+    return encoder.format

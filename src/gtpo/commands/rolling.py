@@ -124,9 +124,11 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     problems = verifiable(load_problems_of(args), verifier)
     tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
     engine = build_engine(args, tokenizer)
+    say(f"tool format: {engine.encoder.choice}")
     about = {
         "model": {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
         | {"dtype": str(model_args.dtype or "auto"), "weights": fingerprint(model_args.model_name_or_path or "")},
+        "tool_format": engine.encoder.choice,
         "backend": {name: value for name, value in asdict(backend_args).items() if name != "api_key_variable"},
         "problems_asked": {
             "sources": args.problems,

@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("no traces: give --traces FILE.jsonl; `gtpo make-traces` makes one from worked solutions")
     traces = load_traces(trace_args.traces)[: trace_args.max_traces]
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
-    build_encoder(args, tokenizer, args.specs())
+    encoder = build_encoder(args, tokenizer, args.specs())
+    if args.process_index == 0:
+        say(f"tool format: {encoder.choice}")
     check_startable(args, args.run_dir, resume=trace_args.resume, overwrite=args.overwrite)
     result = cold_start(
         load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)),

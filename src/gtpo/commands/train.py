@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         python = engine.tools.get("python")
         level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
         say(f"{len(problems)} problems{level}")
+        say(f"tool format: {engine.encoder.choice}")
     provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
     model = load_model(
         model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)

@@ -2,7 +2,7 @@
 
 from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitting
 from gtpo.rollout.config import PromptConfig, RolloutConfig, SandboxConfig
-from gtpo.rollout.encoding import ChatEncoder
+from gtpo.rollout.encoding import ChatEncoder, Encoder
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
@@ -15,6 +15,7 @@ from gtpo.rollout.tools import PythonTool, Tool, ToolResult, ToolState, ToolUse
 __all__ = [
     "FORMATS",
     "ChatEncoder",
+    "Encoder",
     "FencedFormat",
     "FunctionTool",
     "PromptConfig",

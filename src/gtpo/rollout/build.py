@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from gtpo.errors import DataError
 from gtpo.rollout.config import PromptConfig, RolloutConfig
-from gtpo.rollout.encoding import ChatEncoder
+from gtpo.rollout.encoding import Encoder
 from gtpo.rollout.formats import ToolFormat, get_format
 from gtpo.rollout.loop import RolloutEngine
 from gtpo.rollout.prompts import Prompts
@@ -30,7 +30,7 @@ def build_engine(
 
     Raises:
         ConfigError, DataError, SandboxError: see `RolloutConfig.make_tools`.
-        TemplateError: see `ChatEncoder`.
+        TemplateError: see `gtpo.rollout.choosing.make_encoder`.
     """
     tools = config.make_tools(sandbox) if tools is None else tools
     encoder = build_encoder(config, tokenizer, [tool.spec for tool in tools])
@@ -49,25 +49,27 @@ def build_prompts(config: RolloutConfig, tool_format: ToolFormat | None = None) 
 
     Args:
         config: the configuration.
-        tool_format: the syntax of calls, with the tools; by default the one that the configuration asks for.
+        tool_format: the syntax of calls, with the tools; by default the one that the configuration names.
 
     Raises:
-        ConfigError: the file of instructions can't be used.
+        ConfigError: the file of instructions can't be used, or the format depends on the model and was not given.
     """
     tool_format = tool_format or get_format(config.tool_format, config.specs())
     verifier = None if config.verifier == "auto" else config.verifier
     return Prompts(tool_format, config.system_prompt, config.answer_instructions(), verifier)
 
 
-def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec]) -> ChatEncoder:
+def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec]) -> Encoder:
     """The encoder of conversations with these tools.
 
     Raises:
         ConfigError: a tool that the format can't express.
-        TemplateError: see `ChatEncoder`.
+        TemplateError: see `gtpo.rollout.choosing.make_encoder`.
     """
+    from gtpo.rollout.choosing import make_encoder  # loads the library `renderers`, which takes most of a second
+
     template_kwargs = cast("dict[str, Any] | None", config.chat_template_kwargs)
-    return ChatEncoder(tokenizer, get_format(config.tool_format, specs), template_kwargs=template_kwargs)
+    return make_encoder(tokenizer, config.tool_format, specs, template_kwargs=template_kwargs)
 
 
 def fitting(

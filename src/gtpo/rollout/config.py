@@ -18,7 +18,7 @@ import yaml
 
 from gtpo._imports import imported
 from gtpo.errors import ConfigError
-from gtpo.rollout.formats import FORMATS
+from gtpo.rollout.formats import check_tool_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -90,7 +90,11 @@ class PromptConfig:
     )
     search_results: int = field(default=3, metadata={"help": "search: passages that a call returns."})
     tool_format: str = field(
-        default="tool_call", metadata={"help": "Syntax of tool calls: tool_call (JSON in tags) or fenced (```python)."}
+        default="auto",
+        metadata={
+            "help": "Syntax of tool calls: auto (the model's own if it is known, else fenced), native (the model's "
+            "own, or an error), fenced (```python), tool_call (JSON in tags), or a family such as qwen3.5 (docs/models.md)."
+        },
     )
     system_prompt: str | None = field(
         default=None,
@@ -102,8 +106,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         self.chat_template_kwargs = _mapping(self.chat_template_kwargs, "chat_template_kwargs")
-        if self.tool_format not in FORMATS:
-            raise ConfigError(f"unknown tool format {self.tool_format!r}; known: {', '.join(sorted(FORMATS))}")
+        check_tool_format(self.tool_format)
         names = self.tool_names()
         if unknown := [name for name in names if name not in ("python", "search") and ":" not in name]:
             raise ConfigError(f"tools: there is no {unknown[0]!r}; known: python, search, MODULE:FUNCTION, none")

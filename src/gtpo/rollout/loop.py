@@ -33,7 +33,7 @@ from gtpo._async import run_async
 from gtpo._files import write_text
 from gtpo.errors import BackendError, ConfigError, DataError
 from gtpo.rollout.backends.base import Backend, GenerationSession, Request
-from gtpo.rollout.encoding import ChatEncoder, Messages
+from gtpo.rollout.encoding import Encoder, Messages
 from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.repetition import degenerate_at
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -67,7 +67,7 @@ class RolloutEngine:
     """Rolls out conversations with tools.
 
     Args:
-        encoder: chat template and tool format.
+        encoder: between chat messages and token ids.
         tools: carry out valid calls, one for each tool that the format knows; a bare sandbox is a `PythonTool` that
             runs each call in a process of its own.
         limits: where a rollout ends at the latest.
@@ -82,7 +82,7 @@ class RolloutEngine:
 
     def __init__(
         self,
-        encoder: ChatEncoder,
+        encoder: Encoder,
         tools: Sequence[Tool] | Tool | Sandbox,
         limits: RolloutLimits | None = None,
         *,
@@ -315,7 +315,7 @@ class _Rollout:
         if repetitive:
             ids, logprobs = ids[:repetitive], logprobs[:repetitive] if logprobs else None
         text = self.encoder.text(ids)
-        turn = Turn(text, ids, self.encoder.parse(text), None, logprobs, generation.token_exact)
+        turn = Turn(text, ids, self.encoder.parse_turn(ids, self.context), None, logprobs, generation.token_exact)
         self.turns.append(turn)
         self.messages.append({"role": "assistant", "content": text})
         self.context += ids
@@ -341,7 +341,8 @@ class _Rollout:
         if any(result.final for result in results):
             self.turns[-1] = replace(turn, observation=Observation("\n".join(texts), statuses, (), 0.0, texts))
             return StopReason.FINAL
-        ids = tuple(self.encoder.observation_ids(texts))
+        before = self.context[: len(self.context) - len(turn.token_ids)]
+        ids = tuple(self.encoder.observation_ids(texts, turn.token_ids, before))
         room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
         if room <= len(ids):
             return tightest

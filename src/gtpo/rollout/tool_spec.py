@@ -60,6 +60,13 @@ class ToolSpec:
         return {"type": "function", "function": function}
 
     @property
+    def sample(self) -> Any:
+        """A value for the first required argument, to see how a call is written."""
+        return {"string": "1", "integer": 1, "number": 1, "boolean": True, "array": [1], "object": {"a": 1}}[
+            self.parameters[self.required[0]]["type"]
+        ]
+
+    @property
     def is_python(self) -> bool:
         """Whether its argument is a Python program, which then is the call's code."""
         return self.name == "python"
@@ -97,7 +104,7 @@ def python_spec(keeps_state: bool = False) -> ToolSpec:
         ("code",),
         ability="run Python",
         note="Variables are kept from run to run." if keeps_state else "Each run starts afresh.",
-        labels=("py", "python3"),
+        labels=("py", "python3", "tool_code"),
     )
 
 

@@ -92,10 +92,9 @@ def traces_from_solutions(
         else:
             messages: list[dict[str, Any]] = [{"role": "user", "content": solution.problem.question}]
             for (text, code), outcome in zip(plan, outcomes, strict=True):
-                content = "\n".join(part for part in (text, tool_format.render_call(code)) if part)
-                messages.append({"role": "assistant", "content": content})
+                messages.append({"role": "assistant", "content": tool_format.render_turn(text, code)})
                 messages.append({"role": "tool", "content": outcome.render()})
-            answer = f"The answer is \\boxed{{{solution.answer}}}."
+            answer = tool_format.render_turn(f"The answer is \\boxed{{{solution.answer}}}.")
             traces.append(Trace(solution.problem.id, style, [*messages, {"role": "assistant", "content": answer}]))
     return TraceSet(tuple(traces), dropped)
 

@@ -58,7 +58,7 @@ def cold_start(
     Args:
         model: a model, or a folder or Hub id.
         tokenizer: with a chat template.
-        traces: conversations; see `ChatEncoder.trace`.
+        traces: conversations; see `Encoder.trace`.
         args: settings.
         resume: go on from the last checkpoint.
         provenance: further entries of config.yaml.
@@ -75,7 +75,13 @@ def cold_start(
     checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
     if args.process_index == 0:
         recorder.write_config(
-            {**(provenance or {}), "traces": len(dataset), "traces_too_long": too_long, "config": args.to_dict()}
+            {
+                **(provenance or {}),
+                "tool_format": encoder.choice,
+                "traces": len(dataset),
+                "traces_too_long": too_long,
+                "config": args.to_dict(),
+            }
         )
     progress = StepProgress(enabled=not args.disable_tqdm, label="cold start")
     trainer = SFTTrainer(

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from gtpo._jsonl import rows
 from gtpo.errors import DataError
-from gtpo.rollout import ChatEncoder, Prompts
+from gtpo.rollout import Encoder, Prompts
 from gtpo.tasks.problems import Problem
 
 
@@ -62,7 +62,7 @@ def _is_conversation(messages: Any) -> bool:
 
 def trace_dataset(
     traces: Iterable[Sequence[Mapping[str, Any]]],
-    encoder: ChatEncoder,
+    encoder: Encoder,
     *,
     max_length: int,
     system_prompt: str | None = None,

@@ -107,7 +107,7 @@ def train(
         **trainer_options,
     )
     if trainer.accelerator.is_main_process:
-        recorder.write_config({**(provenance or {}), "config": args.to_dict()})
+        recorder.write_config({**(provenance or {}), "tool_format": engine.encoder.choice, "config": args.to_dict()})
     if checkpoint and _step_of(checkpoint) >= args.max_steps > 0:
         trainer._load_from_checkpoint(checkpoint)  # TRL would do one step more before it looks at max_steps
         trainer.state.global_step = _step_of(checkpoint)
