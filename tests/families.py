@@ -211,7 +211,12 @@ def walk_fenced(encoder: Encoder) -> tuple[list[int], list[int]]:
     call, answer = encoder.format.render_call("1 + 1"), "It is 2."
     question = {"role": "user", "content": "What is 1 + 1?"}
     trace = encoder.trace(
-        [question, {"role": "assistant", "content": call}, {"role": "tool", "content": "2"}, {"role": "assistant", "content": answer}]
+        [
+            question,
+            {"role": "assistant", "content": call},
+            {"role": "tool", "content": "2"},
+            {"role": "assistant", "content": answer},
+        ]
     )
     messages = [question, {"role": "assistant", "content": call}, *encoder.observation_messages(["2"])]
     rendered = _renderer_of(encoder)([*messages, {"role": "assistant", "content": answer}], False)

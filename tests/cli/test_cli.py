@@ -149,8 +149,8 @@ def test_a_model_without_chat_template_is_refused(capsys, tmp_path, problem_file
 
 
 def test_a_template_without_tools_is_refused_for_the_format_that_needs_them(capsys, tmp_path, problem_file, model_dir):
-    error = fails(capsys, "train", "--model", model_dir, "--train_file", problem_file, "--run_dir", tmp_path / "r")
-    assert "--tool_format fenced" in error
+    argv = ("--model", model_dir, "--train_file", problem_file, "--run_dir", tmp_path / "r")
+    assert "--tool_format fenced" in fails(capsys, "train", *argv, "--tool_format", "tool_call")
 
 
 def test_a_group_size_that_does_not_divide_the_batch_is_refused(capsys, tmp_path):

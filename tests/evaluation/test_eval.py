@@ -296,10 +296,12 @@ def test_a_users_own_verifier_and_instructions(server, byte_model_dir, problem_f
     (tmp_path / "my_checks.py").write_text(
         "def polite(text, problem):\n    return 0.5 if 'please' in text else float('thanks' in text)\n"
     )
-    (tmp_path / "say.yaml").write_text("my_checks:polite: Be polite\nmath: Be polite\n")
-    argv = (byte_model_dir, problem_file, tmp_path / "r.json", "--verifier", "my_checks:polite")
+    (tmp_path / "say.yaml").write_text("./my_checks.py:polite: Be polite\nmath: Be polite\n")
+    argv = (byte_model_dir, problem_file, tmp_path / "r.json", "--verifier", "./my_checks.py:polite")
     argv += ("--instructions", tmp_path / "say.yaml")
     found = evaluate(server, lambda body: "thanks" if asked(body) == "m" else "please", *argv)
     assert found["pass_rate"] == pytest.approx(1 / 7)
     assert found["scores"]["score"]["value"] == pytest.approx(4 / 7)
-    assert found["protocol"]["system_prompts"]["my_checks:polite"].endswith("Be polite and make no call in that turn.")
+    assert found["protocol"]["system_prompts"]["./my_checks.py:polite"].endswith(
+        "Be polite and make no call in that turn."
+    )
