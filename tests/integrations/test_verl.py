@@ -29,7 +29,7 @@ from gtpo.credit import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.agent_loop import VerlBackend
 from gtpo.integrations.verl.estimator import gtpo_advantage, turns_known
-from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
+from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
 from gtpo.integrations.verl.trainer import TurnCredit
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout.backends.base import Request
@@ -307,11 +307,14 @@ def test_a_server_that_gives_nothing_is_an_error():
 
 def test_options_with_a_slip_are_refused():
     with pytest.raises(ConfigError, match="options of the agent loop: unknown max_turn;"):
-        LoopOptions.of({"max_turn": 3})
+        loop_config({"max_turn": 3})
     with pytest.raises(ConfigError, match="must be a mapping"):
         AlgorithmOptions.of({"gtpo": "yes"})
     with pytest.raises(ConfigError, match="for ablations under gtpo train only"):
         AlgorithmOptions.of({"gtpo": {"turn_returns": False}})
-    limits = LoopOptions.of({"max_turns": 3}).limits(100, 400, max_model_len=300)
-    assert (limits.max_context, limits.max_completion_length) == (300, 400)
+    with pytest.raises(ConfigError, match=r"top_p is verl's: set actor_rollout_ref\.rollout\.top_p"):
+        loop_config({"top_p": 0.9})
+    rollout = SimpleNamespace(prompt_length=100, response_length=400, max_model_len=300)
+    limits = loop_config({"max_turns": 3}, rollout).limits()
+    assert (limits.max_turns, limits.max_context, limits.max_completion_length) == (3, 300, 400)
     assert AlgorithmOptions.of({"gamma": 1.0}).credit == CreditSettings(), "verl's own gamma is a token's"

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from verl.utils.config import validate_config
 
 from gtpo.credit import CreditSettings
-from gtpo.integrations.verl.settings import AlgorithmOptions, LoopOptions
+from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "verl"
 
@@ -39,7 +39,6 @@ def test_verl_takes_every_option(recipe, gpus, tmp_path):
     assert AlgorithmOptions.of(config.algorithm).credit == CreditSettings(zero_uniform_groups=True)
     (agent,) = OmegaConf.load(config.actor_rollout_ref.rollout.agent.agent_loop_config_path)
     assert agent.name == config.actor_rollout_ref.rollout.agent.default_agent_loop == "gtpo"
-    options = LoopOptions.of(agent.options)
-    rollout = config.actor_rollout_ref.rollout
-    assert options.limits(rollout.prompt_length, rollout.response_length).max_context == 2048 + 16384
+    options = loop_config(agent.options, config.actor_rollout_ref.rollout)
+    assert options.limits().max_context == 2048 + 16384
     assert [spec.name for spec in options.specs()] == ["python"]
