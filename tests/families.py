@@ -74,6 +74,7 @@ def tokenizer_with(specials: list[str], *, end: str, template: str | None = None
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_bpe()), eos_token=end)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.add_special_tokens({"pad_token": "<|padding|>"})
     tokenizer.bos_token = next((start for start in _STARTS if start in specials), end)
     tokenizer.chat_template = template
     return tokenizer
@@ -87,7 +88,7 @@ def template_tokenizer(name: str) -> Any:
     if "gemma4" in name or "diffusion_gemma" in name:
         more += [str(token) for token in family_tokenizer("gemma4").added_tokens_decoder.values()]
     specials = list(dict.fromkeys([*more, *sorted(set(_MARK.findall(text)))]))
-    end = next((end for end in _ENDS if end in specials), "<|endoftext|>")
+    end = "<|endoftext|>" if "phi" in name else next((end for end in _ENDS if end in specials), "<|endoftext|>")
     return tokenizer_with(specials, end=end, template=text)
 
 
@@ -206,21 +207,12 @@ def _renderer_of(encoder: Encoder) -> Any:
     return lambda messages, generate: encoder._encode(template.render(messages, generate=generate))
 
 
-def walk_fenced(encoder: Encoder) -> tuple[list[int], list[int]]:
-    """Ids of a rollout with a fenced call, and those that the template gives for the same messages."""
-    call, answer = encoder.format.render_call("1 + 1"), "It is 2."
+def fenced_frame(encoder: Encoder) -> tuple[str, str]:
+    """What an encoder puts between a turn with a fenced call and the next turn, and the template's conversation."""
     question = {"role": "user", "content": "What is 1 + 1?"}
-    trace = encoder.trace(
-        [
-            question,
-            {"role": "assistant", "content": call},
-            {"role": "tool", "content": "2"},
-            {"role": "assistant", "content": answer},
-        ]
-    )
-    messages = [question, {"role": "assistant", "content": call}, *encoder.observation_messages(["2"])]
-    rendered = _renderer_of(encoder)([*messages, {"role": "assistant", "content": answer}], False)
-    return [*trace.prompt_ids, *trace.completion_ids], rendered
+    turn = {"role": "assistant", "content": encoder.format.render_call("1 + 1")}
+    rendered = _renderer_of(encoder)([question, turn, *encoder.observation_messages(["2"])], True)
+    return encoder.decode(encoder.observation_ids(["2"])), encoder.decode(rendered)
 
 
 def encoders() -> dict[str, Any]:
@@ -271,8 +263,9 @@ def table() -> str:
         rows.append(f"| {name} | `{choice}` | {'same' if same else KNOWN[name]} |")
     total = sum(counts.values())
     lines = [
-        f"{total} chat templates and families: {counts['same']} give a rollout the ids of the template for the whole",
-        f"conversation, {counts['known']} with the difference that is named, {counts['fenced']} are used with `fenced`.",
+        f"Of {total} chat templates and families, {counts['same']} give a rollout the ids that the template renders",
+        f"for the same conversation, {counts['known']} do but for the difference that is named, and {counts['fenced']}",
+        "are used with `fenced`.",
         "",
         "| template of TRL, or family of `renderers` | `auto` takes | ids of a rollout against the template's |",
         "|---|---|---|",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -11,6 +11,7 @@ from audit_support import (
     FORMATS,
     SOURCES,
     E,
+    N,
     W,
     batch_of,
     other_frames,
@@ -19,11 +20,12 @@ from audit_support import (
     trl_output,
     verl_batch,
 )
+from families import BUILDABLE, NAMES, family_tokenizer, template_tokenizer
 
 from gtpo.audit import AuditBatch, Kind, audit
 from gtpo.audit.turns import Frame, derived_layout, known_layout
-from gtpo.errors import TemplateError
 from gtpo.rollout import ChatEncoder, get_format
+from gtpo.rollout.choosing import make_encoder
 from gtpo.testing import with_chat_template
 
 
@@ -37,39 +39,40 @@ def test_our_rollouts_are_clean(encoder, trajectories, batch):
     assert report.figures["trained_tokens"] == sum(sum(t.mask) for t in trajectories)
 
 
-ENDS = ("<|im_end|>", "<|eot_id|>", "<turn|>", "<|call|>", "<|return|>", "<|observation|>", "<|eot|>", "<|eom|>")
-TEMPLATES = sorted(p.name for p in files("trl").joinpath("chat_templates").iterdir() if p.name.endswith(".jinja"))
-
-
-def encoder_for(template, tokenizer, tool_format):
-    """An encoder for a template of the host's, with whichever of its markers ends a turn as `eos_token`."""
-    text = files("trl").joinpath("chat_templates", template).read_text(encoding="utf-8")
-    if "tools" not in text:
-        pytest.skip(f"{template} knows no tools")
-    markers = sorted(set(re.findall(r"<\|?[A-Za-z_]+\|?>", text)))
-    refused = ["none of its markers is known to end a turn"]
-    for end in (end for end in ENDS if end in markers):
-        try:
-            return ChatEncoder(with_chat_template(tokenizer, text, end=end, specials=markers), get_format(tool_format))
-        except TemplateError as error:
-            refused.append(str(error))
-    pytest.skip(f"ChatEncoder refuses {template}: {refused[-1]}")
-
-
 @pytest.mark.parametrize("tool_format", FORMATS)
-@pytest.mark.parametrize("template", TEMPLATES)
-def test_batches_of_every_template_of_the_host_are_clean(template, tool_format, tiny_tokenizer):
-    encoder = encoder_for(template, tiny_tokenizer, tool_format)
-    trajectories = roll_out(encoder)
+@pytest.mark.parametrize("template", NAMES)
+def test_batches_of_every_template_of_the_host_are_clean(template, tool_format):
+    if tool_format == "fenced":
+        encoder = make_encoder(template_tokenizer(template), "fenced")
+    else:
+        encoder = make_encoder(template_tokenizer(template), "auto")
+    check_clean(encoder, marked=tool_format != "fenced" and encoder.format.name != "fenced")
+
+
+@pytest.mark.parametrize("family", BUILDABLE)
+def test_batches_of_every_family_are_clean(family):
+    check_clean(make_encoder(family_tokenizer(family), family))
+
+
+def check_clean(encoder, marked=True):
+    """No finding in batches of rollouts with calls, from any source; observations are told from turns."""
+    trajectories = traced(encoder)
     for source in SOURCES:
         report = audit(batch_of(source, trajectories, encoder.tokenizer), tokenizer=encoder.tokenizer, encoder=encoder)
-        assert told(report) == []
-        assert any("observations that are trained on" in check for check in report.checked)
+        assert [line for line in told(report) if line[1] is not N] == []
+        if marked:
+            assert any("observations that are trained on" in check for check in report.checked)
 
 
-def test_the_families_that_matter_most_are_among_them(tiny_tokenizer):
-    for template in ("qwen2_5.jinja", "qwen3_training.jinja", "qwen3_instruct_2507.jinja", "qwen3_5_think.jinja"):
-        assert Frame.of(encoder_for(template, tiny_tokenizer, "tool_call")) is not None
+def traced(encoder):
+    """Rollouts with two results in turn and no logits behind them."""
+    write = encoder.format.render_turn
+    turns = [write("Let me see.", "1 + 1"), "2", write("", "2 + 2"), "four\n", write("It is 4.")]
+    roles = ("assistant", "tool", "assistant", "tool", "assistant")
+    question = {"role": "user", "content": "What is 2 + 2?"}
+    talk = [question, *({"role": role, "content": text} for role, text in zip(roles, turns, strict=True))]
+    traces = [encoder.trace(talk), encoder.trace([question, {"role": "assistant", "content": write("4")}])]
+    return [replace(t, turns=tuple(replace(x, logprobs=(-1.0,) * len(x.token_ids)) for x in t.turns)) for t in traces]
 
 
 def test_turns_are_told_from_the_ids_alone(encoder, trajectories):
@@ -113,7 +116,7 @@ def test_an_encoder_of_another_template_is_noticed(qwen_tokenizer):
     encoder = ChatEncoder(qwen_tokenizer, get_format("tool_call"))
     template = files("trl").joinpath("chat_templates", "qwen3_5_think.jinja").read_text(encoding="utf-8")
     other = with_chat_template(qwen_tokenizer, template, end="<|im_end|>")
-    thinking = ChatEncoder(other, get_format("tool_call"))  # its generation prompt goes on to a thought
+    thinking = ChatEncoder(other, get_format("fenced"))  # its generation prompt goes on to a thought
     trajectories = roll_out(encoder)
     fields = trl_output(trajectories, qwen_tokenizer.pad_token_id)
     report = audit(AuditBatch.from_trl(fields), tokenizer=thinking.tokenizer, encoder=thinking)

@@ -9,9 +9,17 @@ from itertools import islice
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    Lfm2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen3_5TextConfig,
+)
 
-from gtpo.errors import ConfigError
 from gtpo.rollout import ChatEncoder, RolloutEngine, RolloutLimits, Sampling, get_format
 from gtpo.rollout.backends import Generation, Request, TransformersBackend
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
@@ -240,12 +248,55 @@ def test_training_mode_and_attention_come_back(model):
     model.eval()
 
 
-def test_a_model_with_another_kind_of_layer_is_refused():
-    config = MistralConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, sliding_window=4
-    )
-    with pytest.raises(ConfigError, match="use vLLM"):
-        TransformersBackend(MistralForCausalLM(config))
+SIZE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2048,
+}
+OTHERS = {
+    "Mistral": MistralConfig(**SIZE, sliding_window=8),
+    "Gemma 3": Gemma3TextConfig(**SIZE, sliding_window=8),
+    "gpt-oss": GptOssConfig(**SIZE, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+    "LFM2": Lfm2Config(**SIZE, layer_types=["conv", "full_attention"] * 2),
+    "Qwen3.5": Qwen3_5TextConfig(**SIZE),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_whose_state_the_rows_can_not_hold_is_sampled_from_all_the_same(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(OTHERS[name]).eval()
+    with pytest.warns(UserWarning, match=r"one at a time.*Use vLLM"):
+        backend = TransformersBackend(model)
+    prompts, scripts = conversations(3)
+    sampling = Sampling(temperature=0.7)
+    said = asyncio.run(turns(backend, prompts, scripts, sampling=sampling))
+    assert said == asyncio.run(turns(backend, prompts, scripts, sampling=sampling, pauses=lambda i, j: 0.01 * (3 - i)))
+    for prompt, observations, generations in zip(prompts, scripts, said, strict=True):
+        context = list(prompt)
+        for observation, generation in zip(observations, generations, strict=True):
+            context += observation
+            ids = torch.tensor([[*context, *generation.token_ids]])
+            with torch.no_grad():
+                logits = model(ids, use_cache=False).logits[0, len(context) - 1 : -1].float() / 0.7
+            chosen = logits.log_softmax(-1)[range(len(generation.token_ids)), generation.token_ids]
+            assert chosen.tolist() == pytest.approx(generation.logprobs, abs=2e-4)
+            context += generation.token_ids
+
+
+def test_the_slow_way_is_the_rows_way_where_both_can_be_gone(model):
+    """The same tokens from the same streams of random numbers, and the same ends."""
+    prompts, scripts = conversations(6)
+    rows, slow = TransformersBackend(model), TransformersBackend(model)
+    slow.by_rows = False
+    for sampling in (GREEDY, Sampling(temperature=1.3, top_k=7)):
+        ours, other = (asyncio.run(turns(each, prompts, scripts, sampling=sampling)) for each in (rows, slow))
+        assert [[g.token_ids for g in said] for said in ours] == [[g.token_ids for g in said] for said in other]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class PromptConfig:
         default="auto",
         metadata={
             "help": "Syntax of tool calls: auto (the model's own if it is known, else fenced), native (the model's "
-            "own, or an error), fenced (```python), tool_call (JSON in tags), or a family such as qwen3.5 (docs/models.md)."
+            "own, or an error), fenced (```python), tool_call (JSON in tags), or a family such as qwen3.5."
         },
     )
     system_prompt: str | None = field(

@@ -114,7 +114,7 @@ def declared_formats(
 def without_ends(turn: str, tokenizer: Any) -> str:
     """A turn without white space and without the special tokens of a turn's end that the call itself does not close."""
     ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    ends = {token for token in ends if not re.search(r"tool|action|/|END_", token, re.IGNORECASE)}
+    ends = {token for token in ends if not re.search(r"tool(?!_response)|action|/|END_", token, re.IGNORECASE)}
     ends |= {tokenizer.eos_token}
     changed = True
     while changed:

@@ -32,7 +32,7 @@ from renderers.configs import config_from_name
 
 from gtpo.errors import ConfigError, TemplateError
 from gtpo.rollout.bare_json import read_bare_calls
-from gtpo.rollout.call_syntax import OPEN_THOUGHT, foreign_call, named_call, without_thoughts
+from gtpo.rollout.call_syntax import CLOSE_THOUGHT, OPEN_THOUGHT, foreign_call, named_call, without_thoughts
 from gtpo.rollout.chat_template import shared_length
 from gtpo.rollout.encoding import Calls, Encoder, Messages
 from gtpo.rollout.tagged_json import read_tagged_calls
@@ -124,6 +124,7 @@ class RendererEncoder(Encoder):
         if self._reader is not None:
             opened = self.decode(context[-_LOOK_BACK:]).rstrip().endswith(OPEN_THOUGHT)
             return self._reader(f"{OPEN_THOUGHT if opened else ''}{self.decode(ids)}", self.format.specs)
+        ids = self._without_draft(ids, context)
         calls, content, whole = self._parsed(ids, context)
         if not whole:
             calls = self._repaired(ids, context) or calls
@@ -138,6 +139,16 @@ class RendererEncoder(Encoder):
         """See `Encoder.observation_ids`. After a turn that the family can't go on from, as after one that it can."""
         found = self._bridged(results, turn_ids, context) if turn_ids and context else None
         return found if found is not None else self._frame_after_call(results)
+
+    def _without_draft(self, ids: list[int], context: Sequence[int]) -> list[int]:
+        """The turn without its thought if that holds a call: some renderers take the call for the thought's end."""
+        close, opening = (self.tokenizer.convert_tokens_to_ids(tag) for tag in (CLOSE_THOUGHT, OPEN_THOUGHT))
+        if close not in self._added or close not in ids:
+            return ids
+        end = ids.index(close)
+        start = ids.index(opening) + 1 if opening in ids[:end] else 0
+        opened = start or self.decode(context[-_LOOK_BACK:]).rstrip().endswith(OPEN_THOUGHT)
+        return [*ids[:start], *ids[end:]] if opened and self._tags[0] & set(ids[start:end]) else ids
 
     @cached_property
     def expected(self) -> str:
@@ -171,6 +182,7 @@ class RendererEncoder(Encoder):
             rendered = self.decode(self._ids([{"role": "user", "content": _USER}, turn, *following]))
             if _THOUGHT in rendered:
                 return self._encode(rendered.partition(_THOUGHT)[2])
+            return [*self._encode(f"{CLOSE_THOUGHT}\n\n"), *ids[shared_length(ids, self._prompt) :]]
         return ids[shared_length(ids, self._prompt) :]
 
     @cached_property

@@ -12,13 +12,14 @@ in multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the c
 rows. The tests check it on a CPU.
 
 Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
-latter while it generates. Models that keep anything but keys and values of all tokens (state-space, linear or chunked
-attention) are refused.
+latter while it generates. Models that keep anything but keys and values of all tokens (sliding windows, convolutions,
+linear attention) go through `generate` of transformers, one turn at a time, with a warning about the speed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -27,8 +28,8 @@ from typing import Any
 
 import torch
 
-from gtpo.errors import ConfigError
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
+from gtpo.rollout.backends.generate import GenerateSession
 from gtpo.rollout.backends.kv_rows import KVRowCache
 from gtpo.rollout.backends.sampling import Sampler, uniform_numbers
 from gtpo.rollout.repetition import LONGEST_PERIOD, degenerate_at
@@ -50,9 +51,6 @@ class TransformersBackend:
     Args:
         model: a causal language model, PEFT included. Under FSDP or ZeRO-3 its weights must have been gathered.
         batch_size: rollouts under way at once; each has a row of the key-value cache.
-
-    Raises:
-        ConfigError: the model keeps more than keys and values of its tokens.
     """
 
     def __init__(self, model: Any, *, batch_size: int = 64):
@@ -61,10 +59,16 @@ class TransformersBackend:
         config = model.config.get_text_config()
         self.max_context = int(getattr(config, "max_position_embeddings", None) or 2**31)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-            raise ConfigError(
-                f"generation in process keeps keys and values of all tokens, and {type(model).__name__} has layers of "
-                f"another kind ({', '.join(sorted(kinds))}): use vLLM for it"
+        windows = bool(getattr(config, "sliding_window", None)) and "layer_types" not in config.to_dict()
+        self.by_rows = kinds == {"full_attention"} and not windows
+        """Whether the rows of the key-value cache hold all that the model keeps of its tokens."""
+        if not self.by_rows:
+            more = ", ".join(sorted(kinds - {"full_attention"})) or "a sliding window"
+            warnings.warn(
+                f"{type(model).__name__} keeps more than keys and values of its tokens ({more}), so turns are generated "
+                "one at a time, each from its whole context: much slower than for other models. Use vLLM if it is too "
+                "slow (--use_vllm true, or --backend vllm)",
+                stacklevel=2,
             )
 
     @asynccontextmanager
@@ -73,6 +77,9 @@ class TransformersBackend:
     ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         with _generating(self.model):
+            if not self.by_rows:
+                yield GenerateSession(self.model, sampling, end_ids, seed)
+                return
             yield _KVRowSession(self.model, min(rollouts, self.batch_size), sampling, end_ids, seed)
 
 
