@@ -235,6 +235,7 @@ class FencedFormat:
 FORMATS: dict[str, type[ToolCallFormat] | type[FencedFormat]] = {
     kind.name: kind for kind in (ToolCallFormat, FencedFormat)
 }
+"""The tool-call formats by name, as `--tool_format` takes them."""
 
 
 def get_format(name: str, specs: Sequence[ToolSpec] = (PYTHON,)) -> ToolFormat:
