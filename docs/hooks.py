@@ -1,7 +1,7 @@
 """MkDocs hooks: pages made from files outside docs/, and a check that the API reference is complete.
 
-- CHANGELOG.md, CONTRIBUTING.md, each folder of recipes/ and each file of examples/ become a page, and links to them from
-  docs/ lead to these pages.
+- CHANGELOG.md, CONTRIBUTING.md, each folder of recipes/ and each file of examples/ become a page, and links to them
+  from docs/ lead to these pages.
 - The build fails if a public name of `PUBLIC` has no docstring or is missing in the API reference.
 """
 
@@ -31,7 +31,15 @@ PUBLIC = {
     "gtpo.training.trainer": ("GTPOTrainer",),
     "gtpo.training.config": ("GTPOConfig",),
     "gtpo.training.data": ("problem_dataset",),
-    "gtpo.evaluation": ("Comparison", "EvalProtocol", "EvalResult", "Figures", "evaluate", "load_result", "protocol_of"),
+    "gtpo.evaluation": (
+        "Comparison",
+        "EvalProtocol",
+        "EvalResult",
+        "Figures",
+        "evaluate",
+        "load_result",
+        "protocol_of",
+    ),
     "gtpo.evaluation.compare": ("compare",),
     "gtpo.tasks.problems": ("Problem", "load_problems"),
     "gtpo.tasks.sources": ("problems_from",),
@@ -111,7 +119,9 @@ def generated_pages() -> dict[str, str]:
                 parts.append(f"## {path.name}\n\n{_block(path.read_text(encoding='utf-8'), LANGUAGES[path.suffix])}")
         pages[f"recipes/{folder.name}.md"] = "\n".join(parts)
     source = (ROOT / "examples" / "gtpo_minimal.py").read_text(encoding="utf-8")
-    pages["examples/gtpo_minimal.md"] = f"# GTPO in one file\n\n`examples/gtpo_minimal.py`\n\n{_block(source, 'python')}"
+    pages["examples/gtpo_minimal.md"] = (
+        f"# GTPO in one file\n\n`examples/gtpo_minimal.py`\n\n{_block(source, 'python')}"
+    )
     notebook = json.loads((ROOT / "examples" / "understand_credit.ipynb").read_text(encoding="utf-8"))
     pages["examples/understand_credit.md"] = "\n\n".join(_cell(cell) for cell in notebook["cells"])
     return pages

@@ -59,7 +59,9 @@ def test_wheel_and_sdist_install_and_run(tmp_path):
         assert "--" in run(gtpo, "demo", "--help", cwd=tmp_path)
         assert "sandbox   works" in run(gtpo, "doctor", cwd=tmp_path)
         assert run(python, "-m", "gtpo", "--version", cwd=tmp_path).startswith("gtpo ")
-        assert "gtpo" in run(python, "-c", "from gtpo.report.glossary import glossary; assert glossary(); print('gtpo')")
+        assert "gtpo" in run(
+            python, "-c", "from gtpo.report.glossary import glossary; assert glossary(); print('gtpo')"
+        )
         run(python, "-m", "pip", "uninstall", "-q", "-y", "gtpo")
 
 
