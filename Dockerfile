@@ -1,7 +1,7 @@
 # gtpo for machines with NVIDIA GPUs: docs/releasing.md, "The container image".
 #
 # The base image has no CUDA: torch's wheels bring the CUDA libraries that they were built for, in versions that torch pins.
-# The host needs NVIDIA's driver and container toolkit. vLLM is not included, since it pins another torch: run its server
+# The machine needs NVIDIA's driver and container toolkit. vLLM is not included, since it pins another torch: run its server
 # from its own image and name it with --vllm_server_base_url.
 ARG BASE=python:3.11.13-slim-bookworm
 FROM ${BASE}

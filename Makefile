@@ -28,8 +28,8 @@ test: setup
 QUICK = tests/functional tests/similarity tests/test_credit.py tests/test_advice.py tests/planning \
   $(addprefix tests/rollout/test_,config.py encoding.py formats.py loop.py repetition.py token_offsets.py tools.py) \
   $(addprefix tests/tasks/test_,choice_verifier.py math_verifier.py problems.py qa_verifier.py worked_solutions.py) \
-  tests/training/test_loss_policy.py tests/training/test_sampler.py tests/report/test_files.py \
-  $(addprefix tests/examples/test_,contributing.py notebook.py package.py)
+  tests/training/test_loss_policy.py tests/training/test_sampler.py \
+  $(addprefix tests/examples/test_,contributing.py notebook.py package.py site.py)
 
 quick: setup
 	$(BIN)/python -m pytest $(QUICK) -m "not slow" $(ARGS)
