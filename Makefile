@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: setup train test test-cluster browser check format clean
+.PHONY: setup train test quick docs dist test-cluster browser check format clean
 
 setup: $(VENV)/.installed
 
@@ -23,6 +23,28 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# Formulas, rollouts, verifiers and records, without training: for use while you edit, see CONTRIBUTING.md.
+QUICK = tests/functional tests/similarity tests/test_credit.py tests/test_advice.py tests/planning \
+  $(addprefix tests/rollout/test_,config.py encoding.py formats.py loop.py repetition.py token_offsets.py tools.py) \
+  $(addprefix tests/tasks/test_,choice_verifier.py math_verifier.py problems.py qa_verifier.py worked_solutions.py) \
+  tests/training/test_loss_policy.py tests/training/test_sampler.py \
+  $(addprefix tests/examples/test_,contributing.py notebook.py package.py site.py)
+
+quick: setup
+	$(BIN)/python -m pytest $(QUICK) -m "not slow" $(ARGS)
+
+$(VENV)/.docs: $(VENV)/.installed requirements/docs.txt
+	$(BIN)/pip install --quiet -r requirements/docs.txt
+	touch $@
+
+# Strict: a broken link, a page outside the navigation and an undocumented public name fail the build.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
 
 # verl, Ray and DeepSpeed. verl wants another transformers than TRL's newest: an environment of its own.
 $(VENV)-cluster/.installed: requirements/cluster.txt pyproject.toml
@@ -50,4 +72,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV)-cluster build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-cluster build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

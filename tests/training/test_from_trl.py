@@ -24,7 +24,8 @@ def ready(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    small = "per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to='none', save_strategy='no', logging_steps=1, "
+    small = "per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to='none', save_strategy='no', "
+    small += "logging_steps=1, "
 
     def of(name: str) -> str:
         script = SCRIPTS[name].replace('"MODEL"', '"model"').replace('output_dir="out",', f'output_dir="out", {small}')

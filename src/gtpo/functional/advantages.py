@@ -22,6 +22,7 @@ from gtpo.functional.returns import masked_returns
 from gtpo.functional.segments import spread_to_tokens
 
 NORMALIZE_OVER = ("all_turns", "first_turns", "same_turn")
+"""The sets that returns can be normalised over; see `group_advantages`."""
 
 PAPER: Mapping[str, str | bool | float] = MappingProxyType(
     {"normalize_over": "all_turns", "zero_uniform_groups": False, "advantage_clip": 0.0}

@@ -63,6 +63,7 @@ class ToolFormat(Protocol):
 FORMATS: dict[str, type[ToolCallFormat] | type[FencedFormat]] = {
     kind.name: kind for kind in (ToolCallFormat, FencedFormat)
 }
+"""The tool-call formats by name, as `--tool_format` takes them."""
 
 
 def check_tool_format(name: str) -> None:

@@ -52,6 +52,7 @@ _FAILURES, _REST_S = 3, 30.0
 """A worker that fails so often in a row gets no program for so long: failing is fast, and would draw the work."""
 STATE_LOST = "what earlier code defined is lost"
 Require = Literal["namespaces", "landlock", "seccomp", "weak"]
+"""The least isolation that a sandbox must have to start, from strictest to weakest."""
 
 
 class LocalSandbox:

@@ -1,0 +1,31 @@
+# gtpo for machines with NVIDIA GPUs: docs/releasing.md, "The container image".
+#
+# The base image has no CUDA: torch's wheels bring the CUDA libraries that they were built for, in versions that torch pins.
+# The machine needs NVIDIA's driver and container toolkit. vLLM is not included, since it pins another torch: run its server
+# from its own image and name it with --vllm_server_base_url.
+ARG BASE=python:3.11.13-slim-bookworm
+FROM ${BASE}
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HOME=/work/.cache/huggingface
+
+WORKDIR /opt/gtpo
+
+# torch alone first: it is the largest layer and changes least.
+COPY requirements/pins.txt requirements/pins.txt
+RUN pip install --constraint requirements/pins.txt "$(grep '^torch==' requirements/pins.txt)"
+RUN pip install --requirement requirements/pins.txt
+
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+RUN pip install --no-deps . \
+    && useradd --create-home --uid 1000 gtpo \
+    && mkdir /work \
+    && chown gtpo:gtpo /work
+
+USER 1000
+WORKDIR /work
+ENTRYPOINT ["gtpo"]
+CMD ["doctor"]
