@@ -9,7 +9,7 @@ FROM ${BASE}
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \
-    HF_HOME=/work/.cache/huggingface
+    HF_HOME=/workspace/.cache/huggingface
 
 WORKDIR /opt/gtpo
 
@@ -22,10 +22,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 RUN pip install --no-deps . \
     && useradd --create-home --uid 1000 gtpo \
-    && mkdir /work \
-    && chown gtpo:gtpo /work
+    && mkdir /workspace \
+    && chown gtpo:gtpo /workspace
 
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["gtpo"]
 CMD ["doctor"]
