@@ -66,8 +66,8 @@ class TransformersBackend:
             more = ", ".join(sorted(kinds - {"full_attention"})) or "a sliding window"
             warnings.warn(
                 f"{type(model).__name__} keeps more than keys and values of its tokens ({more}), so turns are "
-                "generated one at a time, each from its whole context: much slower than for other models. Use vLLM if it is too "
-                "slow (--use_vllm true, or --backend vllm)",
+                "generated one at a time, each from its whole context: much slower than other models. If that is too "
+                "slow, use vLLM (--use_vllm true, or --backend vllm)",
                 stacklevel=2,
             )
 
