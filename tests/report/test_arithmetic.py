@@ -18,13 +18,17 @@ COMPUTE = """([groups, settings]) => groups.map((group, i) => {
 def random_group(rng):
     size = rng.randint(1, 8)
     rate = rng.choice([0.0, 0.5, 1.0])
+    own = rng.random() < 0.5
     group = []
     for _ in range(size):
         turns = rng.randint(1, 6)
         has_call = rng.random() < 0.8
+        passed = rng.random() < rate
         group.append(
             {
-                "passed": rng.random() < rate,
+                "passed": passed,
+                "outcome": rng.choice([float(passed), float(passed), 1.5 if passed else rng.uniform(-1, 1)]),
+                "own": [rng.choice([0.0, rng.uniform(-1, 1)]) if own else 0.0 for _ in range(turns)],
                 "masked": rng.random() < 0.1,
                 "hasCall": has_call,
                 "invalid": [has_call and rng.random() < 0.3 for _ in range(turns)],
@@ -48,11 +52,21 @@ def expected_credit(group, settings, rng):
     longest = max(len(facts["invalid"]) for facts in kept)
     num_turns = torch.tensor([len(facts["invalid"]) for facts in kept])
     invalid = torch.zeros(len(kept), longest, dtype=torch.bool)
+    own = torch.zeros(len(kept), longest, dtype=torch.float64)
     for row, facts in enumerate(kept):
         invalid[row, : len(facts["invalid"])] = torch.tensor(facts["invalid"])
+        own[row, : len(facts["own"])] = torch.tensor(facts["own"], dtype=torch.float64)
+    outcome = torch.tensor([facts["outcome"] for facts in kept], dtype=torch.float64)
     shaped = F.shaped_accuracy(similarity, passed, has_code, alpha=settings["alpha"])
     rewards = F.turn_rewards(
-        passed, num_turns, invalid, has_code, format_penalty=settings["format_penalty"], shaped_B=shaped
+        passed,
+        num_turns,
+        invalid,
+        has_code,
+        format_penalty=settings["format_penalty"],
+        shaped_B=shaped,
+        outcome_B=outcome,
+        own_B_K=own,
     )
     returns = F.discounted_returns(rewards, num_turns, gamma=settings["gamma"])
     advantages = F.group_advantages(
@@ -60,11 +74,13 @@ def expected_credit(group, settings, rng):
         num_turns,
         torch.zeros(len(kept), dtype=torch.long),
         passed_B=passed,
+        own_returns_B_K=F.discounted_returns(own, num_turns, gamma=settings["gamma"]),
         normalize_over=settings["normalize_over"],
         zero_uniform_groups=settings["zero_uniform_groups"],
         advantage_clip=settings["advantage_clip"],
     )
-    return shaped, rewards, returns, advantages
+    surplus = torch.where(shaped > 0, (shaped - outcome).clamp(min=0), 0)
+    return surplus, rewards, returns, advantages
 
 
 @pytest.fixture(scope="module")

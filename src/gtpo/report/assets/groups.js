@@ -21,6 +21,11 @@ function changed(state) {
   return WHAT_IF.some((name) => state[SHORT[name]] !== undefined && String(state[SHORT[name]]) !== String(Store.runs[state.run].settings[name]));
 }
 
+// What a reward is made of, besides the outcome: the format penalty, and turn rewards of the user's own by name.
+function partsOf(turn, format) {
+  return [`format ${number(format)}`, ...Object.entries(turn.turn_rewards ?? {}).map(([name, value]) => `${shown(name)} ${number(value)}`)].join(", ");
+}
+
 // The credit of a group as recorded; or as GTPO would have it with the settings of the address.
 function creditOf(rows, state) {
   const again = credit(rows.map((row) => factsOf(row, Store.runs[state.run].settings.alpha)), settingsOf(state));
@@ -184,7 +189,7 @@ function turnCell(row, found, i, j, onclick) {
       class: `turn${found.flips(i, j) ? " flips" : ""}`,
       style: { background: tint(value) },
       onclick,
-      title: `reward ${number(now.reward)} (format ${number(now.format)}), return ${number(now.return)}, advantage ${signed(value, 4)}${found.isOwn ? "" : `, was ${signed(found.was(i, j), 4)}`}`,
+      title: `reward ${number(now.reward)} (${partsOf(turn, now.format)}), return ${number(now.return)}, advantage ${signed(value, 4)}${found.isOwn ? "" : `, was ${signed(found.was(i, j), 4)}`}`,
     },
     h("b", { class: "advantage" }, signed(value)),
     h("span", { class: "hint" }, ` R ${number(now.return, 2)} r ${number(now.reward, 2)}`),

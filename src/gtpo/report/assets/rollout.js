@@ -49,7 +49,7 @@ function message(title, kind, body, note) {
 function turnMessage(turn, j, found, i, color) {
   const now = found.now(i, j);
   const value = now.advantage;
-  const note = `${turn.tokens} tokens · reward ${number(now.reward)} (format ${number(now.format)}) · return ${number(now.return)} · advantage `;
+  const note = `${turn.tokens} tokens · reward ${number(now.reward)} (${partsOf(turn, now.format)}) · return ${number(now.return)} · advantage `;
   const section = message(`turn ${j + 1}`, "model", h("div", { class: "text" }, tokens(turn, value, color)), note);
   section.querySelector("header").append(h("b", { class: "advantage", style: { background: tint(value) } }, signed(value, 4)));
   for (const call of turn.calls) {
