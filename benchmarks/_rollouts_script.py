@@ -1,6 +1,6 @@
 """Scripted rollouts for `rollouts.py`: the model computes all it ever does, and its logits then favour what is planned.
 
-Which tokens a turn holds is planned beforehand: reasoning of drawn length, then a well-formed call, or nothing if the
+Which tokens per turn holds is planned beforehand: reasoning of drawn length, then a well-formed call, or nothing if the
 turn is the answer. A hook on the model's forward pass adds a large number to the logit of the planned next token. It
 knows that token from the last one and its position alone, so it serves any generation loop: with left padding or
 without, whole histories or a cache kept from turn to turn, packed sequences too. Sampling goes on as ever, from a

@@ -190,7 +190,7 @@ def summary(curves: Curves) -> dict[str, Any]:
         "area": vars(spread(area_N.tolist())),
         "after 20": vars(spread(curves.success_N_T[:, 20].tolist())),
         "final": vars(spread(curves.success_N_T[:, -1].tolist())),
-        "turns a rollout": [round(float(value), 3) for value in curves.turns_N_T.mean(dim=0)[:-1]],
+        "turns per rollout": [round(float(value), 3) for value in curves.turns_N_T.mean(dim=0)[:-1]],
         "invalid calls": [round(float(value), 3) for value in curves.invalid_N_T.mean(dim=0)[:-1]],
         "similarity": [round(float(value), 3) for value in curves.similarity_N_T.nanmean(dim=0)[:-1]],
         "uniform": [round(float(value), 3) for value in curves.uniform_N_T.mean(dim=0)[:-1]],

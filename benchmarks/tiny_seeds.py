@@ -19,7 +19,7 @@ from gtpo.training.curves import learning_curve
 COLUMNS = (
     ("pass rate, before", lambda s: s["before"]["pass_rate"]),
     ("after", lambda s: s["after"]["pass_rate"]),
-    ("invalid calls a rollout, before", lambda s: s["before"]["invalid_calls_per_rollout"]),
+    ("invalid calls per rollout, before", lambda s: s["before"]["invalid_calls_per_rollout"]),
     ("after", lambda s: s["after"]["invalid_calls_per_rollout"]),
     ("turns, before", lambda s: s["before"]["turns_per_rollout"]),
     ("after", lambda s: s["after"]["turns_per_rollout"]),

@@ -160,7 +160,7 @@ def test_the_command_reads_the_options_of_train(tmp_path, capsys):
     assert main(argv) == 0
     said = capsys.readouterr().out
     assert "everything fits" in said
-    assert "1.54 billion weights, 32 rollouts a step" in said
+    assert "1.54 billion weights, 32 rollouts per step" in said
     document = json.loads(out.read_text())
     work = document["workload"]
     assert (work["trainable"], work["state_bytes"], work["weight_bytes"]) == (18464768, 8, 2)

@@ -165,7 +165,7 @@ def jump(low, high):
         ),
         ("successes are punished", {"advantage__frac_negative_on_success": jump(0.05, 0.4)}),
         ("most groups fail altogether", {"groups__frac_all_failed": [0.8] * 9}),
-        ("entropy is gone", {"entropy": jump(0.5, 0.01)}),
+        ("entropy collapsed", {"entropy": jump(0.5, 0.01)}),
         ("turns repeat themselves", {"stop__repetition": jump(0.0, 0.1)}),
         ("the sandbox fails", {"rollouts__frac_masked": jump(0.0, 0.05)}),
     ],
@@ -177,7 +177,7 @@ def test_each_alarm_is_raised_by_what_it_is_for_and_by_nothing_else(name, column
 
 def test_void_turns_are_an_alarm():
     (alarm,) = alarms(series(**CALM), {}, 0.3)
-    assert alarm.name == "void turns"
+    assert alarm.name == "turns without an answer"
     assert "30%" in alarm.sentence
 
 

@@ -117,8 +117,8 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
     per_step = max(rollouts // batch, 1)
     if rollouts % (args.num_generations or 1):
         raise ConfigError(
-            f"{rollouts} rollouts a step (per_device_train_batch_size x devices x gradient_accumulation_steps) are no "
-            f"multiple of num_generations {args.num_generations}"
+            f"{rollouts} rollouts per step (per_device_train_batch_size x devices x gradient_accumulation_steps) are "
+            f"no multiple of num_generations {args.num_generations}"
         )
     server = args.use_vllm and args.vllm_mode == "server"
     if server and plan.generation_devices < 1:

@@ -233,7 +233,8 @@ def _seconds(
     generation = waves * work.mean_completion_tokens * per_token
     tools = max(waves, 1.0) * max(work.turns - 1, 0) * work.tool_s
     notes = [
-        f"{work.mean_completion_tokens:,} completion tokens, {work.turns:g} turns a rollout, {work.tool_s:g} s a call",
+        f"{work.mean_completion_tokens:,} tokens per completion, {work.turns:g} turns per rollout, "
+        f"{work.tool_s:g} s per call",
         f"training at {work.mfu:.0%} of {device.tflops:g} TFLOP/s, {passes} operations a weight and token",
         f"decoding at {work.bandwidth_share:.0%} of {device.bandwidth_gbs:g} GB/s, {under_way} rollouts at a time on "
         f"each of {engines} engines",
@@ -244,7 +245,7 @@ def _seconds(
 
 def table(name: str, plan: Plan, shape: ModelShape, work: Workload, device: Hardware) -> str:
     """The plan for the terminal."""
-    lines = [f"{name}: {shape.parameters / 1e9:.2f} billion weights, {work.rollouts} rollouts a step"]
+    lines = [f"{name}: {shape.parameters / 1e9:.2f} billion weights, {work.rollouts} rollouts per step"]
     for title, parts in (
         (f"memory of a training device ({work.devices} of them), in the update", plan.training_gib),
         ("... while it generates", plan.rollout_gib),

@@ -40,7 +40,7 @@ def alarms(metrics: Metrics, settings: Mapping[str, Any], void_share: float | No
     if void_share is not None and void_share > 0.1:
         found.append(
             Alarm(
-                "void turns",
+                "turns without an answer",
                 f"{void_share:.0%} of the rollouts of the last recorded steps end with a turn that holds neither a "
                 "call nor an answer. Training on them is known to end in collapse; consider no_answer_rollouts: mask.",
                 "stop/answer",
@@ -128,7 +128,7 @@ def _entropy_falls(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Al
     ends = _ends(metrics, "entropy")
     if ends and ends[0] > 0 and ends[1] < 0.1 * ends[0]:
         yield Alarm(
-            "entropy is gone",
+            "entropy collapsed",
             f"From {ends[0]:.3f} to {ends[1]:.3f} (first and last third of the steps): rollouts of a group have become "
             "alike, and groups without differences teach nothing.",
             "entropy",

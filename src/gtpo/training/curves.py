@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gtpo.run_directory import read_metrics
 
-PANELS = (("pass_rate", "pass rate"), ("invalid_calls", "invalid calls a rollout"), ("turns", "turns a rollout"))
+PANELS = (("pass_rate", "pass rate"), ("invalid_calls", "invalid calls per rollout"), ("turns", "turns per rollout"))
 
 
 def learning_curve(runs: Mapping[str, str | Path], path: str | Path, *, title: str = "") -> None:

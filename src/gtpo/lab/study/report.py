@@ -17,8 +17,8 @@ from gtpo.lab.study.runner import stale_parts
 
 PANELS = (
     ("pass_rate", "pass rate"),
-    ("invalid_calls", "invalid calls a rollout"),
-    ("turns", "turns a rollout"),
+    ("invalid_calls", "invalid calls per rollout"),
+    ("turns", "turns per rollout"),
 )
 LEGEND_COLUMNS = 6
 LINES = ("-", "--", ":")

@@ -19,7 +19,7 @@ class Curves:
 
     Attributes:
         success_N_T: true success rate of the policy.
-        turns_N_T, invalid_N_T: turns and malformed calls a rollout, of the rollouts of the step; the last is NaN.
+        turns_N_T, invalid_N_T: turns and malformed calls per rollout, of the rollouts of the step; the last is NaN.
         similarity_N_T: mean similarity of failed rollouts to the successes of their group, as shaping sees it, where
             there is a success; NaN where the algorithm does not shape.
         uniform_N_T: share of groups that all passed or all failed.
@@ -54,7 +54,7 @@ def learn(
         settings: of the algorithm.
         seeds: copies.
         steps: optimizer steps.
-        groups, group_size: rollouts a step and copy.
+        groups, group_size: rollouts per step and copy.
         learning_rate: of Adam, which levels out that some estimators divide by a deviation and others don't.
         seed: of all random numbers.
     """

@@ -52,7 +52,7 @@ class LookupTool:
         )
 
     def open(self, key: Hashable) -> LookupTool:
-        """Itself: a lookup leaves nothing behind."""
+        """Returns self; the tool is stateless."""
         return self
 
     async def run(self, call: ToolCall) -> ToolResult:

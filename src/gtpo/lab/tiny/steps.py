@@ -30,8 +30,8 @@ _PURE = re.compile(r"[\d+\-*/ ()]{1,60}")
 class Calculator:
     """Python in a sandbox that runs the same computation only once; for `--tools gtpo.lab.tiny.steps:Calculator`.
 
-    What a program of digits, brackets and operators gives hangs on nothing else, and rollouts of a group make the same
-    calls. Any other program is run each time. With it a study takes half as long; the model can't tell the difference.
+    What a program of digits, brackets and operators gives depends only on the program, and rollouts of a group make
+    the same calls. Any other program is run each time. With it a study takes half as long; the model can't tell.
     """
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
