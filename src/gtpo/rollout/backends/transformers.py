@@ -13,7 +13,7 @@ rows. The tests check it on a CPU.
 
 Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
 latter while it generates. Models that keep anything but keys and values of all tokens (sliding windows, convolutions,
-linear attention) are generated from with `generate` of transformers, one turn at a time, with a warning about the speed.
+linear attention) are generated from with `generate` of transformers, one turn at a time, with a warning about speed.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class TransformersBackend:
         if not self.by_rows:
             warnings.warn(
                 f"{type(model).__name__} keeps more than keys and values of its tokens "
-                f"({', '.join(sorted(kinds - {'full_attention'})) or 'a sliding window'}), so turns are generated one at a "
-                "time, each from its whole context: much slower than for other models. Use vLLM if it is too slow "
+                f"({', '.join(sorted(kinds - {'full_attention'})) or 'a sliding window'}), so turns are generated one "
+                "at a time, each from its whole context: much slower than for other models. Use vLLM if it is too slow "
                 "(--use_vllm true, or --backend vllm)",
                 stacklevel=2,
             )
