@@ -153,6 +153,27 @@ def test_a_template_without_tools_is_refused_for_the_format_that_needs_them(caps
     assert "--tool_format fenced" in fails(capsys, "train", *argv, "--tool_format", "tool_call")
 
 
+def test_doctor_says_which_tool_format_a_model_gets_and_why(capsys, model_dir):
+    assert main(["doctor", "--model", str(model_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "tool format   fenced: no native format is known for this chat template" in said
+    assert "```python" in said
+    assert "'<end>'" in said
+    assert main(["doctor", "--model", str(model_dir), "--tool_format", "fenced"]) == 0
+    assert "tool format   fenced: as asked for" in capsys.readouterr().out
+
+
+def test_traces_are_written_in_the_format_of_the_model_that_will_learn(capsys, tmp_path, model_dir):
+    (tmp_path / "solutions.jsonl").write_text(
+        json.dumps({"question": "6 x 7?", "answer": "42", "solution": "It is 6*7=<<6*7=42>>42.\n#### 42"}) + "\n"
+    )
+    argv = ("--solutions", tmp_path / "solutions.jsonl", "--output", tmp_path / "traces.jsonl")
+    assert "give --model" in fails(capsys, "make-traces", *argv)
+    assert main(list(map(str, ["make-traces", *argv, "--model", model_dir]))) == 0
+    assert "tool format: fenced" in capsys.readouterr().err
+    assert "```python" in (tmp_path / "traces.jsonl").read_text()
+
+
 def test_a_group_size_that_does_not_divide_the_batch_is_refused(capsys, tmp_path):
     argv = ("--num_generations", "3", "--per_device_train_batch_size", "8", "--run_dir", tmp_path / "r")
     assert "divisible by num_generations" in fails(capsys, "train", *argv)

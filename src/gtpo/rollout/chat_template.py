@@ -63,7 +63,8 @@ class ChatTemplate:
         prompt, whole = self.render([question]), self.render([question, message], generate=False)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
-        return whole[whole.rindex(_USER) + len(_USER) :] if _USER in whole else whole
+        rest = whole[whole.rindex(_USER) + len(_USER) :] if _USER in whole else whole
+        return rest.removeprefix(prompt[prompt.rindex(_USER) + len(_USER) :] if _USER in prompt else "")
 
     def _render(self, messages: Sequence[Mapping[str, Any]], generate: bool, tools: Any, in_parts: bool) -> str:
         return self.tokenizer.apply_chat_template(

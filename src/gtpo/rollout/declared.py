@@ -133,6 +133,7 @@ class _Marked:
         opening: the mark before a call, with `NAME` where the tool's name is, if it is there.
         closing: the mark after it, or "".
         specs: the tools.
+        expected: how a call is written, for the model.
         payload: the calls that begin at a place of a text, by the name in the mark, and where they end.
     """
 
@@ -141,9 +142,10 @@ class _Marked:
         opening: str,
         closing: str,
         specs: Sequence[ToolSpec],
+        expected: str,
         payload: Callable[[str, int, str | None], tuple[list[ToolCall | InvalidCall], int]],
     ) -> None:
-        self.opening, self.closing, self.specs = opening, closing, specs
+        self.opening, self.closing, self.specs, self.expected = opening, closing, specs, expected
         self._payload = payload
         pattern = re.escape(opening).replace("NAME", _NAME).replace(r"\ ", r"\s*").replace("\\\n", r"\s*")
         self._opening = _HARMONY if "to=functions." in opening else re.compile(pattern)
@@ -168,11 +170,6 @@ class _Marked:
             at = closed.end() if closed else at
         return tuple(calls) or foreign_call(text, self.expected, self.specs)
 
-    @property
-    def expected(self) -> str:
-        """How a call is written."""
-        return f"{self.opening}...{self.closing}".replace("NAME", self.specs[0].name)
-
 
 def _marked_json(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
     """A reader of calls in JSON that are written so."""
@@ -188,8 +185,12 @@ def _marked_json(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
         if not opening or (named and specs[0].name not in opening):
             return None
         opening = opening.replace(specs[0].name, "NAME") if named else opening
-        return _Marked(opening, closing, specs, _json_payload(specs))
+        return _Marked(opening, closing, specs, _example(written), _json_payload(specs))
     return None
+
+
+def _example(written: str) -> str:
+    return re.sub(r"\s*\n\s*", " ", written.replace(_ARGUMENT, "...")).strip()
 
 
 def _json_payload(specs: Sequence[ToolSpec]) -> Any:
@@ -215,7 +216,7 @@ def _marked_python(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
         end = len(text) if end < 0 else end
         return list(_python_calls(text[start:end].strip(), specs)), end
 
-    return _Marked(opening, closing, specs, read)
+    return _Marked(opening, closing, specs, _example(written), read)
 
 
 def _python_calls(source: str, specs: Sequence[ToolSpec]) -> Calls:

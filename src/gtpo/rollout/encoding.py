@@ -59,6 +59,7 @@ class Encoder(ABC):
         self.tools = tool_format.tools
         self.template_kwargs = dict(template_kwargs or {})
         self.choice = tool_format.name
+        self._decoded: tuple[tuple[int, ...] | None, str] = (None, "")
 
     @abstractmethod
     def prompt_ids(self, messages: Messages) -> list[int]:
@@ -115,8 +116,12 @@ class Encoder(ABC):
             keep -= excess
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Decode one turn, without the end-of-turn token."""
-        return self.decode(self._without_end(token_ids))
+        """Decode one turn, without the end-of-turn token. The last tuple's is kept: it is read next."""
+        if not isinstance(token_ids, tuple):
+            return self.decode(self._without_end(token_ids))
+        if self._decoded[0] is not token_ids:
+            self._decoded = token_ids, self.decode(self._without_end(token_ids))
+        return self._decoded[1]
 
     def ended(self, token_ids: Sequence[int]) -> bool:
         """Whether a turn was ended by the model."""

@@ -98,6 +98,9 @@ class _Reader:
         while at < len(self.text):
             stop = self._line_end(at)
             line = self.text[at:stop]
+            if "<" not in line and "```" not in line and "~~~" not in line:
+                at = stop + 1
+                continue
             tag = _OUTSIDE.search(line)
             if tag and not _FENCE.fullmatch(line[: tag.start()]):
                 self._line(line[: tag.start()])
@@ -161,7 +164,8 @@ class _Reader:
         at = start
         while at < len(self.text):
             stop = self._line_end(at)
-            fence = _FENCE.fullmatch(self.text[at:stop])
+            line = self.text[at:stop]
+            fence = _FENCE.fullmatch(line) if opening[0] in line else None
             if fence and not fence[2].strip() and fence[1].startswith(opening):
                 found = (at - 1, stop + 1, True)
                 if not (spec and spec.is_python and _within_string(self.text[start : max(start, at - 1)])):
@@ -191,6 +195,8 @@ def _dedented(code: str) -> str:
 
 def _within_string(code: str) -> bool:
     """Whether code ends inside a triple-quoted string."""
+    if "'''" not in code and '"""' not in code:
+        return False
     try:
         for _ in tokenize.generate_tokens(io.StringIO(code).readline):
             pass

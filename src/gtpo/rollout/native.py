@@ -14,8 +14,7 @@ done here on top of it:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -34,7 +33,9 @@ from gtpo.errors import ConfigError, TemplateError
 from gtpo.rollout.bare_json import read_bare_calls
 from gtpo.rollout.call_syntax import CLOSE_THOUGHT, OPEN_THOUGHT, foreign_call, named_call, without_thoughts
 from gtpo.rollout.chat_template import shared_length
+from gtpo.rollout.cut_tokenizer import CutTokenizer
 from gtpo.rollout.encoding import Calls, Encoder, Messages
+from gtpo.rollout.native_calls import FAULTS, whole_arguments
 from gtpo.rollout.tagged_json import read_tagged_calls
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 from gtpo.types import InvalidCall, ToolCall
@@ -46,23 +47,6 @@ FAMILIES = tuple(dict.fromkeys(MODEL_RENDERER_MAP.values()))
 _MOST_REPAIRS = 8
 _LOOK_BACK = 16
 """Ids of the prompt's end that tell whether it opened a thought."""
-_IN_TAGS = {
-    ("<parameter", "</parameter>"): re.compile(
-        r"""<parameter(?:=|\ name=")([^>"]+)"?>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter|</function>|</invoke>|\Z))""",
-        re.DOTALL | re.VERBOSE,
-    ),
-    ("<arg_value>", "</arg_value>"): re.compile(
-        r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>(?=\s*(?:<arg_key>|\Z))", re.DOTALL
-    ),
-}
-"""How tags hold the arguments of a call, by the tags that open and close one."""
-_FAULTS = {
-    ToolCallParseStatus.INVALID_JSON: "its arguments are not valid JSON",
-    ToolCallParseStatus.UNCLOSED_BLOCK: "it was not closed",
-    ToolCallParseStatus.MISSING_NAME: "it names no tool",
-    ToolCallParseStatus.MALFORMED_STRUCTURE: "its structure is broken",
-    ToolCallParseStatus.UNKNOWN_TOOL: "there is no such tool",
-}
 
 
 class RendererEncoder(Encoder):
@@ -90,7 +74,7 @@ class RendererEncoder(Encoder):
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.family = family
-        self._plain = _Tokenizer(tokenizer)
+        self._plain = CutTokenizer(tokenizer)
         self._renderer = _renderer(self._plain, family, template_kwargs)
         super().__init__(tokenizer, NativeFormat(self, tuple(specs)), template_kwargs)
         self.choice = f"native ({family})"
@@ -232,8 +216,8 @@ class RendererEncoder(Encoder):
 
     def _call(self, attempt: ParsedToolCall) -> ToolCall | InvalidCall:
         if attempt.status is ToolCallParseStatus.OK or (attempt.name and isinstance(attempt.arguments, dict)):
-            return named_call(attempt.name, _whole_arguments(attempt), self.format.specs)
-        return InvalidCall(f"the call can't be read: {_FAULTS[attempt.status]}; write it as {self.expected}")
+            return named_call(attempt.name, whole_arguments(attempt), self.format.specs)
+        return InvalidCall(f"the call can't be read: {FAULTS[attempt.status]}; write it as {self.expected}")
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
@@ -314,9 +298,25 @@ class RendererEncoder(Encoder):
             return None
         return list(bridged.token_ids[len(before) :])
 
+    @cached_property
+    def _names_calls(self) -> bool:
+        """Whether the frame of a result depends on which call it answers."""
+        ids = self._call_ids
+        turn = ids[: ids.index(self._end_of_call) + 1] if self._end_of_call in ids else [*ids, self._end_of_call]
+        spec = self.format.specs[0]
+        frames = []
+        for name, call_id in ((spec.name, f"functions.{spec.name}:0"), (f"{spec.name}s", f"functions.{spec.name}s:7")):
+            result = {"role": "tool", "name": name, "tool_call_id": call_id, "content": _RESULT}
+            found = self._renderer.bridge_to_next_turn(list(self._prompt), turn, [result], tools=self.tools)
+            frames.append(found.token_ids if found else None)
+        return frames[0] != frames[1]
+
+    def _attempts(self, turn: Sequence[int], context: Sequence[int]) -> list[ParsedToolCall]:
+        return self._renderer.parse_response(list(turn), tools=self.tools, prompt_ids=list(context)).tool_calls
+
     def _messages(self, contents: Sequence[str], turn: Sequence[int], context: Sequence[int]) -> list[Any]:
         """Messages of the role `tool`, with the name and the id of the call that each answers, as far as known."""
-        attempts = self._renderer.parse_response(list(turn), tools=self.tools, prompt_ids=list(context)).tool_calls
+        attempts = self._attempts(turn, context) if self._names_calls else []
         known = {spec.name for spec in self.format.specs}
         messages = []
         for number, content in enumerate(contents):
@@ -367,21 +367,7 @@ class NativeFormat:
         return self._encoder.written_turn(text, argument, None if argument is None else spec)
 
 
-def _whole_arguments(attempt: ParsedToolCall) -> object:
-    """The arguments of a call; a string in tags reaches to the closing tag that no other text follows."""
-    arguments = attempt.arguments or {}
-    if not isinstance(arguments, dict):
-        return arguments
-    for (opening, closing), pattern in _IN_TAGS.items():
-        if attempt.raw.count(closing) > len(arguments) == attempt.raw.count(opening):
-            found = {match[1].strip(): match[2] for match in pattern.finditer(attempt.raw)}
-            arguments = {
-                name: found.get(name, value) if isinstance(value, str) else value for name, value in arguments.items()
-            }
-    return arguments
-
-
-def _renderer(tokenizer: _Tokenizer, family: str, template_kwargs: Mapping[str, Any] | None) -> Any:
+def _renderer(tokenizer: CutTokenizer, family: str, template_kwargs: Mapping[str, Any] | None) -> Any:
     try:
         config = config_from_name(family)
     except ValueError as error:
@@ -396,52 +382,3 @@ def _renderer(tokenizer: _Tokenizer, family: str, template_kwargs: Mapping[str, 
         raise TemplateError(f"the tokenizer is none of the family {family}: {error}") from error
     except HarmonyError as error:
         raise TemplateError(f"the renderer {family} needs a vocabulary from the network: {error}") from error
-
-
-class _Tokenizer:
-    """What a renderer needs of a tokenizer. Inside `cutting`, text is cut where a special character says so."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._cut = ""
-
-    @property
-    def name_or_path(self) -> str:
-        return str(getattr(self._tokenizer, "name_or_path", ""))
-
-    @property
-    def unk_token_id(self) -> int | None:
-        return self._tokenizer.unk_token_id
-
-    @property
-    def eos_token_id(self) -> int | None:
-        return self._tokenizer.eos_token_id
-
-    def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
-        """As the tokenizer does, piece by piece."""
-        pieces = text.split(self._cut) if self._cut else [text]
-        return [i for piece in pieces if piece for i in self._tokenizer.encode(piece, *args, **kwargs)]
-
-    def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
-        """As the tokenizer does."""
-        return self._tokenizer.decode(token_ids, *args, **kwargs)
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """As the tokenizer does."""
-        return self._tokenizer.convert_tokens_to_ids(tokens)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__call__":  # it would be asked for character offsets, which are not needed
-            raise AttributeError(name)
-        return getattr(self._tokenizer, name)
-
-    @contextmanager
-    def cutting(self, texts: Sequence[str], pieces: Callable[[str], list[str]]) -> Iterator[list[str]]:
-        """The texts with a character that none of them holds wherever they are to be cut."""
-        cut = [pieces(text) for text in texts]
-        if any(len(parts) > 1 for parts in cut):
-            self._cut = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in text for text in texts))
-        try:
-            yield [self._cut.join(parts) for parts in cut]
-        finally:
-            self._cut = ""

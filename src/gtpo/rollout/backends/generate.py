@@ -1,9 +1,9 @@
 """Generation with `generate` of transformers, for models whose state the rows of `KVRowCache` can't hold.
 
-Layers with sliding windows, convolutions or linear attention keep a state of their own, which `generate` makes and
-fills. Turns are generated one at a time, and each computes its whole context: slower than the row cache by about
-the number of rollouts under way and of turns. What is sampled, with which random numbers, and its log-probabilities are
-as in `TransformersBackend`.
+Layers with sliding windows, with convolutions or with linear attention keep a state of their own, which `generate`
+makes and fills. Turns are generated one at a time, and each computes its whole context: slower than the row
+cache by about the number of rollouts under way. What is sampled, with which random numbers, and its log-probabilities
+are as in `TransformersBackend`.
 """
 
 from __future__ import annotations

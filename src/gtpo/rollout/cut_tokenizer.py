@@ -1,0 +1,83 @@
+"""A tokenizer for renderers, which can be told to cut text where markup would come up in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+
+_SHORT, _MOST_KNOWN = 64, 4096
+"""Characters of a text whose ids are kept, and how many texts' ids are kept."""
+
+
+class CutTokenizer:
+    """What a renderer needs of a tokenizer. Inside `cutting`, text is cut where a special character says so.
+
+    Fast tokenizers are called below the layer of transformers, which takes longer than the encoding of a short text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend = backend if isinstance(backend, tokenizers.Tokenizer) else None
+        self._known: dict[str, list[int]] = {}
+        self._cut = ""
+
+    @property
+    def name_or_path(self) -> str:
+        """The model's name."""
+        return str(getattr(self._tokenizer, "name_or_path", ""))
+
+    @property
+    def unk_token_id(self) -> int | None:
+        """The id of what is not known."""
+        return self._tokenizer.unk_token_id
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a sequence."""
+        return self._tokenizer.eos_token_id
+
+    def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
+        """As the tokenizer does without the tokens that it puts around a text, piece by piece."""
+        if len(text) <= _SHORT and text in self._known:
+            return list(self._known[text])
+        pieces = text.split(self._cut) if self._cut else [text]
+        ids = [i for piece in pieces if piece for i in self._piece(piece)]
+        if len(text) <= _SHORT and not self._cut and len(self._known) < _MOST_KNOWN:
+            self._known[text] = list(ids)
+        return ids
+
+    def _piece(self, text: str) -> list[int]:
+        if self._backend is None:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        self._backend.encode_special_tokens = False  # transformers leaves it as the last call wanted it
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
+        """As the tokenizer does, special tokens and spaces as they are."""
+        if self._backend is None:
+            return self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._backend.decode([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens=False)
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """As the tokenizer does."""
+        return self._tokenizer.convert_tokens_to_ids(tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__call__":  # it would be asked for character offsets, which are not needed
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
+
+    @contextmanager
+    def cutting(self, texts: Sequence[str], pieces: Callable[[str], list[str]]) -> Iterator[list[str]]:
+        """The texts with a character that none of them holds wherever they are to be cut."""
+        cut = [pieces(text) for text in texts]
+        if any(len(parts) > 1 for parts in cut):
+            self._cut = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in text for text in texts))
+        try:
+            yield [self._cut.join(parts) for parts in cut]
+        finally:
+            self._cut = ""
