@@ -184,7 +184,7 @@ def test_the_pipeline_runs_and_leaves_its_summary(tmp_path, algorithm):
     run_dir = tmp_path / "tiny"
     small = "--cold_start_traces 64 --cold_start_steps 2 --train_problems 32 --eval_problems 8 --max_steps 2"
     batch = "--num_generations 2 --per_device_train_batch_size 8 --save_steps 1 --disable_tqdm true"
-    argv = ["tiny", "--run_dir", str(run_dir), "--algorithm", algorithm, *small.split(), *batch.split()]
+    argv = ["demo", "--run_dir", str(run_dir), "--algorithm", algorithm, *small.split(), *batch.split()]
     assert main(argv) == 0
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["algorithm"] == algorithm
