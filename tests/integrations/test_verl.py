@@ -230,7 +230,7 @@ def test_the_mode_that_verl_sees_is_its_own(world):
     assert trainer.trainer_mode == "sync", "verl compares it with 'sync' in six places"
     with pytest.raises(ConfigError, match="must be gtpo"):
         verl_world.make_trainer(world.config("algorithm.adv_estimator=grpo"))
-    with pytest.raises(ConfigError, match=r"algorithm\.gtpo: unknown gama; known: alpha"):
+    with pytest.raises(ConfigError, match=r"algorithm\.gtpo: unknown gama; known: advantage_clip, alpha"):
         verl_world.make_trainer(world.config("+algorithm.gtpo.gama=1"))
     with pytest.raises(ConfigError, match="gamma must be in"):
         verl_world.make_trainer(world.config("+algorithm.gtpo.gamma=2"))

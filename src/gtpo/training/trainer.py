@@ -207,9 +207,8 @@ class GTPOTrainer(BaseTrainer):
 
     def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
-        asked = self.engine.prompts
         prompts = [
-            asked.messages(problem_of(row)) if isinstance(prompt, str) else prompt
+            self.engine.prompts.messages(problem_of(row)) if isinstance(prompt, str) else prompt
             for prompt, row in zip(prompts, self._inputs, strict=True)
         ]
         self.progress.phase("rollouts")
