@@ -31,6 +31,7 @@ PUBLIC = {
     "gtpo.training.trainer": ("GTPOTrainer",),
     "gtpo.training.config": ("GTPOConfig",),
     "gtpo.training.data": ("problem_dataset",),
+    "gtpo.turn_rewards": ("execution_feedback", "repeated_calls"),
     "gtpo.evaluation": (
         "Comparison",
         "EvalProtocol",
