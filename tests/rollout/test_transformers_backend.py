@@ -271,7 +271,7 @@ OTHERS = {
 def test_a_model_whose_state_the_rows_can_not_hold_is_sampled_from_all_the_same(name):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(OTHERS[name]).eval()
-    with pytest.warns(UserWarning, match=r"one at a time.*Use vLLM"):
+    with pytest.warns(UserWarning, match=r"one at a time.*use vLLM"):
         backend = TransformersBackend(model)
     prompts, scripts = conversations(3)
     sampling = Sampling(temperature=0.7)

@@ -20,16 +20,20 @@ def gate():
 def test_long_jobs_make_room_for_short_ones_and_only_then(gate):
     dispatcher = Dispatcher(range(4), max_fast_jobs=2)
     began = []
-    long = [dispatcher.submit(lambda seat: (began.append(seat), gate.wait())) for _ in range(3)]
-    short = dispatcher.submit(lambda seat: seat, key="another")
-    time.sleep(PATIENCE_S / 2)
-    assert sorted(began) == [0, 1]
-    assert not short.done()
+
+    def note(seat):
+        began.append((time.monotonic(), seat))
+
+    long = [dispatcher.submit(lambda seat: (note(seat), gate.wait())) for _ in range(3)]
+    short = dispatcher.submit(lambda seat: note(seat) or seat, key="another")
     assert short.result(timeout=5) in (2, 3)
     assert sum(job.done() for job in long) == 0
     gate.set()
     dispatcher.shutdown()
-    assert len(set(began)) == 3
+    times = sorted(began)
+    assert sorted(seat for _, seat in times[:2]) == [0, 1]
+    assert times[2][0] - times[0][0] > 0.9 * PATIENCE_S, "until then the two long jobs held their places"
+    assert len(began) == 4
     assert all(job.done() for job in long)
 
 
