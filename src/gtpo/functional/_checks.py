@@ -53,6 +53,16 @@ def active_turns(num_turns_B: Tensor, num_rollouts: int, max_turns: int) -> Tens
     return torch.arange(max_turns, device=num_turns_B.device) < num_turns_B[:, None]
 
 
+def turn_values(name: str, values_B_K: Tensor, num_turns_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of turns in the dtype to compute in, 0 past each rollout's last turn; and the mask of its turns."""
+    check_shape(name, values_B_K, (None, None))
+    check_floating(name, values_B_K)
+    active = active_turns(num_turns_B, *values_B_K.shape)
+    values = widen(values_B_K).masked_fill(~active, 0)
+    check_finite(name, values)
+    return values, active
+
+
 def widen(values: Tensor) -> Tensor:
     """The values in the dtype to compute in: float64 as it is, every other float dtype as float32."""
     return values if values.dtype == torch.float64 else values.float()

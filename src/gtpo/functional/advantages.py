@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from gtpo.functional._checks import (
-    active_turns,
     as_flags,
     check_finite,
     check_floating,
     check_integer,
     check_shape,
+    turn_values,
     widen,
 )
 from gtpo.functional.returns import masked_returns
@@ -89,11 +89,7 @@ def group_advantages(
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a return is not finite,
             an option is unknown or out of range, or `zero_uniform_groups` comes without `passed_B`.
     """
-    check_shape("returns_B_K", returns_B_K, (None, None))
-    check_floating("returns_B_K", returns_B_K)
-    active = active_turns(num_turns_B, *returns_B_K.shape)
-    returns = widen(returns_B_K).masked_fill(~active, 0)
-    check_finite("returns_B_K", returns)
+    returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     if not (math.isfinite(advantage_clip) and advantage_clip >= 0):
         raise ValueError(f"advantage_clip must be finite and at least 0 (0: no bound), got {advantage_clip}")
     group_B, num_groups = number_groups(group_ids_B, returns.shape[0])

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from gtpo.functional._checks import active_turns, check_finite, check_floating, check_shape, widen
+from gtpo.functional._checks import active_turns, check_finite, check_floating, check_shape, turn_values, widen
 from gtpo.functional.advantages import group_advantages, grpo_advantages, number_groups
 
 
@@ -137,11 +137,7 @@ def leave_one_out_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids
     Raises:
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, or a return is not finite.
     """
-    check_shape("returns_B_K", returns_B_K, (None, None))
-    check_floating("returns_B_K", returns_B_K)
-    active = active_turns(num_turns_B, *returns_B_K.shape)
-    returns = widen(returns_B_K).masked_fill(~active, 0)
-    check_finite("returns_B_K", returns)
+    returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     last_B = returns.gather(1, num_turns_B.long()[:, None] - 1)[:, 0]
     last, last_sums, sizes = _groups(last_B, group_ids_B)
     elsewhere_B_1 = ((last_sums - last) / (sizes - 1).clamp(min=1))[:, None]

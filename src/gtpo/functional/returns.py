@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gtpo.functional._checks import active_turns, check_finite, check_floating, check_shape, widen
+from gtpo.functional._checks import turn_values
 
 
 def discounted_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float = 0.9) -> Tensor:
@@ -32,13 +32,9 @@ def discounted_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float
 
 def masked_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float) -> Tensor:
     """`discounted_returns` in the dtype it is computed in."""
-    check_shape("rewards_B_K", rewards_B_K, (None, None))
-    check_floating("rewards_B_K", rewards_B_K)
-    active = active_turns(num_turns_B, *rewards_B_K.shape)
+    rewards, _ = turn_values("rewards_B_K", rewards_B_K, num_turns_B)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in 0..1, got {gamma}")
-    rewards = widen(rewards_B_K).masked_fill(~active, 0)
-    check_finite("rewards_B_K", rewards)
 
     turns = torch.arange(rewards.shape[1], device=rewards.device)
     ahead = turns - turns[:, None]

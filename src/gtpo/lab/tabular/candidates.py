@@ -19,6 +19,7 @@ from gtpo.functional._checks import (
     check_floating,
     check_integer,
     check_shape,
+    turn_values,
     widen,
 )
 from gtpo.functional.advantages import number_groups
@@ -141,7 +142,7 @@ def maxrl_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tens
     Raises:
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, or a return is not finite.
     """
-    returns, active = _turns("returns_B_K", returns_B_K, num_turns_B)
+    returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     passed = as_flags("passed_B", passed_B, (len(returns),)).to(returns)
     group_B, num_groups = number_groups(group_ids_B, len(returns))
     passes, first_sums = _sums(passed, group_B, num_groups), _sums(returns[:, 0], group_B, num_groups)
@@ -213,7 +214,7 @@ def prefix_baseline_advantages(
     """
     if not (math.isfinite(prior) and prior >= 0):
         raise ValueError(f"prior must be finite and at least 0, got {prior}")
-    returns, active = _turns("returns_B_K", returns_B_K, num_turns_B)
+    returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     sums, counts = _over_prefixes(returns, prefix_ids_B_K, active)
     others_sums, others = sums - returns, counts - 1
     baseline = others_sums / others.clamp(min=1)
@@ -250,7 +251,7 @@ def prefix_value_advantages(outcomes_B: Tensor, prefix_ids_B_K: Tensor, num_turn
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, or an outcome is not finite.
     """
     check_shape("outcomes_B", outcomes_B, (None,))
-    outcomes, active = _turns("outcomes_B", outcomes_B[:, None].expand(prefix_ids_B_K.shape), num_turns_B)
+    outcomes, active = turn_values("outcomes_B", outcomes_B[:, None].expand(prefix_ids_B_K.shape), num_turns_B)
     sums, counts = _over_prefixes(outcomes, prefix_ids_B_K, active)
     values = sums / counts.clamp(min=1)
     after = torch.where(active[:, 1:], values[:, 1:], outcomes[:, :1])
@@ -295,21 +296,11 @@ def gigpo_advantages(
     """
     if not math.isfinite(weight):
         raise ValueError(f"weight must be finite, got {weight}")
-    returns, active = _turns("returns_B_K", returns_B_K, num_turns_B)
+    returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     rollout = grpo_advantages(outcomes_B, group_ids_B, eps=eps).to(returns)
     step = torch.zeros_like(returns)
     step[active] = grpo_advantages(returns[active], prefix_ids_B_K[active], eps=eps)
     return (rollout[:, None] + weight * step).masked_fill(~active, 0).to(returns_B_K.dtype)
-
-
-def _turns(name: str, values_B_K: Tensor, num_turns_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The values in the dtype to compute in, 0 past the last turn, and where there is a turn."""
-    check_shape(name, values_B_K, (None, None))
-    check_floating(name, values_B_K)
-    active = active_turns(num_turns_B, *values_B_K.shape)
-    values = widen(values_B_K).masked_fill(~active, 0)
-    check_finite(name, values)
-    return values, active
 
 
 def _over_prefixes(values_B_K: Tensor, prefix_ids_B_K: Tensor, active_B_K: Tensor) -> tuple[Tensor, Tensor]:
