@@ -189,7 +189,7 @@ def tiny_workload(rollouts: int, seed: int) -> Workload:
 
 
 def _qwen_template() -> str:
-    """As the host ships it, so that it knows how to parse calls."""
+    """As TRL ships it, so that it knows how to parse calls."""
     return files("trl").joinpath("chat_templates", "qwen2_5.jinja").read_text(encoding="utf-8")
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py RUN_DIR [RUN_DIR ...] [--rounds 20]
 
-Rollouts and everything that the host does are the same for both; what differs is the credit. It is timed here on one
+Rollouts and everything that TRL does are the same for both; what differs is the credit. It is timed here on one
 thread on the last recorded step of each run, GTPO and GRPO in turn, and set beside the median time of the run's steps.
 The last row is a batch of 512 rollouts of 8 turns, 8,192 tokens and about 1,500 characters of code, the length and the
 repetition within a group of programs that solve one problem; its step time is not measured, so there is no share.

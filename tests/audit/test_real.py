@@ -63,7 +63,7 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
         max_completion_length=160,
         num_generations=4,
         per_device_train_batch_size=8,
-        num_iterations=2,  # makes the host compute old_per_token_logps
+        num_iterations=2,  # makes TRL compute old_per_token_logps
         max_steps=1,
         temperature=0.7,
         **QUIET,
@@ -77,7 +77,7 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
         sandbox=Box(),
     )
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1  # the host sets it in its training loop
+    trainer.current_gradient_accumulation_steps = 1  # TRL sets it in its training loop
     output = trainer._generate_and_score_completions(next(iter(trainer.get_train_dataloader())))
     assert output["tool_mask"].eq(0).any(), "no observation in the batch: the test would show nothing"
 

@@ -181,7 +181,7 @@ def test_options_mean_what_the_host_makes_of_them(tmp_path, capsys):
     assert planned(tmp_path)["workload"]["passes"] == 0
     vllm = ["--use_vllm", "true", "--vllm_mode", "colocate"]
     served = planned(tmp_path, *vllm)
-    assert served["workload"]["passes"] == 1, "the host corrects for vLLM's log-probabilities"
+    assert served["workload"]["passes"] == 1, "TRL corrects for vLLM's log-probabilities"
     assert "vLLM's share" in served["plan"]["training_gib"]
     asleep = planned(tmp_path, *vllm, "--vllm_enable_sleep_mode", "true")
     assert "vLLM's share" not in asleep["plan"]["training_gib"]

@@ -1,4 +1,4 @@
-"""Continuous batching in process: against the host's own generate, and the same whatever happens when."""
+"""Continuous batching in process: against the `generate` of transformers, and the same whatever happens when."""
 
 from __future__ import annotations
 

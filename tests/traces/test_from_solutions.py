@@ -1,4 +1,4 @@
-"""Traces: from worked solutions, from files, and into the host's labels."""
+"""Traces: from worked solutions, from files, and into TRL's labels."""
 
 from __future__ import annotations
 

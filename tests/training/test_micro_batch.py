@@ -131,7 +131,7 @@ def test_rows_count_where_the_loss_has_more_in_it(tiny_tokenizer, config, tmp_pa
         assert not any(alone(**{name: value}) for value in values), name
     for name, value in {"entropy_coef": 0.1, "use_adaptive_entropy": True, "use_liger_kernel": True}.items():
         args = config(run_dir=str(tmp_path))
-        setattr(args, name, value)  # not every version of the host has them
+        setattr(args, name, value)  # not every version of TRL has them
         assert not rows_count_alone(args, model), name
     model.config.output_router_logits = False  # as the configuration of a mixture of experts has it
     assert not alone()

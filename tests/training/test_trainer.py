@@ -35,7 +35,7 @@ def trainer_for(small_model, tiny_tokenizer, problems, sandbox, config):
 def score(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 1  # the host sets it in its training loop
+    trainer.current_gradient_accumulation_steps = 1  # TRL sets it in its training loop
     return trainer._generate_and_score_completions(batch)
 
 

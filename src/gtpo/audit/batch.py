@@ -109,7 +109,7 @@ class AuditBatch:
 
         Read are `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, and if they are there `tool_mask`,
         `sampling_per_token_logps` and `old_per_token_logps`, each (B, T) as tensor, array or lists. The mask is, as
-        in the host's loss, `completion_mask * tool_mask`; the attention mask is `completion_mask`.
+        in TRL's loss, `completion_mask * tool_mask`; the attention mask is `completion_mask`.
 
         Raises:
             DataError: a field is missing or has another shape.

@@ -55,7 +55,7 @@ def evaluate(
         progress: told about verified samples.
 
     Raises:
-        BackendError: the model can't be had any more. What was verified is in the journal.
+        BackendError: the model is unavailable. What was verified is in the journal.
         SandboxError: samples whose sandbox failed, twice; the others are in the journal.
         ConfigError: the journal belongs to another evaluation.
     """

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from gtpo.planning.shape import ModelShape
 
 LOGIT_TILE = 4096 * 32768
-"""Logits that the host has at a time (`trl.kernels.chunked_logprob`, TRL 1.16): never tokens x vocabulary."""
+"""Logits that TRL holds at a time (`trl.kernels.chunked_logprob`, TRL 1.16): never tokens x vocabulary."""
 
 TILES = 2
-"""Tiles at a time where the host's kernel runs: one in place, and one of slack."""
+"""Tiles at a time where TRL's kernel runs: one in place, and one of slack."""
 TILES_ON_CPU = 9
 """The same with torch's operators, which make temporary ones; measured (`benchmarks/plan.py`)."""
 

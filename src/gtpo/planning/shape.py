@@ -105,7 +105,7 @@ def shape_of(name: str) -> ModelShape:
         name: one of `KNOWN`, a folder, or another Hub id.
 
     Raises:
-        ConfigError: its configuration can't be had, or it is no decoder of the Llama kind.
+        ConfigError: its configuration is unavailable, or it is no decoder of the Llama kind.
     """
     if name in KNOWN:
         return KNOWN[name]

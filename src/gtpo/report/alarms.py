@@ -118,7 +118,10 @@ def _above(name: str, bound: float, title: str, meaning: str) -> Callable[..., I
 def _all_fail(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
     share = _last(metrics, "groups/frac_all_failed")
     if share is not None and share > 0.5:
-        meaning = where_success_is_rare(settings) or "They teach nothing; easier problems or larger groups would."
+        meaning = (
+            where_success_is_rare(settings)
+            or "They have no effect on the model; easier problems or larger groups would."
+        )
         yield Alarm(
             "most groups fail altogether", f"{share:.0%} of the groups in the last steps. {meaning}", "pass_rate"
         )
@@ -130,7 +133,7 @@ def _entropy_falls(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Al
         yield Alarm(
             "entropy collapsed",
             f"From {ends[0]:.3f} to {ends[1]:.3f} (first and last third of the steps): rollouts of a group have become "
-            "alike, and groups without differences teach nothing.",
+            "alike, and groups without differences have no effect.",
             "entropy",
         )
 

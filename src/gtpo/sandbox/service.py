@@ -45,7 +45,7 @@ class SandboxService:
         most: limits that no request may pass; what it asks for beyond is cut down to them.
 
     Raises:
-        ConfigError: the address can't be had.
+        ConfigError: the address is unavailable.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ _SUMS = ("dapo", "cispo")
 
 
 def rows_count_alone(args: Any, model: Any) -> bool:
-    """Whether a row without an advantage has no part in the host's loss nor in its gradient.
+    """Whether a row without an advantage has no part in TRL's loss nor in its gradient.
 
     Not so where the loss is a mean over rows, or has more in it than advantages: a reference model (`beta`), an entropy
     bonus, a quantile of entropies, the balance of a mixture of experts.
@@ -36,10 +36,10 @@ def rows_count_alone(args: Any, model: Any) -> bool:
 def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tuple[dict[str, Any], bool]:
     """A micro-batch's rows that have an advantage other than zero at a token of the loss.
 
-    Where most groups fail or pass altogether most rows have none, and computing with them is in vain.
+    Where most groups fail or pass altogether most rows have none, and computing with them is wasted.
 
     Args:
-        inputs: what the host's loss takes, with `advantages` (B,) or (B, T).
+        inputs: what TRL's loss takes, with `advantages` (B,) or (B, T).
         agreed: of the number of rows that this process needs makes the one that all processes take, the largest: the
             host gathers its metrics of rows, and every process has to go through the model. Called once, always.
 
@@ -71,7 +71,7 @@ def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     rounding.
 
     Args:
-        inputs: what the host's loss takes: prompts (B, P) padded on the left, completions and what belongs to their
+        inputs: what TRL's loss takes: prompts (B, P) padded on the left, completions and what belongs to their
             tokens (B, T) padded on the right, and anything else.
 
     Returns:

@@ -17,7 +17,7 @@ class EpochOrder(Sampler[int]):
     run that is resumed in its second epoch or later would begin with the order of the first one again.
 
     Args:
-        sampler: the host's.
+        sampler: TRL's.
         epoch: the number of epochs that are done, asked at the beginning of each.
     """
 

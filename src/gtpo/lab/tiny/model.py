@@ -59,9 +59,9 @@ def make_model(
 ) -> LlamaForCausalLM:
     """A freshly initialised Llama of about 300,000 parameters.
 
-    Weights start at a deviation of about 1/sqrt(hidden_size): with the host's default of 0.02 a model this narrow takes
-    more than twice as many steps to learn to copy a number. Positions turn fast (a base of 200): sequences are short,
-    and with the usual 10,000 some seeds had not learned to copy by the end of the cold start.
+    Weights start at a deviation of about 1/sqrt(hidden_size): with the 0.02 that transformers has by default a model
+    this narrow takes more than twice as many steps to learn to copy a number. Positions turn fast (a base of 200):
+    sequences are short, and with the usual 10,000 some seeds had not learned to copy by the end of the cold start.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(

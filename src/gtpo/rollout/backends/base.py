@@ -56,7 +56,7 @@ class GenerationSession(Protocol):
         """Sample after the request's context until an end id or its number of new tokens.
 
         Raises:
-            BackendError: the model can't be had.
+            BackendError: the model is unavailable.
         """
         ...
 

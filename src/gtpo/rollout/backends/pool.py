@@ -13,7 +13,7 @@ from gtpo.rollout.settings import Sampling
 class BackendPool:
     """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
 
-    One that can't be had any more (`ServerGoneError`) is left out for the rest of the batch, and its rollouts go on
+    One that is gone (`ServerGoneError`) is left out for the rest of the batch, and its rollouts go on
     elsewhere; sampling goes by rollout and turn, so where does not matter.
 
     Args:
