@@ -142,7 +142,12 @@ class _Process:
 
     def _answer(self, timeout_s: float) -> dict[str, Any] | None:
         late = threading.Event()
-        timer = threading.Timer(timeout_s, lambda: (late.set(), self._process.kill()))
+
+        def give_up() -> None:
+            late.set()
+            self.end()
+
+        timer = threading.Timer(timeout_s, give_up)
         timer.daemon = True
         timer.start()
         try:
