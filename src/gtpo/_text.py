@@ -7,7 +7,10 @@ Records keep texts as they are, but for what no file can hold.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SUSPECTS = re.compile("[^\n\t\x20-\x7e\xa1-\xac\xae-\u0377]")
@@ -28,6 +31,25 @@ def for_terminal(text: str) -> str:
     surrogates are not. What comes back can be encoded as UTF-8.
     """
     return _SUSPECTS.sub(_escaped, text)
+
+
+def say(message: str) -> None:
+    """A message to the person at the terminal, on stderr."""
+    print(for_terminal(message), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """What a command was asked for, on stdout."""
+    print(for_terminal(text), flush=True)
+
+
+def each_text(value: Any, change: Any) -> Any:
+    """A value of JSON's types with `change` made to each text in it, the names of fields included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {each_text(name, change): each_text(part, change) for name, part in value.items()}
+    return [each_text(part, change) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _escaped(match: re.Match[str]) -> str:

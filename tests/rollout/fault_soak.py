@@ -9,8 +9,8 @@ missing, there twice, out of order or another rollout's.
 
 Faults: of the server statuses 429, 500 and 503, connections dropped before and within the answer, answers that hang,
 that drip, that are no JSON, or hold NaN, text, too many tokens, ids outside of the vocabulary or two choices, and kills
-of the server itself; of the sandbox loops, floods, memory, crashes, and kills of its workers; of tools exceptions, calls that
-block past their limit (sync, async), texts that are not Unicode, and failures of the tool itself.
+of the server itself; of the sandbox loops, floods, memory, crashes, and kills of its workers; of tools exceptions,
+calls that block past their limit (sync, async), texts that are not Unicode, and failures of the tool itself.
 
 Memory, descriptors, threads and processes are looked at after each batch. The exit status is 1 if anything was wrong.
 """
@@ -49,8 +49,8 @@ GROWTH_MIB, GROWTH_COUNT = 48.0, 3
 """Bounds of what may be grown by between the second and the last tenth: resident memory; descriptors and the like."""
 UNPLANNED = 0.25
 """Share of the rollouts that faults may cost, in all: a killed worker costs all sessions that it has."""
-_LIMITS = Limits(cpu_s=1.0, wall_s=2.0, memory_mb=256, output_bytes=20_000)
-_TOOL_S = 0.3
+_LIMITS = Limits(cpu_s=2.0, wall_s=8.0, memory_mb=256, output_bytes=20_000)
+_TOOL_S = 1.0
 _FAILURES = (StopReason.TOOL_FAILURE, StopReason.MODEL_FAILURE)
 
 
@@ -286,6 +286,7 @@ class Soak:
         for i, (trajectory, planned) in enumerate(zip(batch.trajectories, plans, strict=False)):
             for problem in self._wrong(engine, trajectory, planned, prompts[i]):
                 self.report.problems.append(f"batch {number}, rollout {i}: {problem}")
+                print(self.report.problems[-1], flush=True)
 
     def _wrong(self, engine: RolloutEngine, trajectory: Trajectory, planned: Planned, prompt: Any) -> list[str]:
         """What is not as planned in one rollout."""
