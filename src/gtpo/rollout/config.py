@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import yaml
 
@@ -286,12 +286,21 @@ class RolloutConfig(PromptConfig, SandboxConfig):
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:
-    """What an option named: a function with parameters is a tool itself, anything else makes one."""
+    """What an option named: a function that returns a result is a tool itself, anything else makes one."""
     if config is not None and hasattr(found, "from_options"):
         return cast(Tool, found.from_options(config))
-    if inspect.isroutine(found) and inspect.signature(found).parameters:
+    if inspect.isroutine(found) and (inspect.signature(found).parameters or _says_a_result(found)):
         return FunctionTool(found)
     return cast(Tool, found())
+
+
+def _says_a_result(function: Callable[..., Any]) -> bool:
+    """Whether the type hint of what a function returns is there, and is that of no tool."""
+    try:
+        returned = get_type_hints(function).get("return")
+    except NameError:
+        return False
+    return returned not in (None, Any) and not hasattr(returned, "open")
 
 
 def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:
