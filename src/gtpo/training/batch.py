@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from gtpo.credit import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
+from gtpo.credit_assignment import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
 from gtpo.errors import ConfigError, VerifierError
 from gtpo.failures import Failure, failure_of
 from gtpo.similarity import CodeSimilarity, SimilarityError

@@ -14,7 +14,7 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
 from gtpo.rollout import RolloutConfig

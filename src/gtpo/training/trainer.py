@@ -29,7 +29,7 @@ from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import credit_metrics
+from gtpo.credit_assignment import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
