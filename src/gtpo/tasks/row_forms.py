@@ -232,7 +232,7 @@ class RowReader:
             if made is not None and not isinstance(made, Mapping):
                 raise DataError(f"the function of --columns returned a {type(made).__name__}; return a row or None")
             return None if made is None else dict(made)
-        form = None if self._columns else next((form for form in FORMS if form.fits(raw)), None)
+        form = None if self._columns else _known(raw)
         if form is not self._form and (self._form or self._roles):
             raise DataError(
                 f"has the form of {form.name if form else 'no data set that is known'}, but the rows before have "
@@ -245,9 +245,17 @@ class RowReader:
         self._roles = _roles(raw, self._columns or {}, self._roles or {})
         return _by_roles(raw, self._roles)
 
+    def knows(self, raw: RawRow) -> bool:
+        """Whether the row has one of `FORMS`."""
+        return _known(raw) is not None
+
     @property
     def _roles_shown(self) -> str:
         return repr((self._roles or {}).get("answer", "no column"))
+
+
+def _known(raw: RawRow) -> RowForm | None:
+    return next((form for form in FORMS if form.fits(raw)), None)
 
 
 def _roles(raw: RawRow, columns: Mapping[str, str], former: Mapping[str, str]) -> dict[str, str]:
