@@ -2,12 +2,12 @@
 # The cold starts that the cells of the tiny study share, and the problems as files. From the repository's root:
 # recipes/tiny-study/prepare.sh [NAME ...]. What is there already is skipped.
 set -euo pipefail
-[ $# -gt 0 ] || set -- steps programs hops hops-rare hops-some hops-rare-long
+[ $# -gt 0 ] || set -- hops-rare steps hops-rare-long programs hops-some hops
 
 prepare() { # name, options of gtpo demo
   local out=runs/studies/start/$1
   shift
-  [ -e "$out/cold-start/model" ] || "${GTPO:-.venv/bin/gtpo}" tiny --run_dir "$out" --prepare_only true \
+  [ -e "$out/cold-start/model" ] || "${GTPO:-.venv/bin/gtpo}" demo --run_dir "$out" --prepare_only true \
     --eval_problems 512 --seed 1 "$@"
 }
 
