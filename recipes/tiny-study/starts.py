@@ -43,6 +43,42 @@ STARTS = {
     "steps": Start({"family": "steps"}, _CALCULATOR),
     "programs": Start({"family": "programs"}, _CALCULATOR),
     "hops": Start({"family": "hops"}, _LOOKUP),
+    # harder: a tool that fails, calls to be mended, more operations; nine to ten turns of a success
+    "flaky": Start(
+        {
+            "family": "flaky",
+            "problem_steps": 6,
+            "malformed": 0.2,
+            "wrong": 0.12,
+            "guess": 0.14,
+            "max_trace_tokens": 256,
+        },
+        "gtpo.lab.tiny.flaky:FlakyLookupTool",
+        14,
+        320,
+        (0.3, 0.5, 0.7),
+    ),
+    "desks": Start(
+        {
+            "family": "desks",
+            "problem_steps": 5,
+            "malformed": 0.2,
+            "wrong": 0.25,
+            "guess": 0.12,
+            "max_trace_tokens": 256,
+        },
+        "gtpo.lab.tiny.desks:DeskLookupTool",
+        14,
+        320,
+        (0.3, 0.5, 0.7),
+    ),
+    "steps-long": Start(
+        {"family": "steps", "problem_steps": 8, "malformed": 0.15, "wrong": 0.1, "guess": 0.1, "max_trace_tokens": 288},
+        _CALCULATOR,
+        14,
+        352,
+        (0.3, 0.5, 0.7),
+    ),
     # 0.02 and 0.1, four turns; 0.02, eight turns
     "hops-rare": Start(_hops(3, 0.5, 0.4, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8)),
     "hops-some": Start(_hops(3, 0.32, 0.3, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8)),

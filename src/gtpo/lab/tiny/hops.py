@@ -114,16 +114,18 @@ class Hops:
 
         return draw_problems(draw, count, f"{self.name}/{seed}", avoid)
 
-    def walk(self, problem: Problem, rng: random.Random) -> _Walk:
+    def walk(self, problem: Problem, rng: random.Random) -> HopsWalk:
         """See `Family.walk`."""
-        return _Walk(problem)
+        return HopsWalk(problem)
 
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
         """See `Family.results`."""
         return [look_up(call) or NOTHING for call in calls]
 
 
-class _Walk:
+class HopsWalk:
+    """Looks up one relation after another; see `gtpo.traces.mixed.Walk`."""
+
     def __init__(self, problem: Problem) -> None:
         self._name, *self._path = problem.question.split(";")
 
@@ -133,9 +135,10 @@ class _Walk:
     def wrong_call(self, rng: random.Random) -> str:
         return f"{self._name} {rng.choice([other for other in RELATIONS if other != self._path[0]])}"
 
-    def observe(self, call: str) -> None:
+    def observe(self, call: str) -> str | None:
         self._path.pop(0)
-        self._name = look_up(call) or self._name
+        self._name = look_up(" ".join(call.split()[:2])) or self._name
+        return None
 
     def answer(self) -> str:
         return f"\\boxed{{{self._name}}}"

@@ -40,10 +40,16 @@ class TinyArguments:
 
     family: str = field(
         default="steps",
-        metadata={"help": "steps (computations), programs (functions from examples) or hops (look-ups)."},
+        metadata={
+            "help": "steps (computations), programs (functions from examples), hops (look-ups), flaky (look-ups that "
+            "fail at times) or desks (look-ups that say what to mend)."
+        },
     )
     problem_steps: int | None = field(
-        default=None, metadata={"help": "Calls that each problem takes (steps, hops); by default 3 or 4."}
+        default=None,
+        metadata={
+            "help": "Calls that each problem takes, at least 1 (not of programs); by default the family's own mixture of two numbers."
+        },
     )
     max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})
     prepare_only: bool = field(
