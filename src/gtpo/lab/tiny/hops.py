@@ -130,18 +130,23 @@ class HopsWalk:
         self._name, *self._path = problem.question.split(";")
 
     def next_call(self) -> str | None:
+        """See `Walk.next_call`."""
         return f"{self._name} {self._path[0]}" if self._path else None
 
     def wrong_call(self, rng: random.Random) -> str:
+        """See `Walk.wrong_call`; another relation."""
         return f"{self._name} {rng.choice([other for other in RELATIONS if other != self._path[0]])}"
 
     def observe(self, call: str) -> str | None:
+        """See `Walk.observe`."""
         self._path.pop(0)
         self._name = look_up(" ".join(call.split()[:2])) or self._name
         return None
 
     def answer(self) -> str:
+        """See `Walk.answer`."""
         return f"\\boxed{{{self._name}}}"
 
     def guess(self, rng: random.Random) -> str:
+        """See `Walk.guess`; any name."""
         return f"\\boxed{{{rng.choice(NAMES)}}}"
