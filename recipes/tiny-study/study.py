@@ -7,9 +7,9 @@
 
 NAME is a key of `STARTS` in starts.py. From the repository's root; stopped, the same command goes on.
 
-Selection: `RATES` are searched from the middle three outwards, while the best is the largest or smallest one run; then
-two updates per batch (`num_iterations: 2`) are tried at the best rate. Whatever has the highest pass rate on
-`selection.jsonl`, which neither training nor the report sees, is the side's setting.
+Selection: the search begins with the rates `FIRST` and takes in the next of `RATES` while the best one is at the edge
+of those run; then two updates per batch (`num_iterations: 2`) are tried at the best rate. Whatever has the
+highest pass rate on `selection.jsonl`, which neither training nor the report sees, is the side's setting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from variants import ABLATIONS, PAPER
 
 STUDIES = Path("runs/studies")
 RATES = ("1e-4", "3e-4", "6e-4", "1e-3", "2e-3")
-MIDDLE = RATES[1:4]
+FIRST = RATES[2:4]
+"""Those that the search begins with: in the first studies of this model 3e-4 was above 1e-4 everywhere."""
 BATCHES = 40
 """Batches of 128 rollouts per run; with two updates per batch a run has twice as many optimizer steps."""
 SELECTION_SEEDS = (11,)
@@ -150,19 +151,17 @@ def ablate(name: str, args: argparse.Namespace) -> None:
 
 def select(name: str, args: argparse.Namespace) -> None:
     """Search the setting of each side."""
-    seeds = args.seeds or SELECTION_SEEDS
     while True:
         scores = selection_scores(name)
-        wanted = [found for side in SIDES for found in next_settings(scores.get(side, {}))]
-        cells = {(side, *found): None for side in SIDES for found in scores.get(side, {})}
-        new = {(side, *found): None for side in SIDES for found in next_settings(scores.get(side, {}))}
-        if not wanted:
+        new = [(side, *found) for side in SIDES for found in next_settings(scores.get(side, {}), args.updates)]
+        if not new:
             break
+        done = [(side, *found) for side in scores for found in scores[side]]
         variants = {
             f"{side}_{rate}_x{updates}": {**SIDES[side], **setting(rate, updates)}
-            for side, rate, updates in [*cells, *new]
+            for side, rate, updates in [*done, *new]
         }
-        run_study(name, "select", "selection", variants, seeds, {}, args)
+        run_study(name, "select", "selection", variants, args.seeds or SELECTION_SEEDS, {}, args)
     for side, found in selection_scores(name).items():
         print(f"{name} {side}: {best(found)} of {found}")
 
@@ -183,23 +182,28 @@ def best(scores: Mapping[tuple[str, int], float]) -> tuple[str, int]:
     return max(scores, key=lambda found: (scores[found], -float(found[0])))
 
 
-def next_settings(scores: Mapping[tuple[str, int], float]) -> list[tuple[str, int]]:
-    """The settings to run next, by what has been run; none when the search of a side is over."""
-    once = {rate: score for (rate, updates), score in scores.items() if updates == 1}
+def next_settings(scores: Mapping[tuple[str, int], float], updates: int) -> list[tuple[str, int]]:
+    """The settings to run next, by what has been run; none when the search of a side is over.
+
+    Args:
+        scores: pass rate by rate and updates per batch.
+        updates: per batch at most, 1 or 2.
+    """
+    once = {rate: score for (rate, times), score in scores.items() if times == 1}
     if not once:
-        return [(rate, 1) for rate in MIDDLE]
+        return [(rate, 1) for rate in FIRST]
     rate = best({(rate, 1): score for rate, score in once.items()})[0]
     place = RATES.index(rate)
     beside = [RATES[i] for i in (place - 1, place + 1) if 0 <= i < len(RATES) and RATES[i] not in once]
     if beside:
         return [(other, 1) for other in beside]
-    return [] if (rate, 2) in scores else [(rate, 2)]
+    return [] if updates == 1 or (rate, 2) in scores else [(rate, 2)]
 
 
 def report(name: str, args: argparse.Namespace) -> None:
     """Fresh seeds of each side at its selected setting."""
     scores = selection_scores(name)
-    if open_sides := [side for side in SIDES if side not in scores or next_settings(scores[side])]:
+    if open_sides := [side for side in SIDES if side not in scores or next_settings(scores[side], args.updates)]:
         raise SystemExit(f"{name}: the selection of {', '.join(open_sides)} is not done; run: study.py select {name}")
     variants = {
         side: {**options, **setting(*best(scores[of]))} for side, (of, options) in sides_reported(STARTS[name]).items()
@@ -216,6 +220,9 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("names", nargs="+", choices=STARTS, metavar="NAME", help=", ".join(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the stage's own")
+    parser.add_argument(
+        "--updates", type=int, choices=(1, 2), default=2, help="updates per batch that the selection tries (default 2)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per run (default 1)")
     args = parser.parse_args()

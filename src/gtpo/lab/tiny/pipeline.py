@@ -48,7 +48,7 @@ class TinyArguments:
     problem_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Calls that each problem takes, at least 1 (not of programs); by default a mixture of the family's own."
+            "help": "Calls that each problem takes, at least 1 (not of programs); by default the family's mixture."
         },
     )
     max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})
