@@ -9,6 +9,11 @@ A table stands between `<!-- table: KIND NAME ... -->` and `<!-- end -->`; KIND 
     sources STUDY                pass rates by where the problems come from, and differences from the baseline
     rates STUDY ...              the search over the learning rate: `grpo`, `gtpo` and their `_lr_RATE`
     behaviour STUDY ...          that of benchmarks/behaviour.py
+    settings START ...           of recipes/tiny-study/study.py: what was selected for each algorithm, and from what
+    best START                   the report at the selected settings
+    map START ...                differences from GRPO by pass rate at the start and turns
+
+A table whose study has no report here is kept as it is, and named.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from typing import Any
 
 from behaviour import cell_rows, file_name, variant_rows
 from behaviour import table as behaviour_table
+from best_tables import best_table, map_table, settings_table
 
 from gtpo.lab.study.figures import Spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p, source_rows
@@ -56,11 +62,19 @@ class Tables:
             return self.sources(rest[0])
         if kind == "rates":
             return self.rates(rest)
+        if kind == "settings":
+            return settings_table(self.studies, rest)
+        if kind == "best":
+            return best_table(self.studies, rest[0])
+        if kind == "map":
+            return map_table(self.studies, rest)
         if kind == "behaviour":
             return "\n\n".join(
                 f"*{name}*\n\n{behaviour_table(list(variant_rows(cell_rows(self.studies / name))))}" for name in rest
             )
-        raise SystemExit(f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour")
+        raise SystemExit(
+            f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour, settings, best, map"
+        )
 
     def report(self, name: str) -> dict[str, Any]:
         """What `gtpo study` wrote about a study."""
@@ -131,9 +145,17 @@ def main() -> None:
     args = parser.parse_args()
     page = args.page.read_text()
     tables = Tables(args.studies)
-    made = _PART.sub(lambda found: f"{found[1]}{tables.make(found[2])}\n{found[3]}", page)
-    args.page.write_text(made)
-    print(f"{args.page}: {len(_PART.findall(page))} tables")
+    kept = []
+
+    def replacement(found: re.Match[str]) -> str:
+        try:
+            return f"{found[1]}{tables.make(found[2])}\n{found[3]}"
+        except FileNotFoundError as error:
+            kept.append(f"kept: {found[2]} ({error.filename} is missing)")
+            return found[0]
+
+    args.page.write_text(_PART.sub(replacement, page))
+    print("\n".join([f"{args.page}: {len(_PART.findall(page)) - len(kept)} tables made", *kept]))
 
 
 if __name__ == "__main__":

@@ -93,42 +93,48 @@ def setting(rate: str, updates: int) -> dict[str, Any]:
     return {"learning_rate": float(rate), "num_iterations": updates, "max_steps": BATCHES * updates}
 
 
-def run_study(
+def study_document(
     name: str,
     kind: str,
     problems: str,
     variants: Mapping[str, Any],
     seeds: Sequence[int],
     seeds_of: Mapping[str, Sequence[int]],
-    args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Write the study file, run what is left of it, and return its report.
+    """A study file of `gtpo study`.
 
-    Raises:
-        SystemExit: a cell failed.
+    Args:
+        name: of the start.
+        kind: folder of `STUDIES` that its output goes to.
+        problems: those of the evaluation, `held_out` or `selection`.
+        variants, seeds, seeds_of: as in the study file.
     """
     start = STARTS[name]
-    output = STUDIES / kind / name
-    study = {
-        "output": str(output),
+    evaluated = STUDIES / "start" / name / "problems" / f"{problems}.jsonl"
+    return {
+        "output": str(STUDIES / kind / name),
         "train": train_options(name, start),
-        "evaluate": {
-            "problems": [str(STUDIES / "start" / name / "problems" / f"{problems}.jsonl")],
-            "batch_size": 128,
-        },
+        "evaluate": {"problems": [str(evaluated)]},
         "baseline": "grpo" if "grpo" in variants else next(iter(variants)),
         "thresholds": list(start.thresholds),
         "seeds": list(seeds),
         "seeds_of": {variant: list(chosen) for variant, chosen in seeds_of.items()},
-        "variants": dict(variants),
+        "variants": {variant: dict(options) for variant, options in variants.items()},
     }
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "study.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+def run_study(document: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Write the study file and run what is left of it.
+
+    Raises:
+        SystemExit: a cell failed.
+    """
+    path = Path(document["output"]) / "study.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(document), sort_keys=False))
     command = [sys.executable, "-m", "gtpo", "study", str(path), "--jobs", str(args.jobs)]
     if subprocess.run([*command, "--threads", str(args.threads)], check=False).returncode:
         raise SystemExit(f"{path}: a cell failed; see the lines above")
-    return json.loads((output / "report.json").read_text())
 
 
 def prepare(name: str, args: argparse.Namespace) -> None:
@@ -146,7 +152,7 @@ def ablate(name: str, args: argparse.Namespace) -> None:
     if name not in ABLATIONS:
         raise SystemExit(f"{name}: no ablations are defined; there are: {', '.join(ABLATIONS)}")
     variants, seeds, seeds_of = ABLATIONS[name]
-    run_study(name, "ablate", "held_out", variants, args.seeds or seeds, seeds_of, args)
+    run_study(study_document(name, "ablate", "held_out", variants, args.seeds or seeds, seeds_of), args)
 
 
 def select(name: str, args: argparse.Namespace) -> None:
@@ -161,7 +167,8 @@ def select(name: str, args: argparse.Namespace) -> None:
             f"{side}_{rate}_x{updates}": {**SIDES[side], **setting(rate, updates)}
             for side, rate, updates in [*done, *new]
         }
-        run_study(name, "select", "selection", variants, args.seeds or SELECTION_SEEDS, {}, args)
+        seeds = args.seeds or SELECTION_SEEDS
+        run_study(study_document(name, "select", "selection", variants, seeds, {}), args)
     for side, found in selection_scores(name).items():
         print(f"{name} {side}: {best(found)} of {found}")
 
@@ -208,7 +215,7 @@ def report(name: str, args: argparse.Namespace) -> None:
     variants = {
         side: {**options, **setting(*best(scores[of]))} for side, (of, options) in sides_reported(STARTS[name]).items()
     }
-    run_study(name, "best", "held_out", variants, args.seeds or REPORT_SEEDS, {}, args)
+    run_study(study_document(name, "best", "held_out", variants, args.seeds or REPORT_SEEDS, {}), args)
 
 
 STAGES = {"prepare": prepare, "ablate": ablate, "select": select, "report": report}
