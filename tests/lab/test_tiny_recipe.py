@@ -139,3 +139,17 @@ def test_the_selected_setting_is_the_bold_one(tables, tmp_path):
     }
     (folder / "report.json").write_text(json.dumps({"cells": cells}))
     assert "| flaky | grpo | 0.700 | **0.800** | 0.100 |" in tables.settings_table(tmp_path, ["flaky"])
+
+
+def test_a_table_is_put_into_a_page_and_one_without_a_report_is_kept(recipe, tables, tmp_path, monkeypatch, capsys):
+    write_report(recipe, tmp_path / "best" / "flaky", {"grpo": [0.8, 0.8, 0.8], "gtpo": [0.6, 0.6, 0.6]})
+    page = tmp_path / "page.md"
+    kept = "<!-- table: best steps -->\n| old |\n<!-- end -->"
+    page.write_text(f"{kept}\n\n<!-- table: best flaky -->\n<!-- end -->\n\n{kept.replace('best', 'behaviour')}\n")
+    monkeypatch.setattr("sys.argv", ["study_tables.py", str(page), "--studies", str(tmp_path)])
+    importlib.import_module("study_tables").main()
+    assert "1 tables made\nkept: best steps (" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith(kept)
+    assert "| grpo | 1e-3, 1 per batch |" in text
+    assert text.count("| old |") == 2
