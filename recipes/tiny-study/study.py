@@ -31,8 +31,8 @@ STUDIES = Path("runs/studies")
 RATES = ("1e-4", "3e-4", "6e-4", "1e-3", "2e-3")
 FIRST = RATES[2:4]
 """Those that the search begins with: in the first studies of this model 3e-4 was above 1e-4 everywhere."""
-BATCHES = 40
-"""Batches of 128 rollouts per run; with two updates per batch a run has twice as many optimizer steps."""
+ABLATION_BATCHES = 40
+"""Batches of 128 rollouts per run of `ablate`; runs of `select` and `report` have those of their start."""
 SELECTION_SEEDS = (11,)
 REPORT_SEEDS = (21, 22, 23, 24, 25)
 SIDES: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
         "num_generations": 8,
         "per_device_train_batch_size": 128,
         "max_concurrency": 128,
-        "max_steps": BATCHES,
+        "max_steps": ABLATION_BATCHES,
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
         "bf16": False,
@@ -88,9 +88,9 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
     }
 
 
-def setting(rate: str, updates: int) -> dict[str, Any]:
-    """Options of a learning rate and updates per batch, at equal rollouts."""
-    return {"learning_rate": float(rate), "num_iterations": updates, "max_steps": BATCHES * updates}
+def setting(start: Start, rate: str, updates: int) -> dict[str, Any]:
+    """Options of a learning rate and updates per batch; rollouts are equal: each update of a batch is a step."""
+    return {"learning_rate": float(rate), "num_iterations": updates, "max_steps": start.batches * updates}
 
 
 def study_document(
@@ -164,7 +164,7 @@ def select(name: str, args: argparse.Namespace) -> None:
             break
         done = [(side, *found) for side in scores for found in scores[side]]
         variants = {
-            f"{side}_{rate}_x{updates}": {**SIDES[side], **setting(rate, updates)}
+            f"{side}_{rate}_x{updates}": {**SIDES[side], **setting(STARTS[name], rate, updates)}
             for side, rate, updates in [*done, *new]
         }
         seeds = args.seeds or SELECTION_SEEDS
@@ -213,7 +213,8 @@ def report(name: str, args: argparse.Namespace) -> None:
     if open_sides := [side for side in SIDES if side not in scores or next_settings(scores[side], args.updates)]:
         raise SystemExit(f"{name}: the selection of {', '.join(open_sides)} is not done; run: study.py select {name}")
     variants = {
-        side: {**options, **setting(*best(scores[of]))} for side, (of, options) in sides_reported(STARTS[name]).items()
+        side: {**options, **setting(STARTS[name], *best(scores[of]))}
+        for side, (of, options) in sides_reported(STARTS[name]).items()
     }
     run_study(study_document(name, "best", "held_out", variants, args.seeds or REPORT_SEEDS, {}), args)
 

@@ -40,7 +40,9 @@ def test_the_study_files_are_ones_that_gtpo_study_takes(recipe, tmp_path):
     documents = [
         recipe.study_document(name, "ablate", "held_out", *recipe.ABLATIONS[name]) for name in recipe.ABLATIONS
     ]
-    sides = {name: {**options, **recipe.setting("1e-3", 2)} for name, options in recipe.SIDES.items()}
+    sides = {
+        name: {**options, **recipe.setting(recipe.STARTS["flaky"], "1e-3", 2)} for name, options in recipe.SIDES.items()
+    }
     documents.append(recipe.study_document("flaky", "best", "held_out", sides, [1, 2], {}))
     checked = set()
     for number, document in enumerate(documents):
@@ -61,7 +63,7 @@ def test_the_study_files_are_ones_that_gtpo_study_takes(recipe, tmp_path):
 
 
 def test_rollouts_are_equal_whatever_the_updates_per_batch(recipe):
-    once, twice = recipe.setting("3e-4", 1), recipe.setting("3e-4", 2)
+    once, twice = (recipe.setting(recipe.STARTS["hops"], "3e-4", updates) for updates in (1, 2))
     assert once["max_steps"] / once["num_iterations"] == twice["max_steps"] / twice["num_iterations"]
 
 
@@ -91,7 +93,9 @@ def test_the_search_finds_the_best_rate_and_has_run_what_is_beside_it(recipe, ra
 
 def write_report(recipe, folder, finals):
     """A study of `finals` (by variant, a list over seeds), and its report."""
-    variants = {name: {**recipe.SIDES.get(name, {}), **recipe.setting("1e-3", 1)} for name in finals}
+    variants = {
+        name: {**recipe.SIDES.get(name, {}), **recipe.setting(recipe.STARTS["flaky"], "1e-3", 1)} for name in finals
+    }
     document = recipe.study_document("flaky", "best", "held_out", variants, [1, 2, 3], {})
     spread = {"deviation": 0.0, "low": None, "high": None, "p_value": None, "seeds": 3}
     result = {"invalid_calls_per_rollout": 0.1, "turns_per_rollout": 9.0}
