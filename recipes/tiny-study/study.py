@@ -133,7 +133,8 @@ def run_study(document: Mapping[str, Any], args: argparse.Namespace) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(dict(document), sort_keys=False))
     command = [sys.executable, "-m", "gtpo", "study", str(path), "--jobs", str(args.jobs)]
-    if subprocess.run([*command, "--threads", str(args.threads)], check=False).returncode:
+    only = ["--only", *args.only] if args.only else []
+    if subprocess.run([*command, "--threads", str(args.threads), *only], check=False).returncode:
         raise SystemExit(f"{path}: a cell failed; see the lines above")
 
 
@@ -159,7 +160,9 @@ def select(name: str, args: argparse.Namespace) -> None:
     """Search the setting of each side."""
     while True:
         scores = selection_scores(name)
-        new = [(side, *found) for side in SIDES for found in next_settings(scores.get(side, {}), args.updates)]
+        new = [
+            (side, *found) for side in SIDES for found in next_settings(scores.get(side, {}), args.updates, args.rates)
+        ]
         if not new:
             break
         done = [(side, *found) for side in scores for found in scores[side]]
@@ -189,28 +192,33 @@ def best(scores: Mapping[tuple[str, int], float]) -> tuple[str, int]:
     return max(scores, key=lambda found: (scores[found], -float(found[0])))
 
 
-def next_settings(scores: Mapping[tuple[str, int], float], updates: int) -> list[tuple[str, int]]:
+def next_settings(
+    scores: Mapping[tuple[str, int], float], updates: int, rates: Sequence[str] = RATES
+) -> list[tuple[str, int]]:
     """The settings to run next, by what has been run; none when the search of a side is over.
 
     Args:
         scores: pass rate by rate and updates per batch.
         updates: per batch at most, 1 or 2.
+        rates: those that may be run, ascending.
     """
     once = {rate: score for (rate, times), score in scores.items() if times == 1}
     if not once:
-        return [(rate, 1) for rate in FIRST]
+        return [(rate, 1) for rate in rates if rate in FIRST] or [(rates[-1], 1)]
     rate = best({(rate, 1): score for rate, score in once.items()})[0]
     place = RATES.index(rate)
-    beside = [RATES[i] for i in (place - 1, place + 1) if 0 <= i < len(RATES) and RATES[i] not in once]
+    beside = {*RATES[max(place - 1, 0) : place + 2]} & {*rates} - {*once}
     if beside:
-        return [(other, 1) for other in beside]
+        return [(other, 1) for other in rates if other in beside]
     return [] if updates == 1 or (rate, 2) in scores else [(rate, 2)]
 
 
 def report(name: str, args: argparse.Namespace) -> None:
     """Fresh seeds of each side at its selected setting."""
     scores = selection_scores(name)
-    if open_sides := [side for side in SIDES if side not in scores or next_settings(scores[side], args.updates)]:
+    if open_sides := [
+        side for side in SIDES if side not in scores or next_settings(scores[side], args.updates, args.rates)
+    ]:
         raise SystemExit(f"{name}: the selection of {', '.join(open_sides)} is not done; run: study.py select {name}")
     variants = {
         side: {**options, **setting(STARTS[name], *best(scores[of]))}
@@ -229,11 +237,16 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=STARTS, metavar="NAME", help=", ".join(STARTS))
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the stage's own")
     parser.add_argument(
+        "--rates", nargs="+", choices=RATES, default=RATES, help="learning rates that the selection may try (all)"
+    )
+    parser.add_argument("--only", nargs="+", default=[], help="run only these variants of `ablate` or `report`")
+    parser.add_argument(
         "--updates", type=int, choices=(1, 2), default=2, help="updates per batch that the selection tries (default 2)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per run (default 1)")
     args = parser.parse_args()
+    args.rates = sorted(args.rates, key=RATES.index)
     for name in args.names:
         STAGES[args.stage](name, args)
 

@@ -67,10 +67,10 @@ def test_rollouts_are_equal_whatever_the_updates_per_batch(recipe):
     assert once["max_steps"] / once["num_iterations"] == twice["max_steps"] / twice["num_iterations"]
 
 
-def searched(recipe, truth, updates=2):
+def searched(recipe, truth, updates=2, rates=("1e-4", "3e-4", "6e-4", "1e-3", "2e-3")):
     """The settings that the search runs, where `truth` says what comes of one."""
     scores = {}
-    while new := recipe.next_settings(scores, updates):
+    while new := recipe.next_settings(scores, updates, rates):
         assert not set(new) & set(scores)
         scores.update({found: truth(*found) for found in new})
     return scores
@@ -89,6 +89,11 @@ def test_the_search_finds_the_best_rate_and_has_run_what_is_beside_it(recipe, ra
     assert (rate, 2) in scores
     assert recipe.best(searched(recipe, peak(float(rate), height=1.0))) == (rate, 2)
     assert all(times == 1 for _, times in searched(recipe, peak(float(rate)), updates=1))
+
+
+def test_the_search_stays_within_the_rates_it_may_try(recipe):
+    assert set(searched(recipe, peak(2e-3), 1, ["6e-4", "1e-3"])) == {("6e-4", 1), ("1e-3", 1)}
+    assert set(searched(recipe, peak(1e-4), 1, ["1e-4", "3e-4"])) == {("1e-4", 1), ("3e-4", 1)}
 
 
 def write_report(recipe, folder, finals):
