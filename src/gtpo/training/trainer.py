@@ -147,7 +147,7 @@ class GTPOTrainer(BaseTrainer):
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
         self._said_graded = False
-        self._overlap = Overlap(args.overlap, self._begin) if args.overlap else None
+        self._overlap = self._overlap_for(train_dataset, args, progress)
         self._coming: tuple[int, BatchOrder] | None = None
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
@@ -252,6 +252,13 @@ class GTPOTrainer(BaseTrainer):
                 return await self.engine.run_async(prompts, backend, seed=seed, progress=progress, mask_failures=True)
 
         return roll_out()
+
+    def _overlap_for(self, dataset: Any, args: GTPOConfig, progress: StepProgress) -> Overlap | None:
+        if args.overlap and isinstance(dataset, IterableDataset):
+            args.overlap = 0
+            if args.process_index == 0:
+                progress.say("gtpo: overlap 0: a train_dataset that is streamed can't be read ahead")
+        return Overlap(args.overlap, self._begin) if args.overlap else None
 
     def _taken(self, overlap: Overlap) -> RolloutBatch:
         """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
