@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._text import say, show
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier
@@ -41,7 +41,7 @@ def parse(
     """
     argv = [_unaliased(arg) for arg in argv]
     if "--help" in argv or "-h" in argv:
-        print(_short_help(dataclass_types, prog, about))
+        show(_short_help(dataclass_types, prog, about))
         raise SystemExit(0)
     argv = ["--help" if arg == "--help-all" else arg for arg in argv]
     parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
@@ -223,8 +223,3 @@ def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]
     if not left:
         raise DataError("no problem has an answer that can be verified", field="answer")
     return left
-
-
-def say(message: str) -> None:
-    """One line to the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gtpo._files import fingerprint
-from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, say, verifiable
+from gtpo._text import say
+from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, verifiable
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of

@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
+from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
@@ -192,6 +193,8 @@ class GTPOTrainer(BaseTrainer):
             if self.log_completions:
                 self._log_advantages(advantages_B_T)
             self._seconds["credit"] += time.perf_counter() - start
+        if self.log_completions:
+            self._make_printable()
         self.progress.phase("update")
         return output
 
@@ -354,6 +357,13 @@ class GTPOTrainer(BaseTrainer):
         for _ in means:
             logged.pop()
         logged.extend(means)
+
+    def _make_printable(self) -> None:
+        """What a model wrote must not reach the terminal raw in the table of `log_completions`; the record has it."""
+        for name in ("prompt", "completion"):
+            texts = cast("deque[Any]", self._logs[name])
+            for _ in range(len(texts)):
+                texts.append(each_text(texts.popleft(), for_terminal))
 
     def _records_now(self) -> bool:
         every = self.args.record_every
