@@ -8,14 +8,13 @@ From the command line: gtpo train --tools "mcp:python examples/mcp_server.py --s
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 PAIRS = [(a, b) for a in range(12, 20) for b in range(12, 20)]
 ROWS = [{"prompt": f"What is {a} * {b}?", "answer": str(a * b)} for a, b in PAIRS]
 
 
-def serve() -> None:
-    """Serve one tool on stdio, written with the MCP SDK 2.x (1.x: `mcp.server.fastmcp.FastMCP`)."""
+def serve():
+    """One tool on stdio, by the MCP SDK 2.x (in 1.x the class is `mcp.server.fastmcp.FastMCP`)."""
     from mcp.server.mcpserver import MCPServer
 
     server = MCPServer("arithmetic")
@@ -33,21 +32,15 @@ def correct(completions, answer, **columns):
     return [float(gold in turns[-1]["content"]) for turns, gold in zip(completions, answer, strict=True)]
 
 
-def train(model: str) -> None:
-    """Train with the server's tools."""
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        sys.exit(serve())
+
     from datasets import Dataset
 
     from gtpo import GTPOConfig, GTPOTrainer
 
-    global trainer
+    tools = [f"mcp:{sys.executable} {__file__} --serve"]  # or "mcp:https://...", or gtpo.rollout.MCPTools(...)
     args = GTPOConfig("runs/mcp_server", max_steps=20, num_generations=8, max_turns=4, logging_steps=1)
-    tools = [f"mcp:{sys.executable} {Path(__file__).resolve()} --serve"]  # or MCPTools(...), or "mcp:https://..."
-    trainer = GTPOTrainer(model, correct, args, Dataset.from_list(ROWS), tools=tools)
+    trainer = GTPOTrainer(sys.argv[1], correct, args, Dataset.from_list(ROWS), tools=tools)
     trainer.train()
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
-        serve()
-    else:
-        train(sys.argv[1])
