@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gtpo.commands.arguments import GenerationModelConfig, parse, say
+from gtpo._text import say, show
+from gtpo.commands.arguments import GenerationModelConfig, parse
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         journal.unlink()
         say(f"written to {output}")
     say(table(result))
-    print(json.dumps(result.summary(), indent=1))
+    show(json.dumps(result.summary(), indent=1))
     return 0
 
 

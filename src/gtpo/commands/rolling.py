@@ -12,7 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from gtpo._files import fingerprint
-from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer, say
+from gtpo._text import say
+from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of

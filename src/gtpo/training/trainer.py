@@ -28,13 +28,14 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
+from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
-from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
+from gtpo.rollout import RolloutEngine, build_engine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
@@ -75,7 +76,8 @@ class GTPOTrainer(BaseTrainer):
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
-        tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
+        tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
+            tools of ours; in place of those of `args.tools`.
         rollout_func, environment_factory: not taken.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
@@ -125,7 +127,7 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
+        own_tools = None if tools is None else args.given_tools(tools, sandbox)
         self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
         scorer = make_scorer(args, reward_funcs=reward_funcs, verifier=verifier, turn_reward_funcs=turn_reward_funcs)
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
@@ -187,6 +189,8 @@ class GTPOTrainer(BaseTrainer):
             if self.log_completions:
                 self._log_advantages(advantages_B_T)
             self._seconds["credit"] += time.perf_counter() - start
+        if self.log_completions:
+            self._make_printable()
         self.progress.phase("update")
         return output
 
@@ -360,6 +364,13 @@ class GTPOTrainer(BaseTrainer):
         for _ in means:
             logged.pop()
         logged.extend(means)
+
+    def _make_printable(self) -> None:
+        """What a model wrote must not reach the terminal raw in the table of `log_completions`; the record has it."""
+        for name in ("prompt", "completion"):
+            texts = cast("deque[Any]", self._logs[name])
+            for _ in range(len(texts)):
+                texts.append(each_text(texts.popleft(), for_terminal))
 
     def _records_now(self) -> bool:
         every = self.args.record_every
