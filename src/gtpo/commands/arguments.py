@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verifier
@@ -80,11 +80,9 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
         raise ConfigError("--config needs a file")
     path = Path(argv[place + 1])
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        config = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must hold a mapping from settings to values")
     for key in config:

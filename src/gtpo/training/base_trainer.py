@@ -13,8 +13,10 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from gtpo.errors import TooManyFailuresError
+from gtpo.errors import ModelError, TooManyFailuresError
+from gtpo.training.checkpoints import MANIFEST
 from gtpo.training.config import GTPOConfig
+from gtpo.training.durable import DivergedError, DurableTrainer
 from gtpo.training.metrics import time_metrics
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.model_card import PAPER, write_model_card
@@ -23,7 +25,7 @@ from gtpo.training.sampler import EpochOrder
 from gtpo.training.trl_compat import RandomState
 
 
-class BaseTrainer(GRPOTrainer):
+class BaseTrainer(DurableTrainer, GRPOTrainer):
     """`GRPOTrainer`, which computes with the rows and columns that a micro-batch needs, and says where time went.
 
     Args:
@@ -51,9 +53,16 @@ class BaseTrainer(GRPOTrainer):
 
         Raises:
             TooManyFailuresError: says what failed, and where the checkpoint is.
+            ModelError: a number of the model's is not finite; says in which step, and where to go on from.
         """
         try:
             return super().train(*args, **kwargs)
+        except DivergedError:
+            self.progress.close()
+            raise
+        except ModelError as error:
+            self.progress.close()
+            raise self.located(error) from error
         except TooManyFailuresError as error:
             self.progress.close()
             raise TooManyFailuresError(f"{error} {self._checkpoint_of_last_step()}") from error
@@ -63,7 +72,7 @@ class BaseTrainer(GRPOTrainer):
         if not step:
             return "(no step was done: start it again with --overwrite)."
         folder = Path(self.args.output_dir or "") / f"checkpoint-{step}"
-        if not (folder / "trainer_state.json").exists():
+        if not (folder / MANIFEST).exists():
             self._random_state.restore()  # as it was before the batch that is lost
             self._save_checkpoint(self.model, None)
         return f"({folder} holds the run as of step {step})."

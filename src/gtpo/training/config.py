@@ -6,7 +6,6 @@ ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -14,6 +13,7 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
+from gtpo._options import check_numbers
 from gtpo.credit import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
@@ -106,6 +106,13 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
             "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
         },
     )
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
+            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
+        },
+    )
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
     )
@@ -145,13 +152,10 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
         self.credit_settings()
-        for name in ("record_every", "record_max_tokens"):
+        for name in ("record_every", "record_max_tokens", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.turn_reward_weights is not None and not all(map(math.isfinite, self.turn_reward_weights)):
-            raise ConfigError(f"turn_reward_weights must be finite, got {self.turn_reward_weights}")
-        if not math.isfinite(self.success_threshold):
-            raise ConfigError(f"success_threshold must be finite, got {self.success_threshold}")
+        check_numbers(self)
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
         self._check_vllm()

@@ -144,9 +144,9 @@ def _end_with_parent() -> None:
 
 
 def _train_options(cell: Cell) -> dict[str, Any]:
-    from gtpo.training.run import whole_checkpoints
+    from gtpo.training.checkpoints import sealed_checkpoints
 
-    start = {"resume": True} if whole_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
+    start = {"resume": "auto"} if sealed_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
     return {**cell.train, "run_dir": str(cell.folder), "seed": cell.seed, **start}
 
 
