@@ -3,28 +3,33 @@
     python durable_run.py
 
 Reads a job a line from its input, as JSON, and writes its exit status as a line: {"argv": [...], "log": FILE, "fault":
-{"at": PLACE, "step": N, "signal": NUMBER or "file_bytes": N}}. A signal is what the process gets at that place; a number
-of bytes is what files can't grow beyond from there on, as on a full disk.
+{"at": PLACE, "step": N, WHAT}}. WHAT is "signals": those that the process gets at that place; "file_bytes": what files
+can't grow beyond from there on, as on a full disk; or "delete": a folder.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
 
+import gtpo.rollout.choosing  # noqa: F401 (takes a second)
 import gtpo.training.durable as durable
 import gtpo.training.recorder as recorder
 import gtpo.training.trl_compat as trl_compat
 from gtpo.cli import main as gtpo_main
 from gtpo.commands import demo, evaluate, sft, train  # noqa: F401 (loaded once, before anything is forked)
+from gtpo.evaluation.journal import Journal
 from gtpo.training.progress import StepProgress
 
 PLACES = {
@@ -36,6 +41,7 @@ PLACES = {
     "end of checkpoint": (durable, "seal"),
     "final save": (trl_compat, "_save_policy"),
     "end of final save": (trl_compat, "replace_folder"),
+    "sample": (Journal, "add"),
 }
 """Where a fault strikes: just before this is called."""
 
@@ -62,17 +68,18 @@ def inject(fault: dict[str, Any]) -> None:
 
 
 def strike(fault: dict[str, Any]) -> None:
+    if "delete" in fault:
+        shutil.rmtree(fault["delete"])
     if "file_bytes" in fault:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["file_bytes"], resource.RLIM_INFINITY))
-    for number in fault.get("signals", [fault["signal"]] if "signal" in fault else []):
+    for number in fault.get("signals", ()):
         os.kill(os.getpid(), number)
         time.sleep(fault.get("between_s", 0.1))  # until the thread that reads signals has read it
 
 
-def run(job: dict[str, Any]) -> int:
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+def run(job: dict[str, Any], output: int) -> int:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     torch.set_num_threads(1)
     if job.get("fault"):
         inject(job["fault"])
@@ -80,18 +87,25 @@ def run(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
+    gc.collect()
+    gc.freeze()  # children need not look through what was loaded
     for line in sys.stdin:
+        job = json.loads(line)
+        read, write = os.pipe()  # a file could not grow where the disk is full
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
-                status = run(json.loads(line))
+                status = run(job, write)
             except BaseException:
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
+        os.close(write)
+        with os.fdopen(read, "rb") as output:
+            Path(job["log"]).write_bytes(output.read())
         _, ended = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(ended), flush=True)
 

@@ -77,6 +77,24 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
             self._save_checkpoint(self.model, None)
         return f"({folder} holds the run as of step {step})."
 
+    def _save_more(self, folder: Path) -> None:
+        """The rollouts that later steps train on, where a generation batch serves several steps."""
+        if self._step % self._steps_per_batch and self._buffered_inputs is not None:
+            torch.save({"step": self._step, "inputs": self._buffered_inputs}, self._buffer_path(folder))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and (path := self._buffer_path(Path(checkpoint))).exists():
+            found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs = found["step"], found["inputs"]
+
+    def _buffer_path(self, folder: Path) -> Path:
+        return folder / f"generation_batch_{self.accelerator.process_index}.pt"
+
+    @property
+    def _steps_per_batch(self) -> int:
+        return cast(int, self.args.steps_per_generation) * self.num_iterations
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of a checkpoint: ours, in place of TRL's template."""
         if self.is_world_process_zero():

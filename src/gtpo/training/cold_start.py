@@ -24,6 +24,7 @@ from gtpo.training.progress import StepProgress
 from gtpo.training.run import TrainResult, identity_of, recorded_run
 from gtpo.training.start import Resume
 from gtpo.training.trl_compat import apply_defaults, save_policy
+from gtpo.training.trl_options import REFUSED
 
 
 @dataclass
@@ -48,6 +49,8 @@ class ColdStartConfig(PromptConfig, SFTConfig):
         SFTConfig.__post_init__(self)
         PromptConfig.__post_init__(self)
         check_numbers(self)
+        if self.enable_jit_checkpoint:
+            raise ConfigError(f"enable_jit_checkpoint has no effect here: {REFUSED['enable_jit_checkpoint']}")
         if self.save_minutes < 0:
             raise ConfigError(f"save_minutes must be at least 0, got {self.save_minutes}")
         if self.packing or self.completion_only_loss or self.assistant_only_loss:

@@ -64,6 +64,7 @@ class DurableTrainer:
             if self.args.should_save:
                 unseal(folder)
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            self._save_more(folder)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(folder, rolling=rolling)
@@ -78,6 +79,9 @@ class DurableTrainer:
         self._sealed_step = step
         if self.args.should_save:
             rotate(self.args.output_dir, limit, self.state.best_model_checkpoint)
+
+    def _save_more(self, folder: Path) -> None:
+        """What else a checkpoint needs; each process writes its own."""
 
     def go_on(self, checkpoint: str | None) -> None:
         """Train to the end, from a checkpoint or from the beginning."""
@@ -201,6 +205,7 @@ class DurabilityCallback(TrainerCallback):
     def _end(self, number: int, state: TrainerState, control: TrainerControl) -> None:
         if number and state.global_step < state.max_steps:
             self.stopped_by = _name(number)
+            control.should_log = True  # what was measured since the last line is in no checkpoint
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
