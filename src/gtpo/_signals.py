@@ -45,6 +45,7 @@ class StopSignals:
         self._say = say
         self._signals = signals
         self._deferred = 0
+        self._handled = False
         self._since: float | None = None
         self._former: dict[signal.Signals, Any] = {}
         self._former_fd = -1
@@ -85,7 +86,8 @@ class StopSignals:
             self._deferred -= 1
 
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
-        first, self.requested = self.requested is None, self.requested or signal.Signals(number)
+        first, self._handled = not self._handled, True  # the thread may have noted it by now
+        self.requested = self.requested or signal.Signals(number)
         if first and not self._deferred:
             interrupt = signal.getsignal(signal.SIGINT)
             if not callable(interrupt):  # ignored, as in the background of a script
