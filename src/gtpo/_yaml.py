@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-MAX_NODES = 1_000_000
+MAX_NODES = 100_000
 MAX_DEPTH = 50
 
 

@@ -46,7 +46,8 @@ def test_damage_to_any_part_is_found_and_named(tmp_path, part, damage, said):
     assert flaw_of(path) is None
     damage(path / part)
     flaw = flaw_of(path)
-    assert flaw and flaw.startswith(f"{part} has" if "has" in said else f"{part} is missing")
+    assert flaw
+    assert flaw.startswith(f"{part} has" if "has" in said else f"{part} is missing")
 
 
 @pytest.mark.parametrize("manifest", [None, "", "{", "[]", '{"files": 3}', '{"files": {"a": {}}}'])
@@ -55,7 +56,8 @@ def test_a_manifest_that_is_missing_or_broken_is_no_seal(tmp_path, manifest):
     if manifest is not None:
         (path / MANIFEST).write_text(manifest)
     flaw = flaw_of(path)
-    assert flaw and MANIFEST in flaw
+    assert flaw
+    assert MANIFEST in flaw
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._options import check_numbers
 from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.problems import Problem
@@ -54,9 +55,12 @@ def parse(
         argv = _with_config(["--config", str(defaults), *argv], known, origins)
     _check_flags(argv, known)
     try:
-        return parser.parse_args_and_config(argv)
+        parsed = parser.parse_args_and_config(argv)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for options in parsed:
+        check_numbers(options)
+    return parsed
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
@@ -101,6 +105,7 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
 
 def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
     """In the place of argparse's own, which prints the usage of every option and exits."""
+    message = re.sub(r"\S{100,}", lambda found: f"{found[0][:50]}...", message)
     match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
     if match is None:
         raise ConfigError(message)
