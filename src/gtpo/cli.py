@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from gtpo import __version__
 from gtpo._signals import STOPPED_STATUS, stop_signals
+from gtpo._text import say, show
 from gtpo.errors import GtpoError, StoppedError
 
 COMMANDS = {
@@ -44,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        show(_usage())
         return 0
     if argv[0] in ("--version", "version"):
-        print(f"gtpo {__version__}")
+        show(f"gtpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        print(f"gtpo: no command {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
+        say(f"gtpo: no command {argv[0]!r}\n\n{_usage()}")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -91,7 +92,7 @@ def _run(argv: Sequence[str]) -> int:
 
 def _say(command: str, text: str) -> None:
     with contextlib.suppress(OSError):  # a terminal that has hung up
-        print(f"gtpo {command}: {text}", file=sys.stderr, flush=True)
+        say(f"gtpo {command}: {text}")
 
 
 def _usage() -> str:

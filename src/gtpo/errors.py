@@ -34,7 +34,11 @@ class DataError(GtpoError, ValueError):
         prefix = f"{where}: " if where else ""
         prefix += f"field {field!r}: " if field else ""
         super().__init__(prefix + message)
-        self.path, self.line, self.field = path, line, field
+        self.message, self.path, self.line, self.field = message, path, line, field
+
+    def at(self, path: str | Path, line: int) -> DataError:
+        """The same fault, with the place where it was found."""
+        return DataError(self.message, path=path, line=line, field=self.field)
 
 
 class TemplateError(GtpoError, ValueError):
@@ -51,6 +55,10 @@ class BackendError(GtpoError, RuntimeError):
 
 class ServerGoneError(BackendError):
     """A server that generates did not answer any request within `server_timeout_s`."""
+
+
+class BadAnswerError(BackendError):
+    """A server that generates gives answers that can't be used: impossible values, wrong JSON, too late, too large."""
 
 
 class ModelError(GtpoError, ArithmeticError):

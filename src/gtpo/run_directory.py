@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gtpo._yaml import read_yaml
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 3

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from gtpo import _lock
+from gtpo._lock import file_system_of
 from gtpo.errors import ConfigError, RecordError
-from gtpo.training import lock
 from gtpo.training.checkpoints import MANIFEST, flaw_of, is_write_failure, last_checkpoint, newest_whole, rotate, seal
-from gtpo.training.lock import LOCK, RunLock, file_system_of
+from gtpo.training.lock import LOCK, RunLock
 
 PARTS = ("model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json")
 
@@ -146,7 +147,7 @@ def hold_in_a_child(folder):
 
 def test_a_second_trainer_is_kept_out_until_the_first_one_dies(tmp_path):
     pid = hold_in_a_child(tmp_path)
-    with pytest.raises(ConfigError, match=rf"another trainer is at it \(process {pid} on .*--run_dir"):
+    with pytest.raises(ConfigError, match=rf"in use by another process \(process {pid} on .*--run_dir"):
         RunLock(tmp_path)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -201,18 +202,17 @@ def test_a_directory_that_is_moved_away_is_noticed(tmp_path, replace):
     held.release()
 
 
-def test_network_file_systems_and_those_without_locks_are_announced(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(lock, "file_system_of", lambda path: "nfs4")
-    RunLock(tmp_path, said.append).release()
-    assert "is on a network file system (nfs4)" in said.pop()
+def test_network_file_systems_and_those_without_locks_are_announced(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_lock, "file_system_of", lambda path: "nfs4")
+    RunLock(tmp_path).release()
+    assert "on a network file system (nfs4), so other machines may not see the lock" in caplog.text
 
     def no_locks(fd, operation):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
-    RunLock(tmp_path, said.append).release()
-    assert "has no locks (No locks available); start no second trainer here" in said.pop()
+    monkeypatch.setattr(_lock.fcntl, "flock", no_locks)
+    RunLock(tmp_path).release()
+    assert "this file system has no locks; see to it that no other process writes the run directory" in caplog.text
 
 
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount():

@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,10 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
+from gtpo._text import show
 from gtpo._yaml import read_yaml
-from gtpo.errors import ConfigError, DataError
-from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verifier
+from gtpo.errors import ConfigError
+from gtpo.tasks.row_forms import Columns, parse_columns
 
 ALIASES = {"model": "model_name_or_path"}
 """Short names, for flags and for keys of a config file."""
@@ -42,7 +41,7 @@ def parse(
     """
     argv = [_unaliased(arg) for arg in argv]
     if "--help" in argv or "-h" in argv:
-        print(_short_help(dataclass_types, prog, about))
+        show(_short_help(dataclass_types, prog, about))
         raise SystemExit(0)
     argv = ["--help" if arg == "--help-all" else arg for arg in argv]
     parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
@@ -213,21 +212,22 @@ class GenerationModelConfig(ModelConfig):
     trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Let the model's own code run."})
 
 
-def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]:
-    """The problems whose gold answers can be read; says which ones are left out, and why.
+@dataclass
+class ColumnArguments:
+    """How rows are read."""
 
-    Raises:
-        DataError: none is left.
-    """
-    unusable = verifier.unusable(problems)
-    for problem_id, why in unusable.items():
-        say(f"left out: problem {problem_id}: {why}")
-    left = [problem for problem in problems if problem.id not in unusable]
-    if not left:
-        raise DataError("no problem has an answer that can be verified", field="answer")
-    return left
+    columns: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Where rows can't be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
+            "solution), or MODULE:FUNCTION or ./file.py:FUNCTION, which makes a row of ours of each row."
+        },
+    )
 
+    def row_columns(self) -> Columns:
+        """What `--columns` says.
 
-def say(message: str) -> None:
-    """One line to the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)
+        Raises:
+            ConfigError: it can't be used.
+        """
+        return parse_columns(self.columns)

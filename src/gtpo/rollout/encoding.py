@@ -24,9 +24,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from gtpo._text import well_formed
 from gtpo.errors import DataError, TemplateError
 from gtpo.rollout.chat_template import ChatTemplate, shared_length
 from gtpo.rollout.formats import ToolFormat
+from gtpo.rollout.tool_spec import typical
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Messages = Sequence[Mapping[str, Any]]
@@ -182,12 +184,13 @@ class Encoder(ABC):
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return self.tokenizer.encode(well_formed(text), add_special_tokens=False) if text else []
 
     def _encode_literal(self, text: str) -> list[int]:
         """Encode text in which no markup may come up, by cutting each one that would after its first character."""
         encoded = (
-            self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True) for piece in self._pieces(text)
+            self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)
+            for piece in self._pieces(well_formed(text))
         )
         return [i for encoding in encoded for i in encoding["input_ids"]]
 
@@ -300,13 +303,13 @@ class ChatEncoder(Encoder):
     @property
     def _argument(self) -> Any:
         """Of the call in a history: a text that is found again, if it may be one."""
-        sample = self.format.specs[0].sample
+        sample = typical(self.format.specs).sample
         return _CALL if isinstance(sample, str) else sample
 
     @property
     def _call(self) -> dict[str, Any]:
-        spec = self.format.specs[0]
-        return {"name": spec.name, "arguments": {spec.required[0]: self._argument}}
+        spec = typical(self.format.specs)
+        return {"name": spec.name, "arguments": spec.arguments(self._argument)}
 
     @cached_property
     def _history(self) -> tuple[list[dict[str, Any]], str]:

@@ -31,6 +31,7 @@ from typing import cast
 
 from gtpo._async import run_async
 from gtpo._files import write_text
+from gtpo._text import well_formed
 from gtpo.errors import BackendError, ConfigError, DataError
 from gtpo.rollout.backends.base import Backend, GenerationSession, Request
 from gtpo.rollout.encoding import Encoder, Messages
@@ -359,7 +360,8 @@ class _Rollout:
             result = await self.tools[call.name].run(call)
         except Exception as error:  # whatever a tool raises, it is the tool that failed
             return ToolResult("", Status.TOOL_FAILURE.value, f"{call.name}: {type(error).__name__}: {error}")
-        return replace(result, text=self.encoder.shorten(result.text, self.limits.max_observation_tokens))
+        text = well_formed(result.text)
+        return replace(result, text=self.encoder.shorten(text, self.limits.max_observation_tokens))
 
 
 def _as_tools(tools: Sequence[Tool] | Tool | Sandbox) -> Sequence[Tool]:

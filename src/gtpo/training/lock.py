@@ -1,89 +1,45 @@
-"""A lock on a run's directory, so that no two trainers write into it; the kernel lifts it when its process ends."""
+"""A run's directory, held by one process: no other trainer writes into it, and it stays in its place."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import os
-import socket
-import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from gtpo.errors import ConfigError, RecordError
+from gtpo._lock import locked
+from gtpo.errors import RecordError
 
 LOCK = ".lock"
-_NETWORK = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "gpfs",
-    "ceph",
-    "beegfs",
-    "glusterfs",
-    "9p",
-    "afs",
-    "fuse",
-)
 _held: dict[tuple[int, int], RunLock] = {}
-"""By device and inode: a command that runs stages in one directory takes the lock for all of them."""
+"""By device and inode: the stages of one command take the lock on one directory in turn, and it is held for all."""
 
 
 class RunLock:
     """Holds a directory for this process. Taken again by the same process, it is held until it is released as often.
 
     Args:
-        run_dir: the directory; it has to be there.
-        say: told if the lock may not reach other machines.
+        run_dir: the directory; made if missing.
 
     Raises:
         ConfigError: another process holds it.
         RecordError: the directory can't be written.
     """
 
-    def __init__(self, run_dir: str | Path, say: Callable[[str], None] | None = None):
+    def __init__(self, run_dir: str | Path):
         self.run_dir = Path(run_dir).absolute()
-        self._fd = -1
-        self._held_by_me: RunLock | None = None
-        self._times = 1
-        path = self.run_dir / LOCK
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise RecordError(f"{path}: can't be written: {error.strerror}; choose another --run_dir") from error
-        self._key = _identity(os.fstat(fd))
-        if self._key in _held:
-            os.close(fd)
-            self._held_by_me = _held[self._key]
-            self._held_by_me._times += 1
+        self._key: tuple[int, int] | None = None
+        self._holder = _held.get(_identity(self.run_dir / LOCK) or (-1, -1)) or self
+        self._times = 0
+        self._holder._times += 1
+        if self._holder is not self:
+            self._key = self._holder._key
             return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(fd)
-            os.close(fd)
-            raise ConfigError(
-                f"{self.run_dir}: another trainer is at it{holder}: let it end, or choose another --run_dir"
-            ) from None
-        except OSError as error:
-            if say:
-                say(f"{self.run_dir}: this file system has no locks ({error.strerror}); start no second trainer here")
-        else:
-            if say and (kind := file_system_of(self.run_dir)) in _NETWORK:
-                say(
-                    f"{self.run_dir} is on a network file system ({kind}): whether its lock keeps trainers on other "
-                    "machines out depends on how it is mounted"
-                )
-        self._fd = fd
-        _held[self._key] = self
-        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, holder.encode(), 0)
+        self._stack = ExitStack()
+        mend = "let it end, or choose another --run_dir"
+        self._stack.enter_context(locked(self.run_dir / LOCK, what=f"the run directory {self.run_dir}", mend=mend))
+        self._key = _identity(self.run_dir / LOCK)
+        if self._key:
+            _held[self._key] = self
 
     def check(self) -> None:
         """Make sure that the directory is still the one that was locked.
@@ -91,11 +47,7 @@ class RunLock:
         Raises:
             RecordError: it was deleted, moved or replaced.
         """
-        try:
-            there = _identity(os.stat(self.run_dir / LOCK))
-        except OSError:
-            there = None
-        if there != self._key:
+        if _identity(self.run_dir / LOCK) != self._key:
             raise RecordError(
                 f"{self.run_dir}: was deleted, moved or replaced while the run was under way; nothing more is written. "
                 "Put it back and go on with --resume true, or start the run anew"
@@ -103,45 +55,23 @@ class RunLock:
 
     def release(self) -> None:
         """Let others in, once whoever took it in this process has released it."""
-        holder = self._held_by_me or self
+        holder = self._holder
         holder._times -= 1
         if holder._times == 0:
-            _held.pop(holder._key, None)
-            os.close(holder._fd)
+            if holder._key:
+                _held.pop(holder._key, None)
+            holder._stack.close()
 
 
-def file_system_of(path: Path) -> str:
-    """The type of the file system that a path lies on, as /proc/mounts names it; empty if that is unknown."""
+def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+        found = os.stat(path)
     except OSError:
-        return ""
-    best, kind = "", ""
-    resolved = str(path.resolve())
-    for fields in (line.split() for line in lines):
-        place = fields[1].encode().decode("unicode_escape")
-        inside = resolved == place or resolved.startswith(place.rstrip("/") + "/")
-        if inside and len(place) >= len(best):
-            best, kind = place, fields[2]
-    return "fuse" if kind.startswith("fuse.") else kind
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
+        return None
     return found.st_dev, found.st_ino
 
 
-def _holder(fd: int) -> str:
-    try:
-        found = json.loads(os.pread(fd, 4096, 0))
-        return f" (process {found['pid']} on {found['host']} since {found['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-
-
 def _in_forked_child() -> None:
-    """A child that is forked and not started anew must not keep the lock when its parent dies."""
-    for lock in _held.values():
-        os.close(lock._fd)
     _held.clear()
 
 

@@ -12,7 +12,7 @@ import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class RunRecorder:
                 "space or choose another --run_dir"
             )
 
-    def hold(self, say: Callable[[str], None] | None = None) -> None:
+    def hold(self) -> None:
         """Keep other trainers out of the directory until `release`, and clear away what a kill left half written.
 
         Raises:
             ConfigError: another process holds it.
         """
         if self._lock is None:
-            self._lock = RunLock(self.run_dir, say)
+            self._lock = RunLock(self.run_dir)
             for folder in (self.run_dir, self.run_dir / ROLLOUTS):
                 sweep_partial(folder)
 

@@ -95,7 +95,7 @@ def begin(
     """
 
     def make_ready() -> Start:
-        recorder.hold(say)
+        recorder.hold()
         check_startable(
             args, recorder.run_dir, resume=resume, overwrite=overwrite, with_changes=with_changes, about=about
         )

@@ -13,46 +13,52 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
+from gtpo._async import run_async
+from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import credit_metrics
+from gtpo.credit_assignment import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
-from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
+from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
+from gtpo.rollout import RolloutEngine, build_engine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.loop import write_partial
+from gtpo.rollout.loop import Progress, RolloutBatch, write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
+from gtpo.scoring import Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
-from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.base_trainer import BaseTrainer
-from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
+from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
+from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named
+from gtpo.training.reward_functions import RewardSources
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
 from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
 from gtpo.training.trl_options import check_arguments
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward
+from gtpo.turn_rewards import TurnRewardFunction
 from gtpo.types import Trajectory
 
 
@@ -64,14 +70,16 @@ class GTPOTrainer(BaseTrainer):
         reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
             alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a column `prompt` (text, which is put as a problem's question is, with the system prompt; or chat
-            messages, which are taken as they are) and any others, which reach reward functions by name; `answer` (text
-            or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a verifier reads; see
-            `gtpo.training.data.problem_dataset`.
+        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt` (text, which is put as a problem's
+            question is, with the system prompt; or chat messages, which are taken as they are) and any others, which
+            reach reward functions by name; `answer` (text or a list of aliases) and, if there, `id`, `question`,
+            `domain` and `extras` are what a verifier reads. Or rows of a published data set as they are; see
+            `gtpo.tasks.row_forms`.
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
-        tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
+        tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
+            tools of ours; in place of those of `args.tools`.
         rollout_func, environment_factory: not taken.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
@@ -121,20 +129,12 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
+        own_tools = None if tools is None else args.given_tools(tools, sandbox)
         self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
-        given = [source for source in sources if is_verifier(source) and source != AUTO]
-        verifies = any(map(is_verifier, sources))
-        own = turn_reward_funcs
-        if own is None:
-            own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
-        self.scorer = BatchScorer(
-            args,
-            (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
-            similarity or get_similarity(args.similarity),
-            own,
-        )
+        scorer = make_scorer(args, reward_funcs=reward_funcs, verifier=verifier, turn_reward_funcs=turn_reward_funcs)
+        self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
+        self._rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
         self.recorder = recorder
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
@@ -147,12 +147,14 @@ class GTPOTrainer(BaseTrainer):
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
         self._said_graded = False
+        self._overlap = Overlap(args.overlap, self._begin) if args.overlap else None
+        self._coming: tuple[int, BatchOrder] | None = None
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources],
+            reward_funcs=[cast(Any, self.verified) if is_verifier(one) else guarded(one) for one in scorer.sources],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -183,7 +185,12 @@ class GTPOTrainer(BaseTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
         self._inputs = inputs
+        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
+            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
         output = super()._generate_and_score_completions(inputs)
+        if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
+            share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
+            self._metrics["train" if self.model.training else "eval"][FRAC_CUT].append(share)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
             advantages_B_T = self._token_advantages(output["completion_ids"].shape[1])
@@ -191,12 +198,23 @@ class GTPOTrainer(BaseTrainer):
             if self.log_completions:
                 self._log_advantages(advantages_B_T)
             self._seconds["credit"] += time.perf_counter() - start
+        if self.log_completions:
+            self._make_printable()
         self.progress.phase("update")
         return output
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; rollouts that were begun ahead end with it."""
+        self._coming = None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._overlap:
+                self._overlap.close()
+
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
-        trajectories = self._trajectories(prompts)
+        trajectories = self._trajectories()
         self._batch = batch = self._scored(trajectories)
         return {
             "prompt_ids": [list(t.prompt_ids) for t in trajectories],
@@ -205,33 +223,64 @@ class GTPOTrainer(BaseTrainer):
             "env_mask": batch.masks,
         }
 
-    def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
+    def _trajectories(self) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
-        prompts = [
-            self.engine.prompts.messages(problem_of(row)) if isinstance(prompt, str) else prompt
-            for prompt, row in zip(prompts, self._inputs, strict=True)
-        ]
         self.progress.phase("rollouts")
-        with self._backend() as backend:
-            batch = self.engine.run(
-                prompts,
-                backend,
-                seed=int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
-                progress=self.progress.within_phase,
-                mask_failures=True,
-            )
+        self._weights_step = self.state.global_step
+        if self._overlap and self.model.training:
+            batch = self._taken(self._overlap)
+        else:
+            batch = run_async(self._begin(self._inputs, self.progress.within_phase))
         if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
         self._seconds["tools"] += batch.tools_s
         return batch.trajectories
 
+    def _begin(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> Coroutine[Any, Any, RolloutBatch]:
+        """The rollouts of these rows, from the weights as they are now."""
+        context = ExitStack()
+        backend = context.enter_context(self._backend())
+        seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
+        prompts = [
+            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
+            for row in rows
+        ]
+
+        async def roll_out() -> RolloutBatch:
+            with context:
+                return await self.engine.run_async(prompts, backend, seed=seed, progress=progress, mask_failures=True)
+
+        return roll_out()
+
+    def _taken(self, overlap: Overlap) -> RolloutBatch:
+        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
+        if self._coming is None:
+            order = BatchOrder(
+                self._epoch_order,
+                self.train_dataset,
+                batch_size=self._train_batch_size * self.args.steps_per_generation,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+            self._coming = (order.number_at(self.state.epoch or 0.0), order)
+        number, order = self._coming
+        last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
+        progress = self.progress.within_phase
+        found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
+        self._coming = (number + 1, order)
+        self._weights_step = found.weights_step
+        metrics = self._metrics["train"]
+        metrics["time/server_idle_s"].append(overlap.idle_s())
+        return found.batch
+
     @contextmanager
     def _backend(self) -> Iterator[Backend]:
         """What generates, for one batch."""
         if self.use_vllm:
             if self.args.vllm_sync == "adapter":
-                yield self.vllm_generation.backend(self._tokenizer)
+                with self.vllm_generation.backend(self._tokenizer) as backend:
+                    yield backend
             elif self.args.vllm_mode == "server":
                 timeout_s = self.args.vllm_server_timeout
                 yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
@@ -245,23 +294,33 @@ class GTPOTrainer(BaseTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
 
-    def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
-        """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
+    def _prompted(self, dataset: Any) -> Any:
+        """The data set with a column `prompt`; of several by name, each of them."""
+        if isinstance(dataset, Mapping):
+            return {name: self._prompted(part) for name, part in dataset.items()}
+        if not isinstance(dataset, Dataset | IterableDataset):
+            return dataset
+        return self._rows.prompted(dataset, self.engine.prompts)
+
+    def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
+        """What TRL gets from each reward function for the rollouts of this process."""
         self._verdicts = verdicts
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
+        columns = columns_of(self._inputs)
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         with self._sources.in_use():
-            found = self._calculate_rewards(list(self._inputs), prompts, completions, ids)
+            found = self._calculate_rewards(rows, prompts, completions, ids)
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
-        return self._sources.weighted(found[first : first + len(trajectories)])
+        return self._sources.by_rollout(found[first : first + len(trajectories)])
 
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
-        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
+        return self.scorer.scorer.verified(self._verdicts)
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
@@ -273,11 +332,11 @@ class GTPOTrainer(BaseTrainer):
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         batch = self.scorer.score(
             trajectories,
-            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs)),
             group_size,
             self.progress.phase,
-            outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
-            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+            rewards=lambda verdicts: self._rewards(trajectories, verdicts),
+            columns=columns_of(self._inputs),
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -303,7 +362,8 @@ class GTPOTrainer(BaseTrainer):
             self._metrics["train" if training else "eval"][name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
-        if graded and not self._said_graded:
+        rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
+        if graded and rewards_passing and not self._said_graded:
             self._said_graded = True
             self._say("the verifier gave scores between 0 and 1: they are recorded, but only a score of 1 is rewarded.")
         if said := self._rare_success.note(metrics["groups/frac_all_failed"]):
@@ -318,6 +378,7 @@ class GTPOTrainer(BaseTrainer):
         kept = recorded_groups(batch.credit.group_B.tolist(), tokens, self.args.record_max_tokens)
         rows = gather_on_main(rollout_rows(batch, self._pieces, kept))
         if self.recorder and self.accelerator.is_main_process:
+            rows = [{**row, "weights_step": self._weights_step} for row in rows]
             self.recorder.write_rollouts(self.state.global_step + 1, rows)
         self._seconds["record"] += time.perf_counter() - start
 
@@ -353,6 +414,13 @@ class GTPOTrainer(BaseTrainer):
         for _ in means:
             logged.pop()
         logged.extend(means)
+
+    def _make_printable(self) -> None:
+        """What a model wrote must not reach the terminal raw in the table of `log_completions`; the record has it."""
+        for name in ("prompt", "completion"):
+            texts = cast("deque[Any]", self._logs[name])
+            for _ in range(len(texts)):
+                texts.append(each_text(texts.popleft(), for_terminal))
 
     def _records_now(self) -> bool:
         every = self.args.record_every
