@@ -14,6 +14,7 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
+from gtpo._options import check_numbers
 from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
@@ -83,6 +84,13 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
         },
     )
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
+            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
+        },
+    )
     record_every: int = field(
         default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
     )
@@ -135,9 +143,10 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
         self.credit_settings()
-        for name in ("record_every", "record_max_tokens"):
+        for name in ("record_every", "record_max_tokens", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_numbers(self)
         self.check_rewards()
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
