@@ -6,6 +6,7 @@ from gtpo.rollout.encoding import ChatEncoder, Encoder
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
+from gtpo.rollout.mcp import MCPTools
 from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.search import SearchTool
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -18,6 +19,7 @@ __all__ = [
     "Encoder",
     "FencedFormat",
     "FunctionTool",
+    "MCPTools",
     "PromptConfig",
     "Prompts",
     "PythonTool",

@@ -28,6 +28,7 @@ from gtpo._text import well_formed
 from gtpo.errors import DataError, TemplateError
 from gtpo.rollout.chat_template import ChatTemplate, shared_length
 from gtpo.rollout.formats import ToolFormat
+from gtpo.rollout.tool_spec import typical
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Messages = Sequence[Mapping[str, Any]]
@@ -302,13 +303,13 @@ class ChatEncoder(Encoder):
     @property
     def _argument(self) -> Any:
         """Of the call in a history: a text that is found again, if it may be one."""
-        sample = self.format.specs[0].sample
+        sample = typical(self.format.specs).sample
         return _CALL if isinstance(sample, str) else sample
 
     @property
     def _call(self) -> dict[str, Any]:
-        spec = self.format.specs[0]
-        return {"name": spec.name, "arguments": {spec.required[0]: self._argument}}
+        spec = typical(self.format.specs)
+        return {"name": spec.name, "arguments": spec.arguments(self._argument)}
 
     @cached_property
     def _history(self) -> tuple[list[dict[str, Any]], str]:

@@ -37,7 +37,7 @@ from gtpo.rollout.cut_tokenizer import CutTokenizer
 from gtpo.rollout.encoding import Calls, Encoder, Messages
 from gtpo.rollout.native_calls import FAULTS, whole_arguments
 from gtpo.rollout.tagged_json import read_tagged_calls
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
 from gtpo.types import InvalidCall, ToolCall
 
 _USER, _THOUGHT, _TURN, _ARGUMENT, _RESULT = "USER-TEXT", "THOUGHT-TEXT", "MODEL-TEXT", "ARGUMENT-TEXT", "TOOL-TEXT"
@@ -137,7 +137,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def expected(self) -> str:
         """How a call is written, on one line."""
-        written = self.format.render_call("...", self.format.specs[0])
+        written = self.format.render_call("...", typical(self.format.specs))
         return re.sub(r"\s*\n\s*", " ", written).strip()
 
     def written_turn(self, text: str, argument: Any = None, spec: ToolSpec | None = None) -> str:
@@ -151,7 +151,7 @@ class RendererEncoder(Encoder):
         turn: dict[str, Any] = {"role": "assistant", "content": text}
         follow: dict[str, Any] = {"role": "user", "content": _USER}
         if spec is not None:
-            function = {"name": spec.name, "arguments": {spec.required[0]: argument}}
+            function = {"name": spec.name, "arguments": spec.arguments(argument)}
             call_id = f"functions.{spec.name}:0"
             turn["tool_calls"] = [{"id": call_id, "type": "function", "function": function}]
             follow = {"role": "tool", "name": spec.name, "tool_call_id": call_id, "content": _RESULT}
@@ -172,7 +172,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _call_ids(self) -> list[int]:
         """Ids of a turn with a call and of an observation after it."""
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         return self._turn_ids("", spec.sample, spec, followed=True)
 
     def _first_stop(self, ids: Sequence[int]) -> int:
@@ -193,7 +193,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _reader(self) -> Any:
         """The reader of ours that reads the family's calls, if one does."""
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         text = self.written_turn("", spec.sample, spec)
         for reader in (read_tagged_calls, read_bare_calls):
             calls = reader(text, self.format.specs)
@@ -222,7 +222,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _marks(self) -> re.Pattern[str]:
         """Matches what only a call holds: the special tokens of one, and words in <>."""
-        written = self.format.render_call("", self.format.specs[0])
+        written = self.format.render_call("", typical(self.format.specs))
         marks = {self.decode([i]) for i in self._encode(written) if i in self._added}
         marks |= set(re.findall(r"<[^\s<>]+>", written))
         return re.compile("|".join(sorted(map(re.escape, marks), key=len, reverse=True)) or r"(?!)")
@@ -234,8 +234,10 @@ class RendererEncoder(Encoder):
     @cached_property
     def _tags(self) -> tuple[frozenset[int], frozenset[int]]:
         """Added tokens before the argument of a call and after it."""
-        ids = self._encode(self.format.render_call(_ARGUMENT, self.format.specs[0]))
-        place = next((k for k in range(len(ids)) if _ARGUMENT in self.decode(ids[: k + 1])), len(ids))
+        spec = typical(self.format.specs)
+        mark = spec.name if spec.argument is None else _ARGUMENT
+        ids = self._encode(self.format.render_call(_ARGUMENT, spec))
+        place = next((k for k in range(len(ids)) if mark in self.decode(ids[: k + 1])), len(ids))
         opening = frozenset(i for i in ids[:place] if i in self._added)
         return opening, frozenset(i for i in ids[place:] if i in self._added) - opening
 
@@ -269,8 +271,8 @@ class RendererEncoder(Encoder):
 
     def _rendered_frame(self, results: Sequence[str]) -> list[int]:
         """What a small conversation has after its turn with a call, for families that never extend what there is."""
-        spec = self.format.specs[0]
-        function = {"name": spec.name, "arguments": {spec.required[0]: spec.sample}}
+        spec = typical(self.format.specs)
+        function = {"name": spec.name, "arguments": spec.arguments(spec.sample)}
         call_ids = [f"functions.{spec.name}:{number}" for number in range(len(results))]
         calls = [{"id": call_id, "type": "function", "function": function} for call_id in call_ids]
         with self._plain.cutting(results, self._pieces) as contents:
@@ -303,7 +305,7 @@ class RendererEncoder(Encoder):
         """Whether the frame of a result depends on which call it answers."""
         ids = self._call_ids
         turn = ids[: ids.index(self._end_of_call) + 1] if self._end_of_call in ids else [*ids, self._end_of_call]
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         frames = []
         for name, call_id in ((spec.name, f"functions.{spec.name}:0"), (f"{spec.name}s", f"functions.{spec.name}s:7")):
             result = {"role": "tool", "name": name, "tool_call_id": call_id, "content": _RESULT}

@@ -28,7 +28,7 @@ class ToolSpec:
         description: one sentence for the tool's schema.
         parameters: the arguments as JSON Schema properties: name to `{"type": ..., "description": ...}`. Only `type`
             is checked here; the tool itself checks the rest and answers with a sentence.
-        required: arguments that a call must give; the first one is what a fenced block holds.
+        required: arguments that a call must give; may be empty. The first one is what a fenced block holds.
         ability: what follows "You can" in the system prompt.
         note: a sentence for the system prompt; may be blank.
         labels: further labels of fenced blocks that call it, besides its name.
@@ -43,8 +43,8 @@ class ToolSpec:
     labels: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if not self.required or not set(self.required) <= set(self.parameters):
-            raise ConfigError(f"tool {self.name!r}: `required` must name at least one of its parameters")
+        if unknown := sorted(set(self.required) - set(self.parameters)):
+            raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is none of its parameters")
         if unknown := {str(p.get("type")) for p in self.parameters.values()} - set(_TYPES):
             raise ConfigError(f"tool {self.name!r}: unknown parameter types {sorted(unknown)}; known: {sorted(_TYPES)}")
 
@@ -60,10 +60,21 @@ class ToolSpec:
         return {"type": "function", "function": function}
 
     @property
+    def argument(self) -> str | None:
+        """The argument by which a call is shown: the first required one, else the first; None: it takes none."""
+        return next(iter((*self.required, *self.parameters)), None)
+
+    def arguments(self, value: Any) -> dict[str, Any]:
+        """The arguments of a call that gives `argument` this value; without one, none."""
+        return {} if self.argument is None else {self.argument: value}
+
+    @property
     def sample(self) -> Any:
-        """A value for the first required argument, to see how a call is written."""
+        """A value for `argument`, to see how a call is written; None without one."""
+        if self.argument is None:
+            return None
         return {"string": "1", "integer": 1, "number": 1, "boolean": True, "array": [1], "object": {"a": 1}}[
-            self.parameters[self.required[0]]["type"]
+            self.parameters[self.argument]["type"]
         ]
 
     @property
@@ -73,12 +84,12 @@ class ToolSpec:
 
     def call(self, arguments: object) -> ToolCall | InvalidCall:
         """A call with these arguments, or what is wrong with them."""
+        if arguments is None and not self.required:
+            arguments = {}
         if not isinstance(arguments, dict):
-            return InvalidCall(f'"arguments" must be an object with {_entries(self.required)}')
+            return InvalidCall(f'"arguments" must be an object{_entries(self.required)}')
         if surplus := sorted(set(arguments) - set(self.parameters)):
-            takes = ", ".join(f'"{name}"' for name in self.parameters)
-            count = "one argument" if len(self.parameters) == 1 else f"{len(self.parameters)} arguments"
-            return InvalidCall(f"{self.name!r} takes {count}, {takes}, not {', '.join(map(repr, surplus))}")
+            return InvalidCall(f"{self.name!r} takes {_takes(self.parameters)}, not {', '.join(map(repr, surplus))}")
         for name in self.required:
             if arguments.get(name) is None:
                 return InvalidCall(f'the argument "{name}" is missing')
@@ -111,10 +122,23 @@ def python_spec(keeps_state: bool = False) -> ToolSpec:
 PYTHON = python_spec()
 
 
+def typical(specs: Sequence[ToolSpec]) -> ToolSpec:
+    """The tool by which it is seen how calls are written: one that takes a text, else one that takes anything."""
+    with_text = [spec for spec in specs if isinstance(spec.sample, str)]
+    return (with_text or [spec for spec in specs if spec.argument] or list(specs))[0]
+
+
+def _takes(parameters: Mapping[str, Any]) -> str:
+    count = {0: "no arguments", 1: "one argument, "}.get(len(parameters), f"{len(parameters)} arguments, ")
+    return count + ", ".join(f'"{name}"' for name in parameters)
+
+
 def _entries(names: Sequence[str]) -> str:
+    if not names:
+        return ""
     if len(names) == 1:
-        return f'one entry, "{names[0]}"'
-    return "the entries " + ", ".join(f'"{name}"' for name in names)
+        return f' with one entry, "{names[0]}"'
+    return " with the entries " + ", ".join(f'"{name}"' for name in names)
 
 
 def _a(kind: str) -> str:

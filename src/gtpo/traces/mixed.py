@@ -162,7 +162,7 @@ class _Draft:
             if isinstance(call, InvalidCall):
                 self.messages.append({"role": "tool", "content": call.observation})
             else:
-                argument = call.code if self.spec.is_python else str(call.arguments[self.spec.required[0]])
+                argument = call.code if self.spec.is_python else str(call.arguments.get(self.spec.argument or "", ""))
                 self.messages.append({"role": "tool", "content": argument, "pending": True})
                 self.calls.append(argument)
 

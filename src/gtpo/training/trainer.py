@@ -34,7 +34,7 @@ from gtpo.credit import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
-from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
+from gtpo.rollout import RolloutEngine, build_engine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
@@ -72,7 +72,8 @@ class GTPOTrainer(BaseTrainer):
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
-        tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
+        tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
+            tools of ours; in place of those of `args.tools`.
         rollout_func, environment_factory: not taken.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
@@ -122,7 +123,7 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
+        own_tools = None if tools is None else args.given_tools(tools, sandbox)
         self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
         sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
         given = [source for source in sources if is_verifier(source) and source != AUTO]
