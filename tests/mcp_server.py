@@ -72,7 +72,7 @@ async def wait(seconds: float) -> str:
 @server.tool()
 async def block(seconds: float) -> str:
     """Wait, and let nobody be served."""
-    time.sleep(seconds)  # noqa: ASYNC251
+    time.sleep(seconds)
     return f"blocked {seconds}"
 
 
