@@ -58,9 +58,7 @@ def written(path):
 
 def test_a_second_process_of_an_output_is_refused_and_a_closed_journal_is_free(path, written):
     journal = Journal(path, HEADER)
-    with pytest.raises(
-        ConfigError, match=rf"the journal .*samples\.jsonl is in use by .*process {os.getpid()} .*--out"
-    ):
+    with pytest.raises(ConfigError, match=rf"the journal .*samples\.jsonl is in use by .*process {os.getpid()} "):
         Journal(path, HEADER)
     journal.close()
     Journal(path, HEADER).close()
@@ -185,9 +183,7 @@ def test_sets_that_are_not_alike_are_not_compared(tmp_path):
     assert compare(one, result(tmp_path / "same.json")).overall.value == 0
     with pytest.raises(ConfigError, match="1 are in the first only"):
         compare(one, result(tmp_path / "fewer.json", range(2)))
-    with pytest.raises(
-        DataError, match=r"part\.json: field 'samples': the problem 'p1' has the samples \[0\] in the pl"
-    ):
+    with pytest.raises(DataError, match=r"part\.json: field 'samples': the problem 'p1' has the samples \[0\]"):
         compare(one, result(tmp_path / "part.json", range(3)))
     with pytest.raises(DataError, match="has the samples"):
         compare(result(tmp_path / "twice.json", [0, 0, 2, 3]), one)
@@ -195,9 +191,8 @@ def test_sets_that_are_not_alike_are_not_compared(tmp_path):
         ("samples", 3, "samples: 2 and 3"),
         ("rollout", {"max_turns": 5}, r"rollout\.max_turns: 4 and 5"),
     ):
-        other = result(
-            tmp_path / "o.json", protocol={"samples": 2, "seed": 0, "rollout": {"max_turns": 4}, name: value}
-        )
+        protocol = {"samples": 2, "seed": 0, "rollout": {"max_turns": 4}, name: value}
+        other = result(tmp_path / "o.json", protocol=protocol)
         with pytest.raises(ConfigError, match=f"different protocols: {says}"):
             compare(one, other)
 
