@@ -211,4 +211,5 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         "text": turn.text,
         "results": list(seen.results) if seen else [],
         "statuses": list(seen.statuses) if seen else [],
+        **({"role": seen.role} if seen and seen.role != "tool" else {}),
     }

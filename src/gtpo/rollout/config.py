@@ -18,8 +18,9 @@ import yaml
 
 from gtpo._imports import imported
 from gtpo.errors import ConfigError
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import check_tool_format
-from gtpo.rollout.function_tool import FunctionTool
+from gtpo.rollout.function_tool import TIMEOUT_S, FunctionTool
 from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.settings import RolloutLimits, Sampling
 from gtpo.rollout.tool_spec import ToolSpec, python_spec
@@ -29,6 +30,7 @@ from gtpo.sandbox.service import KEY_HEADER
 
 _MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency"}
 """Fields that say where and how fast rollouts are made, or name files whose content is recorded elsewhere."""
+_OF_ENVIRONMENTS = {"environment", "environment_timeout_s"}
 _OF_PYTHON = {"tool_state", "tool_wall_s", "tool_cpu_s", "tool_memory_mb"}
 
 
@@ -75,11 +77,22 @@ class SandboxConfig:
 class PromptConfig:
     """What the model is told, and how it writes tool calls."""
 
-    tools: str = field(
-        default="python",
+    tools: str | None = field(
+        default=None,
         metadata={
-            "help": "python, search, MODULE:FUNCTION or ./file.py:FUNCTION of your own, several with commas, or none."
+            "help": "python, search, MODULE:FUNCTION or ./file.py:FUNCTION of your own, several with commas, or none. "
+            "By default python, and none besides the methods of an --environment."
         },
+    )
+    environment: str | None = field(
+        default=None,
+        metadata={
+            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and with methods as tools "
+            "(docs/environments.md)."
+        },
+    )
+    environment_timeout_s: float = field(
+        default=TIMEOUT_S, metadata={"help": "Wall-clock seconds that a call of the environment may take, above 0."}
     )
     tool_state: ToolState = field(
         default="stateless",
@@ -115,15 +128,29 @@ class PromptConfig:
 
     def tool_names(self) -> list[str]:
         """The tools as they were asked for."""
-        return [name.strip() for name in self.tools.split(",")] if self.tools.strip() not in ("", "none") else []
+        tools = ("none" if self.environment else "python") if self.tools is None else self.tools
+        return [name.strip() for name in tools.split(",")] if tools.strip() not in ("", "none") else []
 
     def specs(self) -> list[ToolSpec]:
         """What the model is told of the tools, where none of them is going to be used. Builds a tool of the user's own.
 
         Raises:
-            ConfigError: a tool of the user's own can't be imported, or two tools have one name.
+            ConfigError: a tool or environment of the user's own can't be used, or two tools have one name.
         """
-        return distinct([self._spec(name) for name in self.tool_names()])
+        environments = self.make_environments()
+        return distinct(
+            [*map(self._spec, self.tool_names()), *(environments.specs if environments else ())],
+        )
+
+    def make_environments(self) -> Environments | None:
+        """The environments that the options ask for, if they do.
+
+        Raises:
+            ConfigError: the class can't be imported, or is no environment.
+        """
+        if self.environment is None:
+            return None
+        return Environments(imported(self.environment, "environment"), self.environment_timeout_s)
 
     def _spec(self, name: str) -> ToolSpec:
         if name == "python":
@@ -255,7 +282,9 @@ class RolloutConfig(PromptConfig, SandboxConfig):
     def recorded(self) -> dict[str, Any]:
         """What of it decides how rollouts come out, as plain values: for records and comparisons."""
         left_out = _MACHINE if "python" in self.tool_names() else _MACHINE | _OF_PYTHON
-        return {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        left_out = left_out if self.environment else left_out | _OF_ENVIRONMENTS
+        found = {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        return {**found, "tools": ",".join(self.tool_names()) or "none"}
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:

@@ -43,8 +43,8 @@ class ToolSpec:
     labels: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.required) - set(self.parameters)):
-            raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is none of its parameters")
+        if missing := sorted(set(self.required) - set(self.parameters)):
+            raise ConfigError(f"tool {self.name!r}: `required` names {missing[0]!r}, which is none of its parameters")
         if unknown := {str(p.get("type")) for p in self.parameters.values()} - set(_TYPES):
             raise ConfigError(f"tool {self.name!r}: unknown parameter types {sorted(unknown)}; known: {sorted(_TYPES)}")
 

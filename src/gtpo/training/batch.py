@@ -20,7 +20,7 @@ from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
-from gtpo.turn_rewards import TurnRewardFunction, weighted_turn_rewards
+from gtpo.turn_rewards import TurnRewardFunction, environment_turn_rewards, name_of, weighted_turn_rewards
 from gtpo.types import Trajectory
 
 
@@ -65,6 +65,8 @@ class BatchScorer:
         verifier: checks final answers; None: reward functions alone say what a rollout is worth.
         similarity: of codes; asked by the main process alone.
         turn_reward_funcs: see `gtpo.turn_rewards`.
+        environment: the name under which the turn rewards of environments are added, with weight 1; None: there are
+            none.
 
     Raises:
         ConfigError: weights that do not fit the functions, or turn rewards under an algorithm with one reward per
@@ -77,6 +79,7 @@ class BatchScorer:
         verifier: Verifier | None,
         similarity: CodeSimilarity,
         turn_reward_funcs: Sequence[TurnRewardFunction] = (),
+        environment: str | None = None,
     ) -> None:
         self.args, self.verifier, self.similarity = args, verifier, similarity
         self.settings = args.credit_settings()
@@ -87,9 +90,13 @@ class BatchScorer:
                 f"{len(self.turn_reward_weights)} turn_reward_weights for {len(self.turn_reward_funcs)} "
                 "turn_reward_funcs: give one for each"
             )
+        if environment is not None:
+            self.turn_reward_funcs.append(environment_turn_rewards(environment))
+            self.turn_reward_weights = [*self.turn_reward_weights, 1.0]
         if self.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
             raise ConfigError(
-                f"algorithm {args.algorithm} has one reward per rollout, so turn_reward_funcs have no effect: use "
+                f"algorithm {args.algorithm} has one reward per rollout, so turn rewards "
+                f"({', '.join(map(name_of, self.turn_reward_funcs))}) have no effect: use "
                 f"{' or '.join(sorted(TURN_REWARDS))}"
             )
 
@@ -219,8 +226,9 @@ def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
     messages = []
     for turn in trajectory.turns:
         messages.append({"role": "assistant", "content": turn.text})
-        results = turn.observation.results if turn.observation else ()
-        messages += [{"role": "tool", "content": result} for result in results]
+        if turn.observation:
+            role = turn.observation.role
+            messages += [{"role": role, "content": result} for result in turn.observation.results]
     return messages
 
 

@@ -29,11 +29,11 @@ from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import credit_metrics
+from gtpo.credit import TURN_REWARDS, credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
-from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
+from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
@@ -45,9 +45,10 @@ from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.own_environment import check_data, columns_of, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named
+from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named, named_as
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
 from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
 from gtpo.training.trl_options import check_arguments
@@ -72,7 +73,10 @@ class GTPOTrainer(BaseTrainer):
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
         tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
-        rollout_func, environment_factory: not taken.
+        rollout_func: not taken.
+        environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
+            methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
+            given. With it `tools` are none by default, and `train_dataset` may be left out if `args.max_steps` is set.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
         verifier: checks final answers; by default the one that `args` ask for.
@@ -111,7 +115,7 @@ class GTPOTrainer(BaseTrainer):
         recorder: RunRecorder | None = None,
         progress: StepProgress | None = None,
     ):
-        check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
+        check_arguments({"rollout_func": rollout_func})
         args = GTPOConfig() if args is None else args
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
@@ -121,19 +125,26 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
-        self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
+        self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
+        environments = self.engine.environments
+        if environments:
+            train_dataset = check_data(environments, train_dataset, args)
+        given_sources = named(args.reward_funcs) if reward_funcs is None else reward_funcs
+        rewards_itself = environments is not None and environments.has_reward
+        sources = [] if rewards_itself and given_sources is None else listed(given_sources)
         given = [source for source in sources if is_verifier(source) and source != AUTO]
         verifies = any(map(is_verifier, sources))
         own = turn_reward_funcs
         if own is None:
             own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
+        turns_rewarded = environments is not None and environments.has_turn_reward and args.algorithm in TURN_REWARDS
+        own_reward = named_as(self.environment_rewards, environments.name) if rewards_itself and environments else None
         self.scorer = BatchScorer(
             args,
             (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
             similarity or get_similarity(args.similarity),
             own,
+            environments.name if turns_rewarded and environments else None,
         )
         self.recorder = recorder
         progress = progress or StepProgress(enabled=False)
@@ -142,6 +153,8 @@ class GTPOTrainer(BaseTrainer):
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
+        if environments and environments.has_turn_reward and not turns_rewarded and args.process_index == 0:
+            progress.say(f"gtpo: algorithm {args.algorithm} does not use get_turn_reward of {environments.name}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
@@ -152,7 +165,8 @@ class GTPOTrainer(BaseTrainer):
         super().__init__(
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources],
+            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources]
+            or [cast(Any, own_reward)],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -164,7 +178,7 @@ class GTPOTrainer(BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._sources = RewardSources(self, self.outcome_reward)
+        self._sources = RewardSources(self, self.outcome_reward, own_reward if sources else None)
         if by_adapter:
             folder = Path(args.run_dir) / "adapters"
             self.use_vllm = args.use_vllm = True
@@ -219,7 +233,10 @@ class GTPOTrainer(BaseTrainer):
                 seed=int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
                 progress=self.progress.within_phase,
                 mask_failures=True,
+                columns=list(map(columns_of, self._inputs)),
+                hold_environments=True,
             )
+        self.environments: Any = list(batch.environments) or None  # TRL gives them to reward functions
         if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
@@ -247,7 +264,7 @@ class GTPOTrainer(BaseTrainer):
 
     def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
         """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
-        self._verdicts = verdicts
+        self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
@@ -262,6 +279,10 @@ class GTPOTrainer(BaseTrainer):
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
         return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
+
+    def environment_rewards(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+        """What the environments gave, as a reward function; None for a rollout for which they gave nothing."""
+        return [trajectory.reward for trajectory in self._rolled_out]
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
