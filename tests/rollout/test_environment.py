@@ -77,10 +77,11 @@ def call(name, **arguments):
 
 @pytest.fixture
 def tool_tokenizer(tiny_tokenizer):
+    call = "{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}"
     template = (
-        "{% if tools %}{{ '[tools]' + (tools | tojson) }}{% endif %}{% for m in messages %}{{ '[' + m['role'] + ']' }}"
-        "{{ m['content'] }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}"
-        "{% endfor %}{{ '<eot>' }}{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+        "{% if tools %}{{ '[tools]' + (tools | tojson) }}{% endif %}"
+        "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}" + call + "{{ '<eot>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
     )
     return with_chat_template(tiny_tokenizer, template, end="<eot>", specials=("<eot>",))
 
@@ -94,11 +95,8 @@ def engine_of(tokenizer, factory, name="tool_call", timeout_s=30.0, **limits):
 def roll(tokenizer, factory, scripts, *, rows=None, timeout_s=30.0, name="tool_call", engine=None, **limits):
     engine = engine or engine_of(tokenizer, factory, name, timeout_s, **limits)
     prompts = [[{"role": "user", "content": question}] for question in scripts]
-    starts = [engine.encoder.prompt_ids(p)[: -len("<eot>[assistant]")] for p in prompts]
-    first = [engine.encoder.tokenizer.encode(f"[user]{question}", add_special_tokens=False) for question in scripts]
     ids = [engine.encoder.prompt_ids(p) for p in prompts]
     keys = [tuple(i[: i.index(engine.encoder.end_id)]) for i in ids]
-    assert starts and first
     backend = ScriptedBackend(tokenizer, dict(zip(keys, scripts.values(), strict=True)))
     batch = engine.run(prompts, backend, columns=rows, mask_failures=True, hold_environments=True)
     return batch.trajectories, batch.environments, engine
@@ -206,7 +204,12 @@ def test_a_dialogue_has_the_ids_of_the_template_and_the_replies_are_masked(name,
     prompt = [{"role": "user", "content": "Hello"}]
     backend = Says(tokenizer, encoder, ["It is 2.", "Yes.", "enough"])
     (rollout,) = engine.run([prompt], backend).trajectories
-    spoken = [("assistant", "It is 2."), ("user", "you said It is 2."), ("assistant", "Yes."), ("user", "you said Yes.")]
+    spoken = [
+        ("assistant", "It is 2."),
+        ("user", "you said It is 2."),
+        ("assistant", "Yes."),
+        ("user", "you said Yes."),
+    ]
     messages = [*prompt, *({"role": role, "content": text} for role, text in spoken)]
     rendered = encoder.decode(encoder.prompt_ids(messages))
     tail = "".join(
@@ -325,7 +328,11 @@ def test_what_fails_masks_its_rollout_and_no_other(tool_tokenizer, method):
         ({"get_turn_reward": lambda self: None}, RewardError, "environment Odd: get_turn_reward got None"),
         ({"respond": lambda self, message: 3}, ConfigError, "environment Odd: respond returned int"),
         ({"reset": lambda self, **columns: ["x"]}, ConfigError, "environment Odd: reset returned list"),
-        ({"reset": lambda self, secret: None}, ConfigError, r"reset\(secret\) does not fit the columns id: .*\*\*columns"),
+        (
+            {"reset": lambda self, secret: None},
+            ConfigError,
+            r"reset\(secret\) does not fit the columns id: .*\*\*columns",
+        ),
     ],
 )
 def test_a_mistake_of_the_class_ends_the_run_and_names_it(tool_tokenizer, changes, error, fault):

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -143,14 +144,14 @@ class PromptConfig:
         )
 
     def make_environments(self) -> Environments | None:
-        """The environments that the options ask for, if they do.
+        """The environments that the options ask for, if they do; the same object each time.
 
         Raises:
             ConfigError: the class can't be imported, or is no environment.
         """
         if self.environment is None:
             return None
-        return Environments(imported(self.environment, "environment"), self.environment_timeout_s)
+        return _environments(self.environment, self.environment_timeout_s)
 
     def _spec(self, name: str) -> ToolSpec:
         if name == "python":
@@ -285,6 +286,11 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         left_out = left_out if self.environment else left_out | _OF_ENVIRONMENTS
         found = {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
         return {**found, "tools": ",".join(self.tool_names()) or "none"}
+
+
+@cache
+def _environments(name: str, timeout_s: float) -> Environments:
+    return Environments(imported(name, "environment"), timeout_s)
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:

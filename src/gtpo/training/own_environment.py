@@ -64,7 +64,7 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig) -> An
     return dataset
 
 
-def columns_of(row: Mapping[str, Any]) -> dict[str, Any]:
+def reset_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as `reset` gets it: the columns, and the further fields of a problem by their names."""
     extras = row.get("extras")
     if not isinstance(extras, str):

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
@@ -29,31 +29,34 @@ from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import TURN_REWARDS, credit_metrics
+from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
+from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
+from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
-from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.base_trainer import BaseTrainer
-from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
+from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
+from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
-from gtpo.training.own_environment import check_data, columns_of, made_engine
+from gtpo.training.own_environment import check_data, made_engine, reset_columns
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named, named_as
+from gtpo.training.reward_functions import RewardSources
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
 from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
 from gtpo.training.trl_options import check_arguments
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward
+from gtpo.turn_rewards import TurnRewardFunction
 from gtpo.types import Trajectory
 
 
@@ -65,10 +68,11 @@ class GTPOTrainer(BaseTrainer):
         reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
             alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a column `prompt` (text, which is put as a problem's question is, with the system prompt; or chat
-            messages, which are taken as they are) and any others, which reach reward functions by name; `answer` (text
-            or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a verifier reads; see
-            `gtpo.training.data.problem_dataset`.
+        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt` (text, which is put as a problem's
+            question is, with the system prompt; or chat messages, which are taken as they are) and any others, which
+            reach reward functions by name; `answer` (text or a list of aliases) and, if there, `id`, `question`,
+            `domain` and `extras` are what a verifier reads. Or rows of a published data set as they are; see
+            `gtpo.tasks.row_forms`.
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
@@ -129,23 +133,17 @@ class GTPOTrainer(BaseTrainer):
         environments = self.engine.environments
         if environments:
             train_dataset = check_data(environments, train_dataset, args)
-        given_sources = named(args.reward_funcs) if reward_funcs is None else reward_funcs
-        rewards_itself = environments is not None and environments.has_reward
-        sources = [] if rewards_itself and given_sources is None else listed(given_sources)
-        given = [source for source in sources if is_verifier(source) and source != AUTO]
-        verifies = any(map(is_verifier, sources))
-        own = turn_reward_funcs
-        if own is None:
-            own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
-        turns_rewarded = environments is not None and environments.has_turn_reward and args.algorithm in TURN_REWARDS
-        own_reward = named_as(self.environment_rewards, environments.name) if rewards_itself and environments else None
-        self.scorer = BatchScorer(
+        scorer = make_scorer(
             args,
-            (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
-            similarity or get_similarity(args.similarity),
-            own,
-            environments.name if turns_rewarded and environments else None,
+            reward_funcs=reward_funcs,
+            verifier=verifier,
+            turn_reward_funcs=turn_reward_funcs,
+            environments=environments,
+            turns=args.algorithm in TURN_REWARDS,
         )
+        self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
+        self._rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
         self.recorder = recorder
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
@@ -153,20 +151,21 @@ class GTPOTrainer(BaseTrainer):
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
-        if environments and environments.has_turn_reward and not turns_rewarded and args.process_index == 0:
+        unused = environments and environments.has_turn_reward and args.algorithm not in TURN_REWARDS
+        if environments and unused and args.process_index == 0:
             progress.say(f"gtpo: algorithm {args.algorithm} does not use get_turn_reward of {environments.name}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
+        self._held: list[Any] = []
         self._said_graded = False
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources]
-            or [cast(Any, own_reward)],
+            reward_funcs=[self._reward_function(source) for source in scorer.sources_of_trainer],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -178,7 +177,7 @@ class GTPOTrainer(BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._sources = RewardSources(self, self.outcome_reward, own_reward if sources else None)
+        self._sources = RewardSources(self, self.outcome_reward, self._reward_function(scorer.added))
         if by_adapter:
             folder = Path(args.run_dir) / "adapters"
             self.use_vllm = args.use_vllm = True
@@ -222,7 +221,7 @@ class GTPOTrainer(BaseTrainer):
     def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
         prompts = [
-            self.engine.prompts.messages(problem_of(row)) if isinstance(prompt, str) else prompt
+            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(prompt, str) else prompt
             for prompt, row in zip(prompts, self._inputs, strict=True)
         ]
         self.progress.phase("rollouts")
@@ -233,10 +232,10 @@ class GTPOTrainer(BaseTrainer):
                 seed=int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
                 progress=self.progress.within_phase,
                 mask_failures=True,
-                columns=list(map(columns_of, self._inputs)),
+                columns=list(map(reset_columns, self._inputs)),
                 hold_environments=True,
             )
-        self.environments: Any = list(batch.environments) or None  # TRL gives them to reward functions
+        self._held = list(batch.environments)
         if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
@@ -262,27 +261,45 @@ class GTPOTrainer(BaseTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
 
-    def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
-        """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
+    def _reward_function(self, source: Any) -> Any:
+        """A source of reward as TRL calls it; None for none."""
+        if source is None:
+            return None
+        if isinstance(source, EnvironmentReward):
+            return source.as_function(lambda: self._rolled_out)
+        return cast(Any, self.verified) if is_verifier(source) else guarded(source)
+
+    def _prompted(self, dataset: Any) -> Any:
+        """The data set with a column `prompt`; of several by name, each of them."""
+        if isinstance(dataset, Mapping):
+            return {name: self._prompted(part) for name, part in dataset.items()}
+        if not isinstance(dataset, Dataset | IterableDataset):
+            return dataset
+        return self._rows.prompted(dataset, self.engine.prompts)
+
+    def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
+        """What TRL gets from each reward function for the rollouts of this process."""
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
-        with self._sources.in_use():
-            found = self._calculate_rewards(list(self._inputs), prompts, completions, ids)
+        columns = columns_of(self._inputs)
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
+        self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
+        try:
+            with self._sources.in_use():
+                found = self._calculate_rewards(rows, prompts, completions, ids)
+        finally:
+            self.environments = None
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
-        return self._sources.weighted(found[first : first + len(trajectories)])
+        return self._sources.by_rollout(found[first : first + len(trajectories)])
 
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
-        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
-
-    def environment_rewards(self, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-        """What the environments gave, as a reward function; None for a rollout for which they gave nothing."""
-        return [trajectory.reward for trajectory in self._rolled_out]
+        return self.scorer.scorer.verified(self._verdicts)
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
@@ -294,11 +311,11 @@ class GTPOTrainer(BaseTrainer):
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         batch = self.scorer.score(
             trajectories,
-            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs)),
             group_size,
             self.progress.phase,
-            outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
-            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+            rewards=lambda verdicts: self._rewards(trajectories, verdicts),
+            columns=columns_of(self._inputs),
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -324,7 +341,8 @@ class GTPOTrainer(BaseTrainer):
             self._metrics["train" if training else "eval"][name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
-        if graded and not self._said_graded:
+        rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
+        if graded and rewards_passing and not self._said_graded:
             self._said_graded = True
             self._say("the verifier gave scores between 0 and 1: they are recorded, but only a score of 1 is rewarded.")
         if said := self._rare_success.note(metrics["groups/frac_all_failed"]):
