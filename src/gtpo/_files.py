@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+from gtpo._text import well_formed
+
 _CHUNK_BYTES = 1 << 22
 _SETTLED_NS = 2_000_000_000
 """A file written in this time may be written again without its time stamp showing it."""
@@ -15,8 +17,8 @@ _hashes: dict[tuple[object, ...], str] = {}
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """`write_bytes` of text in UTF-8."""
-    write_bytes(path, text.encode())
+    """`write_bytes` of text in UTF-8; lone surrogates are replaced."""
+    write_bytes(path, well_formed(text).encode())
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

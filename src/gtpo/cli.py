@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from gtpo import __version__
+from gtpo._text import say, show
 from gtpo.errors import GtpoError
 
 COMMANDS = {
@@ -31,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        show(_usage())
         return 0
     if argv[0] in ("--version", "version"):
-        print(f"gtpo {__version__}")
+        show(f"gtpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        print(f"gtpo: no command {argv[0]!r}\n\n{_usage()}", file=sys.stderr)
+        say(f"gtpo: no command {argv[0]!r}\n\n{_usage()}")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except GtpoError as error:
-        print(f"gtpo {argv[0]}: {error}", file=sys.stderr)
+        say(f"gtpo {argv[0]}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(f"\ngtpo {argv[0]}: interrupted", file=sys.stderr)
+        say(f"\ngtpo {argv[0]}: interrupted")
         return 130
 
 

@@ -61,6 +61,10 @@ class ServerGoneError(BackendError):
     """A server that generates did not answer any request within `server_timeout_s`."""
 
 
+class BadAnswerError(BackendError):
+    """A server that generates gives answers that can't be used: impossible values, wrong JSON, too late, too large."""
+
+
 class ModelError(GtpoError, ArithmeticError):
     """The model's own numbers are not finite."""
 

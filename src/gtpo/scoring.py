@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import nn
+
 from gtpo.errors import ConfigError, VerifierError
 from gtpo.failures import Failure
 from gtpo.reward_functions import AUTO, call_all, guarded, is_verifier, listed, named
@@ -228,6 +230,20 @@ class Scorer:
             )
             for i, row in enumerate(rows)
         ]
+
+    def check_functions(self) -> None:
+        """Refuse reward models, which a trainer alone calls.
+
+        Raises:
+            ConfigError: names the first one.
+        """
+        for source in self.sources:
+            if not is_verifier(source) and isinstance(source, str | nn.Module):
+                name = source if isinstance(source, str) else name_of(source)
+                raise ConfigError(
+                    f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
+                    "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
 
     def close(self) -> None:
         """Close the verifier."""

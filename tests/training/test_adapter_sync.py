@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
-import httpx
 import pytest
 from accelerate import Accelerator
 from openai_server import CompletionServer
 from peft import LoraConfig, get_peft_model
 
+from gtpo._http import Answer
 from gtpo.errors import BackendError
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
@@ -140,11 +141,11 @@ def test_a_server_whose_log_probabilities_bias_the_correction_is_told_of(world, 
     server, sync, *_ = world
     asked = []
 
-    def get(url, **options):
+    def ask(method, url, **options):
         asked.append(url)
-        return httpx.Response(status, json={"vllm_config": {"model_config": {"logprobs_mode": mode}}})
+        return Answer(status, {}, json.dumps({"vllm_config": {"model_config": {"logprobs_mode": mode}}}).encode())
 
-    monkeypatch.setattr("gtpo.training.vllm.httpx.get", get)
+    monkeypatch.setattr("gtpo.training.vllm.ask", ask)
     found = sync.wrong_logprobs()
     assert asked == [f"{server.url.removesuffix('/v1')}/server_info"]
     assert (found is None) == (said is None)

@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._text import show
 from gtpo.errors import ConfigError
 from gtpo.tasks.row_forms import Columns, parse_columns
 
@@ -40,7 +40,7 @@ def parse(
     """
     argv = [_unaliased(arg) for arg in argv]
     if "--help" in argv or "-h" in argv:
-        print(_short_help(dataclass_types, prog, about))
+        show(_short_help(dataclass_types, prog, about))
         raise SystemExit(0)
     argv = ["--help" if arg == "--help-all" else arg for arg in argv]
     parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
@@ -228,8 +228,3 @@ class ColumnArguments:
             ConfigError: it can't be used.
         """
         return parse_columns(self.columns)
-
-
-def say(message: str) -> None:
-    """One line to the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gtpo._files import write_text
-from gtpo.commands.arguments import GenerationModelConfig, parse, say
+from gtpo._text import say
+from gtpo.commands.arguments import GenerationModelConfig, parse
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError

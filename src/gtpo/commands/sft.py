@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, take_model_options
+from gtpo._text import say
+from gtpo.commands.arguments import load_model, load_tokenizer, parse, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import ColumnArguments, load_model, load_tokenizer, parse, say, take_model_options
+from gtpo._text import say
+from gtpo.commands.arguments import ColumnArguments, load_model, load_tokenizer, parse, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
+from gtpo.scoring import make_scorer
 from gtpo.tasks.sources import problems_from, verifiable
-from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.run import check_startable, train
@@ -53,8 +54,13 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
-    verifier = get_verifier(args.verifier)
-    found = problems_from(problem_args.train_file, limit=problem_args.max_problems, columns=problem_args.row_columns())
+    verifier = make_scorer(args).verifier
+    found = problems_from(
+        problem_args.train_file,
+        limit=problem_args.max_problems,
+        columns=problem_args.row_columns(),
+        answers=verifier is not None,
+    )
     problems = verifiable(found, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)

@@ -8,6 +8,7 @@ from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
+from gtpo.rollout.mcp import MCPTools
 from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.search import SearchTool
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -21,6 +22,7 @@ __all__ = [
     "Environments",
     "FencedFormat",
     "FunctionTool",
+    "MCPTools",
     "PromptConfig",
     "Prompts",
     "PythonTool",

@@ -21,6 +21,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from gtpo._text import well_formed
 from gtpo.errors import DataError
 from gtpo.rollout.formats import ToolFormat
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
@@ -207,12 +208,13 @@ class Encoder(ABC):
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False) if text else []
+        return self.tokenizer.encode(well_formed(text), add_special_tokens=False) if text else []
 
     def _encode_literal(self, text: str) -> list[int]:
         """Encode text in which no markup may come up, by cutting each one that would after its first character."""
         encoded = (
-            self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True) for piece in self._pieces(text)
+            self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)
+            for piece in self._pieces(well_formed(text))
         )
         return [i for encoding in encoded for i in encoding["input_ids"]]
 

@@ -9,8 +9,9 @@ Beyond TRL, each of them optional: `get_turn_reward()`, called once after each t
 that ends the rollout after the turn in which it became true; and `respond(message)`, called with a turn that makes no
 call (without its thoughts), whose text is the next user message; None ends the rollout.
 
-Methods may be async. Sync ones run in a thread, one call of an instance at a time. A call past its time limit is ended;
-a sync one goes on in its thread, the instance takes no other call until it returns, and no other rollout gets it.
+One call of an instance is made at a time. A sync method runs in a thread of its own, an async one in the event loop of
+a thread that all instances share. A call past its time limit is ended; a sync one goes on in its thread, the instance
+takes no other call until it returns, and no other rollout gets it.
 What a tool raises is told to the model. What any other method raises is a failure of the environment, which masks the
 rollout (`gtpo.failures`); a value of the wrong type is a mistake of the class, which ends the run.
 """
@@ -18,15 +19,20 @@ rollout (`gtpo.failures`); a value of the wrong type is a mistake of the class, 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
+import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from gtpo._async import in_thread
 from gtpo.errors import ConfigError, EnvironmentFailedError
-from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raised, spec_of, timed_out
+from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raised, spec_of, text_of, timed_out
 from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.tool_threads import MOST_STUCK, LateError, Threads, ToolStuckError, fulfil
 from gtpo.rollout.tools import ToolResult
 from gtpo.turn_rewards import checked
 from gtpo.types import ToolCall
@@ -57,9 +63,11 @@ class Environments:
     def __init__(self, factory: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
         if not callable(factory):
             raise ConfigError(f"environment_factory: {factory!r} is not callable; give a class or a function")
-        if not timeout_s > 0:
-            raise ConfigError(f"environment_timeout_s must be above 0, got {timeout_s}")
+        if not (math.isfinite(timeout_s) and timeout_s > 0):
+            raise ConfigError(f"environment_timeout_s must be finite and above 0, got {timeout_s}")
         self._factory, self.timeout_s = factory, timeout_s
+        self.coroutines = Threads(_awaited, timeout_s)
+        self._stuck: list[EnvironmentUse] = []
         try:
             instance = factory()
         except Exception as error:
@@ -101,18 +109,28 @@ class Environments:
         """An environment for one rollout.
 
         Raises:
-            EnvironmentFailedError: it can't be made.
+            EnvironmentFailedError: it can't be made, or too many are stuck in a call.
         """
+        self._stuck = [use for use in self._stuck if use.busy]
+        if len(self._stuck) >= MOST_STUCK:
+            raise EnvironmentFailedError(
+                f"environment {self.name}: {len(self._stuck)} of them are in a call that goes on after its "
+                f"{self.timeout_s:g} s, and a thread can't be ended: let the method give up by itself"
+            )
         if self._free:
             return EnvironmentUse(self, self._free.pop())
         try:
             return EnvironmentUse(self, self._factory())
         except Exception as error:
-            raise EnvironmentFailedError(f"environment {self.name}: {type(error).__name__}: {error}") from error
+            raise EnvironmentFailedError(
+                f"environment {self.name}: {type(error).__name__}: {text_of(error)}"
+            ) from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
         """The rollout is over; its environment can be used again, with `hold` after `release_held`."""
-        if use.reusable:
+        if use.busy:
+            self._stuck.append(use)
+        elif not use.failed:
             (self._held if hold else self._free).append(use.instance)
 
     def release_held(self) -> None:
@@ -127,13 +145,13 @@ class EnvironmentUse:
     def __init__(self, of: Environments, instance: Any) -> None:
         self._of, self.instance = of, instance
         self._lock = asyncio.Lock()
-        self._thread: asyncio.Future[Any] | None = None
-        self._failed = False
+        self._running: Future[Any] | None = None
+        self.failed = False
 
     @property
-    def reusable(self) -> bool:
-        """Whether another rollout may have the instance: it did not fail, and no call is still running."""
-        return not self._failed and (self._thread is None or self._thread.done())
+    def busy(self) -> bool:
+        """Whether a sync call is still running."""
+        return self._running is not None and not self._running.done()
 
     async def reset(self, columns: Mapping[str, Any]) -> str | None:
         """Begin anew with a row of the data set; the text that belongs to the prompt.
@@ -180,8 +198,10 @@ class EnvironmentUse:
         """Carry out a call of a method."""
         try:
             return as_result(await self._call(call.name, **arguments_of(call, spec)))
-        except _CutOffError:
+        except LateError:
             return timed_out(self._of.timeout_s)
+        except ToolStuckError:
+            raise  # the tool's own failure, which masks the rollout
         except Exception as error:
             return raised(error)
 
@@ -201,36 +221,48 @@ class EnvironmentUse:
     def _failing(self, method: str) -> Iterator[None]:
         try:
             yield
-        except _CutOffError as error:
-            self._failed = True
+        except LateError as error:
+            self.failed = True
             raise EnvironmentFailedError(
                 f"environment {self._of.name}: {method} did not return within {self._of.timeout_s:g} s"
             ) from error
         except Exception as error:
-            self._failed = True
-            said = f"{type(error).__name__}: {error}"
+            self.failed = True
+            said = f"{type(error).__name__}: {text_of(error)}"
             raise EnvironmentFailedError(f"environment {self._of.name}: {method} raised {said}") from error
 
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method, after the calls before it.
 
         Raises:
-            _CutOffError: it, or one before it that is still running, took too long.
+            LateError: it, or one before it that is still running, took too long.
+            ToolStuckError: too many async calls went on after their time.
         """
         method = getattr(self.instance, name)
         async with self._lock:
-            try:
-                async with asyncio.timeout(self._of.timeout_s) as limit:
-                    if self._thread is not None and not self._thread.done():
-                        await asyncio.wait([self._thread])
-                    if inspect.iscoroutinefunction(method):
-                        return await method(*args, **kwargs)
-                    self._thread = in_thread(method, *args, **kwargs)
-                    return await asyncio.shield(self._thread)
-            except TimeoutError as error:
-                if limit.expired():
-                    raise _CutOffError from error
-                raise
+            if self._running is not None and self.busy:
+                await self._within_time(self._running)
+            if inspect.iscoroutinefunction(method):
+                return await self._of.coroutines.call({"method": method, "args": args, "kwargs": kwargs})
+            running: Future[Any] = Future()
+            self._running = running
+            call = (fulfil, running, partial(method, *args), kwargs)
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=call, name="gtpo-environment", daemon=True).start()
+            await self._within_time(running)
+            return running.result()
+
+    async def _within_time(self, running: Future[Any]) -> None:
+        """Wait for a call, as long as one may take."""
+        waiting = asyncio.wrap_future(running)
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio would report it
+        done, _ = await asyncio.wait([waiting], timeout=self._of.timeout_s)
+        if not done:
+            raise LateError
+
+
+async def _awaited(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return await method(*args, **kwargs)
 
 
 class EnvironmentTool:
@@ -245,7 +277,3 @@ class EnvironmentTool:
 
     async def aclose(self) -> None:
         """Nothing to close: the environment is given back when the rollout ends."""
-
-
-class _CutOffError(Exception):
-    """A call was ended at its time limit."""

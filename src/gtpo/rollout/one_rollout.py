@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gtpo._text import well_formed
 from gtpo.errors import BackendError, ConfigError, DataError, EnvironmentFailedError
 from gtpo.rollout.backends.base import GenerationSession, Request
 from gtpo.rollout.call_syntax import without_thoughts
@@ -145,6 +146,7 @@ class OneRollout:
         text = await environment.reset(self.row)
         if text is None:
             return
+        text = well_formed(text)
         last = self.messages[-1]
         if not isinstance(last["content"], str):
             raise ConfigError(f"environment {environments.name}: the text of reset needs a prompt that is text")
@@ -238,7 +240,7 @@ class OneRollout:
         text = await self.environment.respond(without_thoughts(turn.text))
         if text is None:
             return StopReason.ANSWER
-        text = self.encoder.shorten(text, self.limits.max_observation_tokens)
+        text = self._shown(text)
         if self._done():
             self.turns[-1] = replace(turn, observation=Observation(text, (), (), 0.0, (text,), "user"))
             return StopReason.DONE
@@ -272,7 +274,11 @@ class OneRollout:
             result = await self.tools[call.name].run(call)
         except Exception as error:  # whatever a tool raises, it is the tool that failed
             return ToolResult("", Status.TOOL_FAILURE.value, f"{call.name}: {type(error).__name__}: {error}")
-        return replace(result, text=self.encoder.shorten(result.text, self.limits.max_observation_tokens))
+        return replace(result, text=self._shown(result.text))
+
+    def _shown(self, text: str) -> str:
+        """A text as the model sees it."""
+        return self.encoder.shorten(well_formed(text), self.limits.max_observation_tokens)
 
 
 def check_room(prompt_tokens: int, max_context: int) -> None:

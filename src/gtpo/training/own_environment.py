@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import Environments, FunctionTool, RolloutEngine, build_engine
+from gtpo.rollout import Environments, RolloutEngine, build_engine
 from gtpo.sandbox import Sandbox
 from gtpo.training.config import GTPOConfig
 
@@ -41,7 +41,7 @@ def made_engine(
     environments = Environments(environment_factory, args.environment_timeout_s) if environment_factory else None
     if tools is None and environments and args.tools is None:
         tools = []
-    own = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
+    own = None if tools is None else args.given_tools(tools, sandbox)
     return build_engine(args, tokenizer, tools=own, sandbox=sandbox, environments=environments)
 
 

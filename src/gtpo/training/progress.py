@@ -8,6 +8,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gtpo._text import for_terminal
+
 
 class StepProgress(TrainerCallback):
     """A bar over training steps that names the phase of the step.
@@ -36,7 +38,7 @@ class StepProgress(TrainerCallback):
 
     def say(self, text: str) -> None:
         """Print a line above the bar, also where there is none."""
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(for_terminal(text), file=sys.stderr)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

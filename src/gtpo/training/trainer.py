@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
+from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
@@ -76,7 +77,8 @@ class GTPOTrainer(BaseTrainer):
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
-        tools: functions with type hints and a docstring, or tools of ours; in place of those of `args.tools`.
+        tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
+            tools of ours; in place of those of `args.tools`.
         rollout_func: not taken.
         environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
             methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
@@ -204,6 +206,8 @@ class GTPOTrainer(BaseTrainer):
             if self.log_completions:
                 self._log_advantages(advantages_B_T)
             self._seconds["credit"] += time.perf_counter() - start
+        if self.log_completions:
+            self._make_printable()
         self.progress.phase("update")
         return output
 
@@ -392,6 +396,13 @@ class GTPOTrainer(BaseTrainer):
         for _ in means:
             logged.pop()
         logged.extend(means)
+
+    def _make_printable(self) -> None:
+        """What a model wrote must not reach the terminal raw in the table of `log_completions`; the record has it."""
+        for name in ("prompt", "completion"):
+            texts = cast("deque[Any]", self._logs[name])
+            for _ in range(len(texts)):
+                texts.append(each_text(texts.popleft(), for_terminal))
 
     def _records_now(self) -> bool:
         every = self.args.record_every

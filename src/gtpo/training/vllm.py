@@ -14,11 +14,12 @@ from typing import Any
 
 import httpx
 
+from gtpo._http import ask
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
 from gtpo.rollout.backends.openai import until_answered
 
-_LOAD_S = 300.0
+_LOAD_S, _INFO_S = 300.0, 30.0
 
 
 def colocated(generation: Any) -> VLLMBackend:
@@ -96,7 +97,7 @@ class AdapterSync:
         """
         try:
             url = f"{self.url.removesuffix('/v1')}/server_info"
-            found = httpx.get(url, params={"config_format": "json"}, timeout=30)
+            found = ask("GET", url, params={"config_format": "json"}, timeout_s=_INFO_S)
             mode = found.json()["vllm_config"]["model_config"]["logprobs_mode"] if found.status_code == 200 else None
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             mode = None
@@ -136,7 +137,7 @@ class AdapterSync:
         """Tell the server; `gone` is the status, with `said` in it, of what is so already."""
         url = f"{self.url}/{what}"
         answer = until_answered(
-            lambda: httpx.post(url, json=body, timeout=_LOAD_S),
+            lambda: ask("POST", url, document=body, timeout_s=_LOAD_S),
             self.server_timeout_s,
             f"{url}: no answer for {self.server_timeout_s:g} s",
         )

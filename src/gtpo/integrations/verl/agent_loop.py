@@ -22,6 +22,7 @@ from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
 from gtpo.rollout import RolloutConfig, RolloutEngine, Sampling, build_engine
+from gtpo.rollout.backends.answers import checked_generation
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
@@ -186,8 +187,8 @@ class VerlBackend:
         self.versions = {**found, **self.versions}
         if found.get("max_global_steps") is not None:
             self.versions["max_global_steps"] = found["max_global_steps"]
-        logprobs = tuple(output.log_probs[: len(output.token_ids)]) if output.log_probs else None
-        return Generation(tuple(output.token_ids), logprobs)
+        logprobs = output.log_probs[: len(output.token_ids)] if output.log_probs else None
+        return checked_generation(output.token_ids, logprobs, request, end_ids=self._end_ids, source="verl's server")
 
     def finish(self, rollout: int) -> None:
         """See `GenerationSession.finish`."""
