@@ -43,6 +43,19 @@ def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[l
     return [_repetitions(trajectory) for trajectory in trajectories]
 
 
+def environment_turn_rewards(name: str) -> TurnRewardFunction:
+    """What the rollouts' environments gave for each turn (`get_turn_reward`), as a turn reward of that name.
+
+    A turn for which none was given, as in a rollout that failed, has 0.
+    """
+
+    def given(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
+        return [[turn.reward or 0.0 for turn in trajectory.turns] for trajectory in trajectories]
+
+    given.__name__ = name
+    return given
+
+
 SHIPPED: Mapping[str, TurnRewardFunction] = {
     function.__name__: function for function in (execution_feedback, repeated_calls)
 }

@@ -66,6 +66,10 @@ def values(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     (folder / "passages.jsonl").write_text('{"text": "alpha beta"}\n')
     (folder / "instructions.yaml").write_text("math: Write the number in \\boxed{}\n")
+    (folder / "caves.py").write_text(
+        "class Cave:\n    def reset(self, **columns):\n        pass\n\n"
+        '    def look(self) -> str:\n        """Look around."""\n        return "dark"\n'
+    )
     return {
         "tools": "search,python,mcp:https://localhost/mcp",
         "mcp_session": "shared",
@@ -73,6 +77,8 @@ def values(tmp_path_factory):
         "mcp_call_s": 5.0,
         "mcp_env": ["GTPO_TEST_KEY"],
         "mcp_key_variable": "GTPO_TEST_KEY",
+        "environment": f"{folder}/caves.py:Cave",
+        "environment_timeout_s": 7.0,
         "tool_state": "session",
         "search_results": 1,
         "tool_format": "fenced",
@@ -115,6 +121,7 @@ def state(engine):
         "limits": engine.limits,
         "sampling": engine.sampling,
         "max_concurrency": engine.max_concurrency,
+        "environments": (engine.environments.name, engine.environments.timeout_s) if engine.environments else None,
     }
 
 
@@ -129,6 +136,8 @@ def test_every_field_makes_a_difference_to_the_engine(qwen_tokenizer, values, na
         with_tools = {"tools": "search"}
     if name.startswith("mcp_"):
         with_tools = {"tools": "mcp:https://localhost/mcp"}
+    if name == "environment_timeout_s":
+        with_tools = {"environment": values["environment"]}
     base = {**with_tools, "passages": values["passages"]} if name in ("search_results", "tools") else dict(with_tools)
     changed = RolloutConfig(**{**base, name: values[name]})
     if name == "passages":  # without them there is no search at all

@@ -31,17 +31,17 @@ from gtpo import functional as F
 from gtpo._async import run_async
 from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit_assignment import credit_metrics
+from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
-from gtpo.rollout import RolloutEngine, build_engine
+from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import Progress, RolloutBatch, write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
-from gtpo.scoring import Rewards, make_scorer
+from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.base_trainer import BaseTrainer
@@ -51,6 +51,7 @@ from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
 from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
+from gtpo.training.own_environment import check_data, made_engine, reset_columns
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.reward_functions import RewardSources
@@ -80,7 +81,10 @@ class GTPOTrainer(BaseTrainer):
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
         tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
             tools of ours; in place of those of `args.tools`.
-        rollout_func, environment_factory: not taken.
+        rollout_func: not taken.
+        environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
+            methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
+            given. With it `tools` are none by default, and `train_dataset` may be left out if `args.max_steps` is set.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
         verifier: checks final answers; by default the one that `args` ask for.
@@ -119,7 +123,7 @@ class GTPOTrainer(BaseTrainer):
         recorder: RunRecorder | None = None,
         progress: StepProgress | None = None,
     ):
-        check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
+        check_arguments({"rollout_func": rollout_func})
         args = GTPOConfig() if args is None else args
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
@@ -129,9 +133,18 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else args.given_tools(tools, sandbox)
-        self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        scorer = make_scorer(args, reward_funcs=reward_funcs, verifier=verifier, turn_reward_funcs=turn_reward_funcs)
+        self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
+        environments = self.engine.environments
+        if environments:
+            train_dataset = check_data(environments, train_dataset, args)
+        scorer = make_scorer(
+            args,
+            reward_funcs=reward_funcs,
+            verifier=verifier,
+            turn_reward_funcs=turn_reward_funcs,
+            environments=environments,
+            turns=args.algorithm in TURN_REWARDS,
+        )
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
         self._rows = RowProblems(verifies=scorer.verifier is not None)
         train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
@@ -142,10 +155,14 @@ class GTPOTrainer(BaseTrainer):
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
+        unused = environments and environments.has_turn_reward and args.algorithm not in TURN_REWARDS
+        if environments and unused and args.process_index == 0:
+            progress.say(f"gtpo: algorithm {args.algorithm} does not use get_turn_reward of {environments.name}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
+        self._held: list[Any] = []
         self._said_graded = False
         self._overlap = self._overlap_for(train_dataset, args, progress)
         self._coming: tuple[int, BatchOrder] | None = None
@@ -154,7 +171,7 @@ class GTPOTrainer(BaseTrainer):
         super().__init__(
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(one) else guarded(one) for one in scorer.sources],
+            reward_funcs=[self._reward_function(source) for source in scorer.sources_of_trainer],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -166,7 +183,7 @@ class GTPOTrainer(BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._sources = RewardSources(self, self.outcome_reward)
+        self._sources = RewardSources(self, self.outcome_reward, self._reward_function(scorer.added))
         if by_adapter:
             folder = Path(args.run_dir) / "adapters"
             self.use_vllm = args.use_vllm = True
@@ -231,6 +248,9 @@ class GTPOTrainer(BaseTrainer):
             batch = self._taken(self._overlap)
         else:
             batch = run_async(self._begin(self._inputs, self.progress.within_phase))
+        if self.engine.environments:
+            self.engine.environments.release(self._held)  # those of the batch before
+        self._held = list(batch.environments)
         if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
@@ -246,10 +266,19 @@ class GTPOTrainer(BaseTrainer):
             self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
             for row in rows
         ]
+        columns = list(map(reset_columns, rows))
 
         async def roll_out() -> RolloutBatch:
             with context:
-                return await self.engine.run_async(prompts, backend, seed=seed, progress=progress, mask_failures=True)
+                return await self.engine.run_async(
+                    prompts,
+                    backend,
+                    seed=seed,
+                    progress=progress,
+                    mask_failures=True,
+                    columns=columns,
+                    hold_environments=True,
+                )
 
         return roll_out()
 
@@ -301,6 +330,14 @@ class GTPOTrainer(BaseTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
 
+    def _reward_function(self, source: Any) -> Any:
+        """A source of reward as TRL calls it; None for none."""
+        if source is None:
+            return None
+        if isinstance(source, EnvironmentReward):
+            return source.as_function(lambda: self._rolled_out)
+        return cast(Any, self.verified) if is_verifier(source) else guarded(source)
+
     def _prompted(self, dataset: Any) -> Any:
         """The data set with a column `prompt`; of several by name, each of them."""
         if isinstance(dataset, Mapping):
@@ -311,14 +348,18 @@ class GTPOTrainer(BaseTrainer):
 
     def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
         """What TRL gets from each reward function for the rollouts of this process."""
-        self._verdicts = verdicts
+        self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
         columns = columns_of(self._inputs)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
-        with self._sources.in_use():
-            found = self._calculate_rewards(rows, prompts, completions, ids)
+        self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
+        try:
+            with self._sources.in_use():
+                found = self._calculate_rewards(rows, prompts, completions, ids)
+        finally:
+            self.environments = None
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
