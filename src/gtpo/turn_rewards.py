@@ -4,8 +4,10 @@
 
     f(trajectories, **columns) -> one list per rollout, with one finite number per turn
 
-`columns` are those of the data set, one entry per rollout. Weighted by `turn_reward_weights`, the numbers are added to
-the turn rewards of docs/algorithm.md.
+`columns` are those of the data set, one entry per rollout. A function with a parameter `answer_logprobs` is given, for
+each rollout, how likely the policy finds the gold answer before each turn (`gtpo.training.answer_scoring`): one mean
+log-probability per turn, or None where there is no answer to score. Weighted by `turn_reward_weights`, the numbers are
+added to the turn rewards of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -43,8 +45,45 @@ def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[l
     return [_repetitions(trajectory) for trajectory in trajectories]
 
 
+def information_gain(
+    trajectories: Sequence[Trajectory],
+    answer_logprobs: Sequence[Sequence[float] | None] | None = None,
+    **columns: Any,
+) -> list[list[float]]:
+    """How much likelier each turn made the gold answer in the eyes of the policy itself: `F.information_gain`.
+
+    0 at the last turn, and everywhere in a rollout without an answer to score.
+
+    Source: IGPO (arXiv 2510.14967); see `gtpo.functional.information_gain` for what differs.
+
+    Args:
+        trajectories: the rollouts.
+        answer_logprobs: for each rollout the mean log-probability of the gold answer before each turn, or None.
+        columns: not used.
+
+    Raises:
+        ConfigError: nothing scored the answers.
+    """
+    if answer_logprobs is None:
+        raise ConfigError(
+            "information_gain needs answer_logprobs, by which the policy scores the gold answer, and only GTPOTrainer "
+            "gives them: use it under gtpo train or in GTPOTrainer"
+        )
+    import torch
+
+    from gtpo import functional as F
+
+    turns = [len(trajectory.turns) for trajectory in trajectories]
+    scored = torch.zeros(len(turns), max(turns, default=1), dtype=torch.float64)
+    for row, values in zip(scored, answer_logprobs, strict=True):
+        if values is not None:
+            row[: len(values)] = torch.tensor(values, dtype=torch.float64)
+    gains = F.information_gain(scored, torch.tensor(turns, dtype=torch.long))
+    return [row[:count] for row, count in zip(gains.tolist(), turns, strict=True)]
+
+
 SHIPPED: Mapping[str, TurnRewardFunction] = {
-    function.__name__: function for function in (execution_feedback, repeated_calls)
+    function.__name__: function for function in (execution_feedback, repeated_calls, information_gain)
 }
 
 

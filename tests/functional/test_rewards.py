@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,3 +131,30 @@ def test_bad_arguments_raise(change, message):
 def test_grpo_rewards_of_unequal_length_raise():
     with pytest.raises(ValueError, match="format_ok_B must have shape"):
         F.grpo_rewards(flags(1, 0), flags(1))
+
+
+def test_information_gain_by_hand():
+    """Probabilities 0.1, 0.4, 0.3 before three turns: the last one is judged by the outcome."""
+    logprobs = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.9, 0.7]], dtype=torch.float64).log()
+    gains = F.information_gain(logprobs, torch.tensor([3, 1]))
+    expected = torch.tensor([[0.3, -0.1, 0], [0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(gains, expected, rtol=0, atol=1e-15)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_information_gain_equals_a_loop_and_adds_up_to_the_last_place_less_the_first(data):
+    counts = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+    rows = [data.draw(st.lists(st.floats(-30, 0), min_size=5, max_size=5)) for _ in counts]
+    logprobs = torch.tensor(rows, dtype=torch.float64)
+    padding = torch.arange(5) >= torch.tensor(counts)[:, None]
+    gains = F.information_gain(logprobs.masked_fill(padding, float("nan")), torch.tensor(counts))
+    for row, count, found in zip(rows, counts, gains.tolist(), strict=True):
+        loop = [math.exp(row[j + 1]) - math.exp(row[j]) for j in range(count - 1)]
+        assert found == pytest.approx([*loop, *[0] * (6 - count)], abs=1e-12)
+        assert sum(found) == pytest.approx(math.exp(row[count - 1]) - math.exp(row[0]), abs=1e-12)
+
+
+def test_information_gain_refuses_what_is_no_log_probability():
+    with pytest.raises(ValueError, match="answer_logprobs_B_K"):
+        F.information_gain(torch.tensor([[0.0, float("-inf")]]), torch.tensor([2]))

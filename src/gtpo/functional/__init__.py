@@ -44,7 +44,7 @@ from gtpo.functional.estimators import (
     rloo_advantages,
 )
 from gtpo.functional.returns import discounted_returns
-from gtpo.functional.rewards import grpo_rewards, turn_rewards
+from gtpo.functional.rewards import grpo_rewards, information_gain, turn_rewards
 from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_from_mask
 from gtpo.functional.shaping import shaped_accuracy
 
@@ -57,6 +57,7 @@ __all__ = [
     "grpo_advantages",
     "grpo_rewards",
     "gtpo_advantages",
+    "information_gain",
     "leave_one_out_advantages",
     "mt_grpo_advantages",
     "rloo_advantages",

@@ -1,4 +1,4 @@
-"""Rewards: one for each turn (GTPO), or one for each rollout (the paper's GRPO baseline)."""
+"""Rewards: one for each turn (GTPO), or one for each rollout (the paper's GRPO baseline), and information gain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from gtpo.functional._checks import active_turns, as_flags, check_finite, check_floating, check_shape, widen
+from gtpo.functional._checks import (
+    active_turns,
+    as_flags,
+    check_finite,
+    check_floating,
+    check_shape,
+    turn_values,
+    widen,
+)
 
 
 def turn_rewards(
@@ -104,6 +112,37 @@ def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor, *, outcome_B: Tensor | N
     outcome = _accuracy(passed, None, outcome_B)
     dtype = torch.get_default_dtype() if outcome_B is None else outcome_B.dtype
     return torch.where(format_ok, outcome, outcome.clamp(max=0)).to(dtype)
+
+
+def information_gain(answer_logprobs_B_K: Tensor, num_turns_B: Tensor) -> Tensor:
+    """How much likelier each turn, with what it brought back, made the gold answer.
+
+        gain[i,j] = p[i,j+1] - p[i,j] if j < T_i, else 0
+        p[i,j] = exp(l[i,j]), l[i,j] the mean log-probability of the gold answer's tokens before turn j
+
+    The last turn answers, and is judged by the outcome. The gains of a rollout add up to p[i,T_i] - p[i,1], so they
+    lie between -1 and 1, and the size of the outcome is not outgrown by adding turns.
+
+    Source: information gain of IGPO (Wang et al. 2025, arXiv 2510.14967), the difference of probabilities as in its
+    first version, of length-normalised log-probabilities; its second takes the difference of the logarithms. There
+    gains are normalised over the group before they are discounted; here they are a turn reward like any other, and
+    what is normalised is the return [O].
+
+    Args:
+        answer_logprobs_B_K: float, at most 0: l. Padding is ignored.
+        num_turns_B: integer, 1..K, the T_i of the equation.
+
+    Returns:
+        gains_B_K: in the dtype of `answer_logprobs_B_K`. 0 at a rollout's last turn and past it.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, or a log-probability is not
+            finite.
+    """
+    logprobs, active = turn_values("answer_logprobs_B_K", answer_logprobs_B_K, num_turns_B)
+    gains = torch.zeros_like(logprobs)
+    gains[:, :-1] = logprobs.exp().diff(dim=1).masked_fill(~active[:, 1:], 0)
+    return gains.to(answer_logprobs_B_K.dtype)
 
 
 def _accuracy(passed: Tensor, shaped_B: Tensor | None, outcome_B: Tensor | None) -> Tensor:

@@ -84,8 +84,9 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, MODULE:FUNCTION or "
-            "./file.py:FUNCTION."
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (how much "
+            "likelier the policy finds the gold answer after each turn; one more forward pass per rollout), "
+            "MODULE:FUNCTION or ./file.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(

@@ -39,7 +39,9 @@ from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.similarity import CodeSimilarity, get_similarity
+from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.training.answer_scoring import AnswerScorer, asks_for_answers
 from gtpo.training.base_trainer import BaseTrainer
 from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
 from gtpo.training.config import GTPOConfig, check_enough_problems
@@ -146,6 +148,8 @@ class GTPOTrainer(BaseTrainer):
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
         self._inputs: Sequence[Mapping[str, Any]] = ()
+        asks = any(map(asks_for_answers, own))
+        self._answers = AnswerScorer(self.engine.encoder, self.engine.prompts) if asks else None
         self._said_graded = False
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
@@ -238,12 +242,32 @@ class GTPOTrainer(BaseTrainer):
             else:
                 yield colocated(self.vllm_generation)
             return
+        with self._whole_policy() as model:
+            yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
+
+    @contextmanager
+    def _whole_policy(self) -> Iterator[Any]:
+        """The policy as one process can compute with it, for one batch."""
         with (
             unwrapped_for_generation(self) as model,
             whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),
             self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
         ):
-            yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
+            yield model
+
+    def _columns(self, trajectories: tuple[Trajectory, ...], problems: Sequence[Problem]) -> dict[str, Sequence[Any]]:
+        """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
+        columns: dict[str, Sequence[Any]] = {
+            name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"
+        }
+        if not self._answers:
+            return columns
+        start = time.perf_counter()
+        self.progress.phase("scoring")
+        with self._whole_policy() as model:
+            columns |= self._answers.column(model, trajectories, problems, columns)
+        self._seconds["scoring"] += time.perf_counter() - start
+        return columns
 
     def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
         """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
@@ -271,13 +295,15 @@ class GTPOTrainer(BaseTrainer):
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
+        problems = tuple(problem_of(row, place) for place, row in enumerate(self._inputs))
+        columns = self._columns(trajectories, problems)
         batch = self.scorer.score(
             trajectories,
-            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            problems,
             group_size,
             self.progress.phase,
             outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
-            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+            columns=columns,
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
