@@ -43,7 +43,7 @@ from gtpo.functional.estimators import (
     mt_grpo_advantages,
     rloo_advantages,
 )
-from gtpo.functional.returns import discounted_returns
+from gtpo.functional.returns import discounted_returns, gamma_for_turns
 from gtpo.functional.rewards import grpo_rewards, information_gain, turn_rewards
 from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_from_mask
 from gtpo.functional.shaping import shaped_accuracy
@@ -53,6 +53,7 @@ __all__ = [
     "PAPER",
     "discounted_returns",
     "dr_grpo_advantages",
+    "gamma_for_turns",
     "group_advantages",
     "grpo_advantages",
     "grpo_rewards",
