@@ -6,8 +6,9 @@
 
 `columns` are those of the data set, one entry per rollout. A function with a parameter `answer_logprobs` is given, for
 each rollout, how likely the policy finds the gold answer before each turn (`gtpo.training.answer_scoring`): one mean
-log-probability per turn, or None where there is no answer to score. Weighted by `turn_reward_weights`, the numbers are
-added to the turn rewards of docs/algorithm.md.
+log-probability per turn, or None where there is no answer to score; and `group_ids`, a number that the rollouts of one
+prompt share. Of several processes each calls the functions with its own rollouts. Weighted by `turn_reward_weights`, the
+numbers are added to the turn rewards of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -48,17 +49,20 @@ def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[l
 def information_gain(
     trajectories: Sequence[Trajectory],
     answer_logprobs: Sequence[Sequence[float] | None] | None = None,
+    group_ids: Sequence[int] = (),
     **columns: Any,
 ) -> list[list[float]]:
     """How much likelier each turn made the gold answer in the eyes of the policy itself: `F.information_gain`.
 
-    0 at the last turn, and everywhere in a rollout without an answer to score.
+    0 at the last turn, and everywhere in a rollout without an answer to score. Normalised over the group, also where it
+    is spread over processes: all of them must call it.
 
     Source: IGPO (arXiv 2510.14967); see `gtpo.functional.information_gain` for what differs.
 
     Args:
         trajectories: the rollouts.
         answer_logprobs: for each rollout the mean log-probability of the gold answer before each turn, or None.
+        group_ids: for each rollout a number that those of its prompt share.
         columns: not used.
 
     Raises:
@@ -70,16 +74,24 @@ def information_gain(
             "gives them: use it under gtpo train or in GTPOTrainer"
         )
     import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
 
     from gtpo import functional as F
 
-    turns = [len(trajectory.turns) for trajectory in trajectories]
-    scored = torch.zeros(len(turns), max(turns, default=1), dtype=torch.float64)
-    for row, values in zip(scored, answer_logprobs, strict=True):
-        if values is not None:
-            row[: len(values)] = torch.tensor(values, dtype=torch.float64)
-    gains = F.information_gain(scored, torch.tensor(turns, dtype=torch.long))
-    return [row[:count] for row, count in zip(gains.tolist(), turns, strict=True)]
+    everywhere = gather_object(list(zip(group_ids, answer_logprobs, strict=True)))
+    scored = [(group, values) for group, values in everywhere if values is not None]
+    longest = max((len(values) for _, values in scored), default=1)
+    padded = torch.zeros(len(scored), longest, dtype=torch.float64)
+    for row, (_, values) in zip(padded, scored, strict=True):
+        row[: len(values)] = torch.tensor(values, dtype=torch.float64)
+    counts = torch.tensor([len(values) for _, values in scored], dtype=torch.long)
+    groups = torch.tensor([group for group, _ in scored], dtype=torch.long)
+    rows = iter(F.information_gain(padded, counts, groups).tolist())
+    gains = [None if values is None else next(rows)[: len(values)] for _, values in everywhere]
+    first = PartialState().process_index * len(trajectories)
+    own = gains[first : first + len(trajectories)]
+    return [[0.0] * len(t.turns) if row is None else row for t, row in zip(trajectories, own, strict=True)]
 
 
 SHIPPED: Mapping[str, TurnRewardFunction] = {

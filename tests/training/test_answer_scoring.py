@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -125,9 +126,10 @@ def test_rollouts_without_an_answer_to_score_have_none(small_model, scorer, roll
     found = scorer.logprobs(small_model, [*rollouts[:2], failed, rollouts[3]], given)
     assert found[:3] == [None, None, None]
     assert len(found[3]) == 2
-    gains = information_gain([*rollouts[:2], failed, rollouts[3]], answer_logprobs=found)
+    gains = information_gain([*rollouts[:2], failed, rollouts[2]], [None] * 3 + [[-1.0, -2.0, -2.5, -1.5]], [0] * 4)
     assert gains[:3] == [[0.0] * 3, [0.0], [0.0] * 3]
-    assert gains[3] == [pytest.approx(math.exp(found[3][1]) - math.exp(found[3][0])), 0.0]
+    assert [value > 0 for value in gains[3]] == [False, False, True, False]
+    assert sum(gains[3]) == pytest.approx(0, abs=1e-9)
 
 
 def test_where_the_answer_does_not_fit_the_number_before_stands_again(small_model, scorer, rollouts):
@@ -195,27 +197,32 @@ def test_information_gain_is_scored_by_the_policy_of_the_step_logged_and_recorde
     )
     expected = []
 
-    def compare(trajectories, problems):
-        columns = type(trainer)._columns(trainer, trajectories, problems)
+    def compare(trajectories, problems, group_size):
+        columns = type(trainer)._columns(trainer, trajectories, problems, group_size)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         for trajectory, problem, values in zip(trajectories, problems, columns["answer_logprobs"], strict=True):
             training = policy.training
             slow = one_by_one(policy, trainer.engine.encoder, trajectory, problem.answer)
             policy.train(training)
             assert [math.exp(v) for v in values] == pytest.approx([math.exp(v) for v in slow], abs=tolerance)
-            expected.append([0.5 * (math.exp(b) - math.exp(a)) for a, b in pairwise(values)])
+            expected.append([math.exp(b) - math.exp(a) for a, b in pairwise(values)])
+        assert columns["group_ids"] == [0] * 4 + [1] * 4
         return columns
 
     trainer._columns = compare
     trainer.train()
     rows = RunFiles(trainer.args.run_dir).rollouts(1)
-    for row, gains in zip(rows, expected[: len(rows)], strict=True):
+    for row, gains in zip(rows, expected, strict=True):
+        group = [
+            gain for other, ones in zip(rows, expected, strict=True) if other["group"] == row["group"] for gain in ones
+        ]
+        normalised = [0.5 * (gain - fmean(group)) / (stdev(group) + 1e-4) for gain in gains]
         recorded = [turn["turn_rewards"]["information_gain"] for turn in row["turns"]]
-        assert recorded == pytest.approx([*gains, 0.0], abs=1e-6)
+        assert recorded == pytest.approx([*normalised, 0.0], abs=1e-4)
+        assert [turn["r_own"] for turn in row["turns"]] == pytest.approx(recorded, abs=1e-6)
     assert any(map(any, expected))
     line = trainer.state.log_history[0]
-    mean = sum(sum(gains) for gains in expected[: len(rows)]) / len(rows)
-    assert line["turn_reward/information_gain"] == pytest.approx(mean, abs=1e-6)
+    assert line["turn_reward/information_gain"] == pytest.approx(0, abs=1e-4)
     assert line["time/scoring_s"] > 0
 
 
@@ -234,8 +241,3 @@ def mine(trajectories, answer_logprobs, **columns):
 def test_a_function_of_ones_own_is_given_what_it_asks_for(trainer_for):
     with pytest.raises(RewardError, match="turn reward mine: rollout 0 got nan"):
         trainer_for([f"{__name__}:mine"]).train()
-
-
-def test_a_column_of_that_name_is_refused(scorer, small_model):
-    with pytest.raises(ConfigError, match="column 'answer_logprobs'"):
-        scorer.column(small_model, [], [], {"answer_logprobs"})

@@ -74,6 +74,7 @@ def test_two_processes_train_one_policy_on_groups_that_both_hold(tmp_path, kind)
     ]
     scored = [[turn["turn_rewards"]["information_gain"] for turn in row["turns"]] for row in recorded]
     assert all(any(gains) == (len(gains) > 1) for gains in scored), "the wrapped policy scores the answer on both"
+    assert sum(map(sum, scored)) == pytest.approx(0, abs=1e-4), "normalised over a group that both hold"
 
 
 def test_processes_that_share_weights_roll_out_at_their_own_pace(tmp_path):

@@ -16,16 +16,16 @@ failed. Where an answer does not fit into the context any more, the number of th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
-from gtpo.errors import ConfigError
 from gtpo.rollout.backends.transformers import attends_to_all, generating, mask_for
 from gtpo.rollout.chat_template import shared_length
 from gtpo.rollout.encoding import Encoder
@@ -106,28 +106,18 @@ class AnswerScorer:
         self._encoder, self._prompts = encoder, prompts
         self._pieces = TokenPieces(encoder.decode)
 
-    def column(
-        self,
-        model: Any,
-        trajectories: Sequence[Trajectory],
-        problems: Sequence[Problem],
-        columns: Container[str],
-    ) -> dict[str, list[list[float] | None]]:
-        """`logprobs` by the name under which turn reward functions ask for them.
+    def columns(
+        self, model: Any, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, list[Any]]:
+        """What turn reward functions are given: `logprobs` as `answer_logprobs`, and `group_ids`.
 
         Args:
             model, trajectories, problems: see `logprobs`.
-            columns: names that the data set has.
-
-        Raises:
-            ConfigError: the data set has a column of that name.
+            group_size: rollouts per group; groups stand side by side and may be spread over processes.
         """
-        if PARAMETER in columns:
-            raise ConfigError(
-                f"the data set has a column {PARAMETER!r}, which is what turn rewards that ask for scored answers get: "
-                "give the column another name"
-            )
-        return {PARAMETER: self.logprobs(model, trajectories, problems)}
+        first = PartialState().process_index * len(trajectories)
+        groups = [(first + i) // group_size for i in range(len(trajectories))]
+        return {PARAMETER: self.logprobs(model, trajectories, problems), "group_ids": groups}
 
     def logprobs(
         self, model: Any, trajectories: Sequence[Trajectory], problems: Sequence[Problem]

@@ -255,7 +255,9 @@ class GTPOTrainer(BaseTrainer):
         ):
             yield model
 
-    def _columns(self, trajectories: tuple[Trajectory, ...], problems: Sequence[Problem]) -> dict[str, Sequence[Any]]:
+    def _columns(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, Sequence[Any]]:
         """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
         columns: dict[str, Sequence[Any]] = {
             name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"
@@ -265,7 +267,7 @@ class GTPOTrainer(BaseTrainer):
         start = time.perf_counter()
         self.progress.phase("scoring")
         with self._whole_policy() as model:
-            columns |= self._answers.column(model, trajectories, problems, columns)
+            columns |= self._answers.columns(model, trajectories, problems, group_size)
         self._seconds["scoring"] += time.perf_counter() - start
         return columns
 
@@ -296,7 +298,7 @@ class GTPOTrainer(BaseTrainer):
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         problems = tuple(problem_of(row, place) for place, row in enumerate(self._inputs))
-        columns = self._columns(trajectories, problems)
+        columns = self._columns(trajectories, problems, group_size)
         batch = self.scorer.score(
             trajectories,
             problems,
