@@ -7,8 +7,8 @@
 `columns` are those of the data set, one entry per rollout. A function with a parameter `answer_logprobs` is given, for
 each rollout, how likely the policy finds the gold answer before each turn (`gtpo.training.answer_scoring`): one mean
 log-probability per turn, or None where there is no answer to score; and `group_ids`, a number that the rollouts of one
-prompt share. Of several processes each calls the functions with its own rollouts. Weighted by `turn_reward_weights`, the
-numbers are added to the turn rewards of docs/algorithm.md.
+prompt share. Of several processes each calls the functions with its own rollouts. Weighted by `turn_reward_weights`,
+the numbers are added to the turn rewards of docs/algorithm.md.
 """
 
 from __future__ import annotations
