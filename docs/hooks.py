@@ -38,7 +38,7 @@ PUBLIC = {
     "gtpo.training.trainer": ("GTPOTrainer",),
     "gtpo.training.config": ("GTPOConfig",),
     "gtpo.training.data": ("problem_dataset",),
-    "gtpo.turn_rewards": ("execution_feedback", "repeated_calls"),
+    "gtpo.turn_rewards": ("execution_feedback", "repeated_calls", "information_gain"),
     "gtpo.evaluation": (
         "Comparison",
         "EvalProtocol",

@@ -23,6 +23,7 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
 from gtpo.turn_rewards import (
     TurnRewardFunction,
+    asks_for_answers,
     environment_turn_rewards,
     get_turn_reward,
     name_of,
@@ -61,8 +62,9 @@ class RewardConfig:
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, MODULE:FUNCTION or "
-            "./file.py:FUNCTION."
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
+            "only: how much likelier the policy finds the gold answer after each turn; one more forward pass per "
+            "rollout), MODULE:FUNCTION or ./file.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -232,11 +234,16 @@ class Scorer:
         ]
 
     def check_functions(self) -> None:
-        """Refuse reward models, which a trainer alone calls.
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
 
         Raises:
             ConfigError: names the first one.
         """
+        for function in filter(asks_for_answers, self.turn_reward_funcs):
+            raise ConfigError(
+                f"turn_reward_funcs: {name_of(function)!r} needs answers that the policy scores, which training alone "
+                "does; leave it out here"
+            )
         for source in self.sources:
             if not is_verifier(source) and isinstance(source, str | nn.Module):
                 name = source if isinstance(source, str) else name_of(source)

@@ -232,7 +232,7 @@ def test_a_resumed_run_rolls_out_again_what_was_under_way_and_nothing_twice(run)
     whole = [[row["problem_id"] for row in rows] for rows in records(args)]
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(overlap=1, overwrite=True, max_steps=2, **saving)
-    args, result = run(overlap=1, resume=True, **saving)
+    args, result = run(overlap=1, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 4
     assert [[row["problem_id"] for row in rows] for rows in records(args)] == whole
     assert [{row["weights_step"] for row in rows} for rows in records(args)] == [{0}, {0}, {2}, {2}]
