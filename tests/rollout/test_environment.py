@@ -115,7 +115,7 @@ def test_a_rollout_resets_calls_and_is_rewarded(tool_tokenizer):
     assert rollout.turns[-1].observation.token_ids == (), "nothing follows the turn that ended it"
 
 
-def test_each_rollout_has_an_instance_of_its_own_and_the_next_batch_uses_them_again(tool_tokenizer):
+def test_each_rollout_has_an_instance_of_its_own_which_is_used_again_once_it_is_released(tool_tokenizer):
     made = []
 
     def factory():
@@ -123,13 +123,15 @@ def test_each_rollout_has_an_instance_of_its_own_and_the_next_batch_uses_them_ag
         return made[-1]
 
     engine = engine_of(tool_tokenizer, factory)
-    for _ in range(2):
+    for release, count in ((False, 3), (True, 6), (False, 6)):
         scripts = {f"{n}?": [call("enter", number=n)] * (n + 1) + ["I give up"] for n in range(3)}
         rollouts, doors, _ = roll(tool_tokenizer, factory, scripts, engine=engine)
         assert len({id(door) for door in doors}) == 3
         assert [door.tries for door in doors] == [1, 2, 3]
         assert all(r.reward == 0.0 for r in rollouts)
-    assert len(made) == 3
+        assert len(made) == count
+        if release:
+            engine.environments.release(doors)
 
 
 def test_environments_that_are_not_held_are_used_again_within_a_batch(tool_tokenizer):
@@ -290,7 +292,7 @@ def test_a_method_that_blocks_is_told_to_the_model_and_its_instance_goes_to_no_o
     assert slow.turns[0].observation is None or slow.turns[0].observation.statuses == ("timeout", "timeout")
     assert slow.stop_reason is StopReason.ENVIRONMENT_FAILURE, "its state can't be read while the call goes on"
     assert "did not return within 0.3 s" in slow.note
-    engine.environments.release_held()
+    engine.environments.release(doors)
     assert doors[0] not in engine.environments._free
     assert doors[1] in engine.environments._free
     let_go.set()

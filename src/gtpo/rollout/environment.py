@@ -89,7 +89,7 @@ class Environments:
         )
         self._takes = inspect.signature(instance.reset)
         self._free = [instance]
-        self._held: list[Any] = []
+        self._held: dict[int, Any] = {}
 
     def check_columns(self, names: Sequence[str]) -> None:
         """Whether `reset` takes columns of these names.
@@ -127,16 +127,18 @@ class Environments:
             ) from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
-        """The rollout is over; its environment can be used again, with `hold` after `release_held`."""
+        """The rollout is over; its environment can be used again, with `hold` after `release`."""
         if use.busy:
             self._stuck.append(use)
         elif not use.failed:
-            (self._held if hold else self._free).append(use.instance)
+            self._held[id(use.instance)] = use.instance
+            if not hold:
+                self.release([use.instance])
 
-    def release_held(self) -> None:
-        """What was held can be used again."""
-        self._free += self._held
-        self._held = []
+    def release(self, instances: Sequence[Any]) -> None:
+        """Environments that were held can be used again, but for those that failed."""
+        held = [self._held.pop(id(instance), None) for instance in instances]
+        self._free += [instance for instance in held if instance is not None]
 
 
 class EnvironmentUse:

@@ -141,8 +141,8 @@ class RolloutEngine:
             mask_failures: a failing model server ends the rollouts that it concerns and not the batch, as a failing
                 tool or environment always does.
             columns: for each prompt the row of the data set that its environment is reset with.
-            hold_environments: no other rollout gets the environments before the next batch; `RolloutBatch.environments`
-                has them.
+            hold_environments: no other rollout gets the environments before `Environments.release`;
+                `RolloutBatch.environments` has them.
 
         Returns:
             The trajectories in the order of the prompts.
@@ -198,7 +198,6 @@ class RolloutEngine:
             check_room(max(map(len, prompts_ids), default=0), max_context)
         rows: Sequence[Mapping[str, Any]] = [{}] * len(prompts) if columns is None else columns
         if self.environments:
-            self.environments.release_held()
             for names in {tuple(row) for row in rows}:
                 self.environments.check_columns(names)
         clock = Clock()

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 import torch
@@ -43,6 +44,7 @@ class BaseTrainer(GRPOTrainer):
         self._random_state = RandomState()
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
+        self._weights_step, self._staleness = 0, list[int]()
         super().__init__(**kwargs)
         self._rows_count_alone = rows_count_alone(self.args, self.model)
 
@@ -78,6 +80,7 @@ class BaseTrainer(GRPOTrainer):
         start = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_seconds += time.perf_counter() - start
+        self._staleness.append(self.state.global_step - self._weights_step)
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -102,7 +105,8 @@ class BaseTrainer(GRPOTrainer):
     def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
         """TRL's, in an order that a resumed run takes up."""
         sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
-        return EpochOrder(sampler, lambda: int(self.state.epoch or 0))
+        self._epoch_order = EpochOrder(sampler, lambda: int(self.state.epoch or 0))
+        return self._epoch_order
 
     def _largest(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
@@ -112,6 +116,8 @@ class BaseTrainer(GRPOTrainer):
         """TRL's log, with where the time of the steps since the last one went."""
         if self.model.training and self._step_seconds > 0:
             logs = {**logs, **time_metrics(self._seconds, self._step_seconds)}
+            logs |= {"staleness/mean": fmean(self._staleness), "staleness/max": float(max(self._staleness))}
             self._seconds.clear()
+            self._staleness.clear()
             self._step_seconds = 0.0
         super().log(logs, start_time)

@@ -6,6 +6,7 @@ ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -110,6 +111,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         default="nccl",
         metadata={"help": "How weights reach a vLLM server: nccl (CUDA), or adapter (LoRA, through a shared folder)."},
     )
+    overlap: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches whose rollouts are made while the trainer updates; 0: none. By default 1 with a vLLM "
+            "server and its importance sampling correction, else 0: generation needs hardware of its own."
+        },
+    )
+    max_staleness: int | None = field(
+        default=None,
+        metadata={
+            "help": "Refuse an overlap with which rollouts are trained on more optimizer steps after their weights."
+        },
+    )
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
@@ -128,6 +142,46 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
         self._check_vllm()
+        self._settle_overlap()
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps, rounded up, that train on one generation batch."""
+        micro_steps = (self.steps_per_generation or 1) * self.num_iterations
+        return -(-micro_steps // self.gradient_accumulation_steps)
+
+    def _settle_overlap(self) -> None:
+        allowed = math.inf if self.max_staleness is None else self.max_staleness
+        serves = self.use_vllm and self.vllm_mode == "server"
+        if self.overlap is None:
+            self.overlap = int(serves and self.vllm_importance_sampling_correction and self._oldest(1) <= allowed)
+        if self.overlap < 0:
+            raise ConfigError(f"overlap must be at least 0, got {self.overlap}")
+        if self.overlap and not serves:
+            raise ConfigError(
+                f"overlap {self.overlap}: rollouts are made while the trainer updates only on a vLLM server: use "
+                "--use_vllm true --vllm_mode server, or --overlap 0"
+            )
+        if self.overlap and not self.vllm_importance_sampling_correction:
+            raise ConfigError(
+                f"overlap {self.overlap}: rollouts from older weights need --vllm_importance_sampling_correction true; "
+                "or use --overlap 0"
+            )
+        if self.overlap > 1 and self.vllm_sync != "adapter":
+            raise ConfigError(
+                f"overlap {self.overlap}: above 1 it needs --vllm_sync adapter: nccl replaces the weights of all "
+                "rollouts under way"
+            )
+        if self._oldest(self.overlap) > allowed:
+            raise ConfigError(
+                f"max_staleness {self.max_staleness}: with overlap {self.overlap} and {self.updates_per_batch} updates "
+                f"per generation batch, rollouts get {self._oldest(self.overlap)} optimizer steps old: lower --overlap "
+                "or --num_iterations"
+            )
+
+    def _oldest(self, overlap: int) -> int:
+        """Optimizer steps between the weights that a rollout was sampled from and the last update that uses it."""
+        return (overlap + 1) * self.updates_per_batch - 1
 
     def _check_vllm(self) -> None:
         if not self.use_vllm:

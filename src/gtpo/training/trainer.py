@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
+from gtpo._async import run_async
 from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
@@ -37,7 +38,7 @@ from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.loop import write_partial
+from gtpo.rollout.loop import Progress, RolloutBatch, write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
@@ -49,6 +50,7 @@ from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
 from gtpo.training.own_environment import check_data, made_engine, reset_columns
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
@@ -162,6 +164,8 @@ class GTPOTrainer(BaseTrainer):
         self._inputs: Sequence[Mapping[str, Any]] = ()
         self._held: list[Any] = []
         self._said_graded = False
+        self._overlap = Overlap(args.overlap, self._begin) if args.overlap else None
+        self._coming: tuple[int, BatchOrder] | None = None
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
@@ -198,7 +202,12 @@ class GTPOTrainer(BaseTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
         self._inputs = inputs
+        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
+            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
         output = super()._generate_and_score_completions(inputs)
+        if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
+            share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
+            self._metrics["train" if self.model.training else "eval"][FRAC_CUT].append(share)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
             advantages_B_T = self._token_advantages(output["completion_ids"].shape[1])
@@ -211,9 +220,18 @@ class GTPOTrainer(BaseTrainer):
         self.progress.phase("update")
         return output
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's; rollouts that were begun ahead end with it."""
+        self._coming = None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._overlap:
+                self._overlap.close()
+
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
-        trajectories = self._trajectories(prompts)
+        trajectories = self._trajectories()
         self._batch = batch = self._scored(trajectories)
         return {
             "prompt_ids": [list(t.prompt_ids) for t in trajectories],
@@ -222,23 +240,14 @@ class GTPOTrainer(BaseTrainer):
             "env_mask": batch.masks,
         }
 
-    def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
+    def _trajectories(self) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
-        prompts = [
-            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(prompt, str) else prompt
-            for prompt, row in zip(prompts, self._inputs, strict=True)
-        ]
         self.progress.phase("rollouts")
-        with self._backend() as backend:
-            batch = self.engine.run(
-                prompts,
-                backend,
-                seed=int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
-                progress=self.progress.within_phase,
-                mask_failures=True,
-                columns=list(map(reset_columns, self._inputs)),
-                hold_environments=True,
-            )
+        self._weights_step = self.state.global_step
+        if self._overlap and self.model.training:
+            batch = self._taken(self._overlap)
+        else:
+            batch = run_async(self._begin(self._inputs, self.progress.within_phase))
         self._held = list(batch.environments)
         if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
@@ -246,12 +255,58 @@ class GTPOTrainer(BaseTrainer):
         self._seconds["tools"] += batch.tools_s
         return batch.trajectories
 
+    def _begin(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> Coroutine[Any, Any, RolloutBatch]:
+        """The rollouts of these rows, from the weights as they are now."""
+        context = ExitStack()
+        backend = context.enter_context(self._backend())
+        seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
+        prompts = [
+            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
+            for row in rows
+        ]
+
+        async def roll_out() -> RolloutBatch:
+            with context:
+                return await self.engine.run_async(
+                    prompts,
+                    backend,
+                    seed=seed,
+                    progress=progress,
+                    mask_failures=True,
+                    columns=list(map(reset_columns, rows)),
+                    hold_environments=True,
+                )
+
+        return roll_out()
+
+    def _taken(self, overlap: Overlap) -> RolloutBatch:
+        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
+        if self._coming is None:
+            order = BatchOrder(
+                self._epoch_order,
+                self.train_dataset,
+                batch_size=self._train_batch_size * self.args.steps_per_generation,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+            self._coming = (order.number_at(self.state.epoch or 0.0), order)
+        number, order = self._coming
+        last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
+        progress = self.progress.within_phase
+        found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
+        self._coming = (number + 1, order)
+        self._weights_step = found.weights_step
+        metrics = self._metrics["train"]
+        metrics["time/server_idle_s"].append(overlap.idle_s())
+        return found.batch
+
     @contextmanager
     def _backend(self) -> Iterator[Backend]:
         """What generates, for one batch."""
         if self.use_vllm:
             if self.args.vllm_sync == "adapter":
-                yield self.vllm_generation.backend(self._tokenizer)
+                with self.vllm_generation.backend(self._tokenizer) as backend:
+                    yield backend
             elif self.args.vllm_mode == "server":
                 timeout_s = self.args.vllm_server_timeout
                 yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
@@ -295,6 +350,8 @@ class GTPOTrainer(BaseTrainer):
                 found = self._calculate_rewards(rows, prompts, completions, ids)
         finally:
             self.environments = None
+            if self.engine.environments:
+                self.engine.environments.release(self._held)
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
@@ -361,6 +418,7 @@ class GTPOTrainer(BaseTrainer):
         kept = recorded_groups(batch.credit.group_B.tolist(), tokens, self.args.record_max_tokens)
         rows = gather_on_main(rollout_rows(batch, self._pieces, kept))
         if self.recorder and self.accelerator.is_main_process:
+            rows = [{**row, "weights_step": self._weights_step} for row in rows]
             self.recorder.write_rollouts(self.state.global_step + 1, rows)
         self._seconds["record"] += time.perf_counter() - start
 
