@@ -55,6 +55,9 @@ def _json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object a line"
         raise DataError(message, path=path, line=number) from None
+    except ValueError:  # Python's limit of digits
+        message = "holds an integer of thousands of digits; write it as a text in quotes"
+        raise DataError(message, path=path, line=number) from None
     except RecursionError:
         raise DataError("JSON nested too deeply; flatten it", path=path, line=number) from None
     if not isinstance(row, dict):
