@@ -81,14 +81,6 @@ def test_a_config_that_the_report_can_not_read_is_one_sentence(tmp_path, name, c
     assert err.count("\n") == 1
 
 
-def test_an_integer_of_thousands_of_digits_in_a_row_names_its_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text(
-        '{"question": "1", "answer": "1"}\n{"question": "2", "answer": ' + "9" * 5000 + "}"
-    )
-    with pytest.raises(DataError, match=r"a.jsonl:2: holds an integer of thousands of digits; write it as a text"):
-        problems_from(str(tmp_path / "a.jsonl"))
-
-
 @pytest.mark.parametrize("weight", [".inf", ".nan", "-1", "0", "true"])
 def test_a_weight_of_a_mixture_is_a_finite_number_above_0(tmp_path, weight):
     path = written(tmp_path / "mix.yaml", f"sources: [{{source: a.jsonl, weight: {weight}}}]")

@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
 from openai_server import CompletionServer
 from peft import LoraConfig
 from torch.utils.data import BatchSampler
@@ -20,8 +21,10 @@ from gtpo.errors import BackendError, ConfigError
 from gtpo.lab.tiny.model import make_model
 from gtpo.run_directory import RunFiles
 from gtpo.training.overlap import BatchOrder, Overlap, share_cut
+from gtpo.training.progress import StepProgress
 from gtpo.training.run import train
 from gtpo.training.sampler import EpochOrder
+from gtpo.training.trainer import GTPOTrainer
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -229,7 +232,7 @@ def test_a_resumed_run_rolls_out_again_what_was_under_way_and_nothing_twice(run)
     whole = [[row["problem_id"] for row in rows] for rows in records(args)]
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(overlap=1, overwrite=True, max_steps=2, **saving)
-    args, result = run(overlap=1, resume=True, **saving)
+    args, result = run(overlap=1, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 4
     assert [[row["problem_id"] for row in rows] for rows in records(args)] == whole
     assert [{row["weights_step"] for row in rows} for rows in records(args)] == [{0}, {0}, {2}, {2}]
@@ -286,3 +289,11 @@ def test_the_default_overlap_heeds_the_largest_staleness(config):
     assert config(**server).overlap == 1
     assert config(**server, max_staleness=0).overlap == 0
     assert config(**server, vllm_importance_sampling_correction=False).overlap == 0
+
+
+def test_a_data_set_that_is_streamed_is_not_read_ahead_and_that_is_said(config, capsys):
+    args = config(use_vllm=True, vllm_mode="server", vllm_sync="adapter")
+    stream = Dataset.from_list([{"prompt": "1"}]).to_iterable_dataset()
+    assert GTPOTrainer._overlap_for(None, stream, args, StepProgress(enabled=False)) is None
+    assert args.overlap == 0
+    assert "overlap 0: a train_dataset that is streamed can't be read ahead" in capsys.readouterr().err

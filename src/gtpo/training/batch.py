@@ -20,6 +20,7 @@ from gtpo.tasks.verifiers import Verdict
 from gtpo.training.config import GTPOConfig
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
+from gtpo.turn_rewards import name_of
 from gtpo.types import Trajectory
 
 
@@ -73,7 +74,8 @@ class BatchScorer:
         self.settings = args.credit_settings()
         if scorer.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
             raise ConfigError(
-                f"algorithm {args.algorithm} has one reward per rollout, so turn_reward_funcs have no effect: use "
+                f"algorithm {args.algorithm} has one reward per rollout, so turn rewards "
+                f"({', '.join(map(name_of, scorer.turn_reward_funcs))}) have no effect: use "
                 f"{' or '.join(sorted(TURN_REWARDS))}"
             )
 

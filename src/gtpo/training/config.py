@@ -40,7 +40,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "mt_grpo, turn_loo."
         },
     )
-    gamma: float = field(default=0.9, metadata={"help": "Discount of later turns' rewards, in [0, 1]. [paper]"})
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount of later turns' rewards, in [0, 1]; by default 0.9 [paper], or by first_turn_share."
+        },
+    )
+    first_turn_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Chooses gamma such that the first of max_turns turns keeps this share of a success's reward, in "
+            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default it does not."
+        },
+    )
     alpha: float = field(
         default=0.5, metadata={"help": "Weight of the code similarity of failed rollouts, in [0, 1]; 0: off. [paper]"}
     )
@@ -142,6 +154,7 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         for name in F.PAPER:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
+        self.gamma = self._chosen_gamma()
         self.credit_settings()
         for name in ("record_every", "record_max_tokens", "save_minutes"):
             if getattr(self, name) < 0:
@@ -191,6 +204,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     def _oldest(self, overlap: int) -> int:
         """Optimizer steps between the weights that a rollout was sampled from and the last update that uses it."""
         return (overlap + 1) * self.updates_per_batch - 1
+
+    def _chosen_gamma(self) -> float:
+        if self.first_turn_share is None:
+            return CreditSettings.gamma if self.gamma is None else self.gamma
+        if not 0 < self.first_turn_share <= 1:
+            raise ConfigError(f"first_turn_share must be in (0, 1], got {self.first_turn_share}")
+        chosen = F.gamma_for_turns(self.max_turns, first_share=self.first_turn_share)
+        if self.gamma not in (None, chosen):
+            raise ConfigError(
+                f"first_turn_share {self.first_turn_share} and max_turns {self.max_turns} make gamma {chosen:.4g}, and "
+                f"gamma is {self.gamma}: give one of the two"
+            )
+        return chosen
 
     def _check_vllm(self) -> None:
         if not self.use_vllm:

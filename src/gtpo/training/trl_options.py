@@ -51,7 +51,6 @@ FIXED: Mapping[str, tuple[Any, str]] = {
 """Options with one value that fits, and why."""
 
 REFUSED_ARGUMENTS: Mapping[str, str] = {
-    "environment_factory": "give tools=[...], or engine=",
     "rollout_func": "the trainer rolls out by itself: give engine=",
 }
 """Arguments of `GRPOTrainer` that `GTPOTrainer` does not take, and what to use in their place."""

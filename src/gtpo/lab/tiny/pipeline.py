@@ -85,7 +85,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
     family = get_family(tiny.family, tiny.problem_steps)
-    if args.tools not in ("python", family.tools):
+    if args.tools not in (None, "python", family.tools):
         raise ConfigError(f"gtpo demo: the family {family.name!r} has its own tools; leave out --tools {args.tools}")
     args.tools = family.tools
     sandbox = args.make_sandbox()
