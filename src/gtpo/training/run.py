@@ -119,6 +119,39 @@ def train(
     return TrainResult(Path(args.run_dir), model_dir, trainer.state.global_step)
 
 
+def begin_record(trainer: GTPOTrainer, resume: bool | str | None) -> str | None:
+    """Make the run's directory ready for a trainer that was made in Python, and record it as `train` does.
+
+    Args:
+        trainer: about to train; it gets a recorder of `args.run_dir`.
+        resume: TRL's `resume_from_checkpoint`: True for the last checkpoint of the run, or the path of one.
+
+    Returns:
+        The checkpoint to resume from, if that is asked for.
+
+    Raises:
+        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+        RecordError: the directory can't be written.
+    """
+    args = trainer.args
+    recorder = RunRecorder(args.run_dir)
+    try:
+        checkpoint = begin(recorder, args, resume=bool(resume), overwrite=args.overwrite)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} In Python: train(resume_from_checkpoint=True), another output_dir, or GTPOConfig(overwrite=True)"
+        ) from error
+    if isinstance(resume, str | Path):
+        checkpoint = str(resume)
+        if trainer.accelerator.is_main_process:
+            recorder.rewind(_step_of(checkpoint))
+    trainer.recorder = recorder
+    trainer.add_callback(MetricsCallback(recorder))
+    if trainer.accelerator.is_main_process:
+        recorder.write_config({"tool_format": trainer.engine.encoder.choice, "config": args.to_dict()})
+    return checkpoint
+
+
 def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
     """Make the run's directory ready; returns the checkpoint to resume from, if that is asked for.
 

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -86,7 +86,8 @@ class GTPOTrainer(BaseTrainer):
         verifier: checks final answers; by default the one that `args` ask for.
         similarity: of codes, for shaping; by default `args.similarity`.
         turn_reward_funcs: see `gtpo.turn_rewards`; by default those of `args`.
-        recorder: writes the run's directory; None writes nothing.
+        recorder: writes the run's directory, which the caller has made ready; None: if `args` name a directory, `train`
+            records the run there, as `gtpo train` does; False: nothing is recorded.
         progress: says on the terminal what a step is doing; None says nothing.
 
     Raises:
@@ -116,7 +117,7 @@ class GTPOTrainer(BaseTrainer):
         verifier: Verifier | None = None,
         similarity: CodeSimilarity | None = None,
         turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
-        recorder: RunRecorder | None = None,
+        recorder: RunRecorder | Literal[False] | None = None,
         progress: StepProgress | None = None,
     ):
         check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
@@ -135,7 +136,8 @@ class GTPOTrainer(BaseTrainer):
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
         self._rows = RowProblems(verifies=scorer.verifier is not None)
         train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
-        self.recorder = recorder
+        self.recorder = recorder or None
+        self._records_itself = recorder is None and args.run_dir != type(args).run_dir
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
         self._rare_success = FailureWatch(where_success_is_rare(settings))
@@ -203,11 +205,19 @@ class GTPOTrainer(BaseTrainer):
         self.progress.phase("update")
         return output
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; rollouts that were begun ahead end with it."""
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """TRL's, recorded in `args.run_dir`; rollouts that were begun ahead end with it.
+
+        Raises:
+            ConfigError: the directory holds a run already, and it is not to be resumed or overwritten.
+        """
+        if self._records_itself:
+            from gtpo.training.run import begin_record  # it makes trainers
+
+            resume_from_checkpoint = begin_record(self, resume_from_checkpoint)
         self._coming = None
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self._overlap:
                 self._overlap.close()
@@ -308,7 +318,7 @@ class GTPOTrainer(BaseTrainer):
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
-        columns = columns_of(self._inputs)
+        columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         with self._sources.in_use():
             found = self._calculate_rewards(rows, prompts, completions, ids)
@@ -336,7 +346,7 @@ class GTPOTrainer(BaseTrainer):
             group_size,
             self.progress.phase,
             rewards=lambda verdicts: self._rewards(trajectories, verdicts),
-            columns=columns_of(self._inputs),
+            columns=columns_of(self._inputs, self._rows.further),
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
