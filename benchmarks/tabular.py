@@ -21,7 +21,7 @@ import torch
 from scipy import stats
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.lab.study.figures import spread
 from gtpo.lab.tabular import (
     CANDIDATES,

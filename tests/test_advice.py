@@ -6,7 +6,7 @@ import pytest
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 
 
 @pytest.mark.parametrize(

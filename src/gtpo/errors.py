@@ -34,7 +34,11 @@ class DataError(GtpoError, ValueError):
         prefix = f"{where}: " if where else ""
         prefix += f"field {field!r}: " if field else ""
         super().__init__(prefix + message)
-        self.path, self.line, self.field = path, line, field
+        self.message, self.path, self.line, self.field = message, path, line, field
+
+    def at(self, path: str | Path, line: int) -> DataError:
+        """The same fault, with the place where it was found."""
+        return DataError(self.message, path=path, line=line, field=self.field)
 
 
 class TemplateError(GtpoError, ValueError):
@@ -45,6 +49,10 @@ class SandboxError(GtpoError, RuntimeError):
     """The sandbox itself failed, or does not hold what was asked of it; never the fault of the code it ran."""
 
 
+class EnvironmentFailedError(GtpoError, RuntimeError):
+    """An environment of the user's own raised or did not return; masks its rollout (`gtpo.failures`)."""
+
+
 class BackendError(GtpoError, RuntimeError):
     """The model that generates is unavailable: its server does not answer, refuses a request, or gives nonsense."""
 
@@ -53,12 +61,20 @@ class ServerGoneError(BackendError):
     """A server that generates did not answer any request within `server_timeout_s`."""
 
 
+class BadAnswerError(BackendError):
+    """A server that generates gives answers that can't be used: impossible values, wrong JSON, too late, too large."""
+
+
 class ModelError(GtpoError, ArithmeticError):
     """The model's own numbers are not finite."""
 
 
 class TooManyFailuresError(GtpoError, RuntimeError):
     """Too many rollouts were lost to failures (`gtpo.failures`)."""
+
+
+class StoppedError(GtpoError):
+    """A signal ended a run between two steps; it can go on. `gtpo` then exits with status 75."""
 
 
 class VerifierError(GtpoError, RuntimeError):

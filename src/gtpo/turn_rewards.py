@@ -24,6 +24,13 @@ from gtpo.errors import ConfigError, RewardError
 from gtpo.types import Trajectory, Turn
 
 TurnRewardFunction = Callable[..., Any]
+ANSWER_LOGPROBS = "answer_logprobs"
+"""The parameter by which a function asks for the policy's scores of the gold answer."""
+
+
+def asks_for_answers(function: TurnRewardFunction) -> bool:
+    """Whether a function takes `answer_logprobs` by name."""
+    return ANSWER_LOGPROBS in inspect.signature(function).parameters
 
 
 def execution_feedback(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
@@ -92,6 +99,19 @@ def information_gain(
     first = PartialState().process_index * len(trajectories)
     own = gains[first : first + len(trajectories)]
     return [[0.0] * len(t.turns) if row is None else row for t, row in zip(trajectories, own, strict=True)]
+
+
+def environment_turn_rewards(name: str) -> TurnRewardFunction:
+    """What the rollouts' environments gave for each turn (`get_turn_reward`), as a turn reward of that name.
+
+    A turn for which none was given, as in a rollout that failed, has 0.
+    """
+
+    def given(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
+        return [[turn.reward or 0.0 for turn in trajectory.turns] for trajectory in trajectories]
+
+    given.__name__ = name
+    return given
 
 
 SHIPPED: Mapping[str, TurnRewardFunction] = {

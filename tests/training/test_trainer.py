@@ -199,7 +199,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, tiny_tokenizer,
 
 
 def test_resuming_without_a_checkpoint_is_refused(small_model, tiny_tokenizer, problems, config):
-    with pytest.raises(ConfigError, match="no checkpoint"):
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
         train(small_model, tiny_tokenizer, problems, config(), resume=True)
 
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from gtpo.commands.arguments import parse, positional, say
+from gtpo._text import say, show
+from gtpo.commands.arguments import parse, positional
 from gtpo.errors import ConfigError
 from gtpo.evaluation import Comparison, compare
 from gtpo.evaluation.statistics import Difference
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"give two result files, gtpo compare A B; got {len(args.results)}")
     found = compare(*args.results)
     say(table(found))
-    print(json.dumps(asdict(found), indent=1))
+    show(json.dumps(asdict(found), indent=1))
     return 0
 
 
@@ -42,6 +43,7 @@ def table(comparison: Comparison) -> str:
     """The comparison for people."""
     lines = [f"first {comparison.first:.4f}, second {comparison.second:.4f}"]
     named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
+    named |= {"reward": comparison.reward} if comparison.reward else {}
     width = max(map(len, named))
     for name, d in named.items():
         lines.append(

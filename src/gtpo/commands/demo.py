@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from gtpo.commands.arguments import parse, say
+from gtpo._text import say
+from gtpo.commands.arguments import parse
 from gtpo.lab.tiny.pipeline import TinyArguments, run_tiny, table
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder

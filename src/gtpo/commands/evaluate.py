@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gtpo.commands.arguments import GenerationModelConfig, parse, say
+from gtpo._lock import locked
+from gtpo._text import say, show
+from gtpo.commands.arguments import GenerationModelConfig, parse
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, Figures
+from gtpo.evaluation.statistics import Mean
 
 
 @dataclass
@@ -44,16 +47,23 @@ def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     args, backend, model = arguments(argv)
     output = Path(args.output) if args.output else None
+    if output is None:
+        return _evaluate(args, backend, model, None)
+    with locked(output.with_name(f".{output.name}.lock"), what=f"the output {output}", mend="give another --output"):
+        return _evaluate(args, backend, model, output)
+
+
+def _evaluate(args: EvalArguments, backend: BackendArguments, model: GenerationModelConfig, output: Path | None) -> int:
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
     journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
     result = prepare(args, backend, model).run(journal, "eval")
     if output and journal:
         result.save(output)
-        journal.unlink()
+        journal.unlink(missing_ok=True)  # its folder may have been deleted in the meantime
         say(f"written to {output}")
     say(table(result))
-    print(json.dumps(result.summary(), indent=1))
+    show(json.dumps(result.summary(), indent=1))
     return 0
 
 
@@ -73,5 +83,11 @@ def table(result: EvalResult) -> str:
         rows.append([name, str(figures.problems), *shown, *(f"{mean:.2f}" for mean in means), tokens])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{name}: {_mean(mean)}" for name, mean in result.figures.rewards.items()]
     reasons = ", ".join(f"{name} {share:.3f}" for name, share in result.figures.stop_reasons.items())
     return "\n".join([*lines, f"ended by: {reasons}"])
+
+
+def _mean(mean: Mean) -> str:
+    interval = "" if mean.low is None or mean.high is None else f" [{mean.low:.4g}, {mean.high:.4g}]"
+    return f"{mean.value:.4g}{interval}"

@@ -33,20 +33,14 @@ from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.tasks.problems import Problem
 from gtpo.training.trl_compat import is_peft_model
+from gtpo.turn_rewards import ANSWER_LOGPROBS
 from gtpo.types import Trajectory
 
-PARAMETER = "answer_logprobs"
-"""The parameter by which a turn reward function asks for what is computed here."""
 _TOKENS = 16_384
 """Tokens of a forward pass, padding included."""
 _THOUGHT, _END_OF_THOUGHT = "<think>", "</think>\n\n"
 _TAIL = 16
 """Ids of a prompt in which it may open a thought."""
-
-
-def asks_for_answers(function: Any) -> bool:
-    """Whether a turn reward function takes `answer_logprobs` by name."""
-    return PARAMETER in inspect.signature(function).parameters
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ class AnswerScorer:
         """
         first = PartialState().process_index * len(trajectories)
         groups = [(first + i) // group_size for i in range(len(trajectories))]
-        return {PARAMETER: self.logprobs(model, trajectories, problems), "group_ids": groups}
+        return {ANSWER_LOGPROBS: self.logprobs(model, trajectories, problems), "group_ids": groups}
 
     def logprobs(
         self, model: Any, trajectories: Sequence[Trajectory], problems: Sequence[Problem]

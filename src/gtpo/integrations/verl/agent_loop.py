@@ -2,7 +2,7 @@
 
 An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
 score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, is what the trainer makes
-turn rewards of: `gtpo.credit.CreditInputs` but for the group, and the tokens of each turn.
+turn rewards of: `gtpo.credit_assignment.CreditInputs` but for the group, and the tokens of each turn.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
-from gtpo.credit import credit_inputs
+from gtpo.credit_assignment import credit_inputs
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
 from gtpo.rollout import RolloutConfig, RolloutEngine, Sampling, build_engine
+from gtpo.rollout.backends.answers import checked_generation
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
@@ -186,8 +187,8 @@ class VerlBackend:
         self.versions = {**found, **self.versions}
         if found.get("max_global_steps") is not None:
             self.versions["max_global_steps"] = found["max_global_steps"]
-        logprobs = tuple(output.log_probs[: len(output.token_ids)]) if output.log_probs else None
-        return Generation(tuple(output.token_ids), logprobs)
+        logprobs = output.log_probs[: len(output.token_ids)] if output.log_probs else None
+        return checked_generation(output.token_ids, logprobs, request, end_ids=self._end_ids, source="verl's server")
 
     def finish(self, rollout: int) -> None:
         """See `GenerationSession.finish`."""
