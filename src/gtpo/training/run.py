@@ -152,8 +152,8 @@ def train_recorded(trainer: GTPOTrainer, resume: bool | str | Path | None, *, wi
             )
         except ConfigError as error:
             raise ConfigError(
-                f"{error}. In Python: train(resume_from_checkpoint=True, resume_with_changes=True), another output_dir, "
-                "or GTPOConfig(overwrite=True)"
+                f"{error}. In Python: train(resume_from_checkpoint=True, resume_with_changes=True), another "
+                "output_dir, or GTPOConfig(overwrite=True)"
             ) from error
         trainer.recorder = run.recorder
         for callback in run.callbacks:
