@@ -34,7 +34,11 @@ class DataError(GtpoError, ValueError):
         prefix = f"{where}: " if where else ""
         prefix += f"field {field!r}: " if field else ""
         super().__init__(prefix + message)
-        self.path, self.line, self.field = path, line, field
+        self.message, self.path, self.line, self.field = message, path, line, field
+
+    def at(self, path: str | Path, line: int) -> DataError:
+        """The same fault, with the place where it was found."""
+        return DataError(self.message, path=path, line=line, field=self.field)
 
 
 class TemplateError(GtpoError, ValueError):
@@ -43,6 +47,10 @@ class TemplateError(GtpoError, ValueError):
 
 class SandboxError(GtpoError, RuntimeError):
     """The sandbox itself failed, or does not hold what was asked of it; never the fault of the code it ran."""
+
+
+class EnvironmentFailedError(GtpoError, RuntimeError):
+    """An environment of the user's own raised or did not return; masks its rollout (`gtpo.failures`)."""
 
 
 class BackendError(GtpoError, RuntimeError):
@@ -63,6 +71,10 @@ class ModelError(GtpoError, ArithmeticError):
 
 class TooManyFailuresError(GtpoError, RuntimeError):
     """Too many rollouts were lost to failures (`gtpo.failures`)."""
+
+
+class StoppedError(GtpoError):
+    """A signal ended a run between two steps; it can go on. `gtpo` then exits with status 75."""
 
 
 class VerifierError(GtpoError, RuntimeError):

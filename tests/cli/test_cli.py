@@ -54,7 +54,7 @@ def test_help_lists_the_commands_and_each_command_its_own_options(capsys):
         assert left.value.code == 0
         shown = capsys.readouterr().out
         assert option in shown
-        assert len(shown.splitlines()) < 85, "short enough to read"
+        assert len(shown.splitlines()) < 100, "short enough to read"
 
 
 def test_version(capsys):
@@ -99,7 +99,7 @@ def test_a_run_that_can_not_start_is_refused_before_its_weights_are_loaded(capsy
     shutil.copytree(model_dir, empty, ignore=shutil.ignore_patterns("*.safetensors"))
     argv = ["train", "--model", empty, "--train_file", problem_file, "--tool_format", "fenced", *CPU]
     assert "holds a run already" in fails(capsys, *argv, "--run_dir", tmp_path / "run")
-    assert "no checkpoint" in fails(capsys, *argv, "--run_dir", tmp_path / "run", "--resume", "true")
+    assert "no whole checkpoint" in fails(capsys, *argv, "--run_dir", tmp_path / "run", "--resume", "true")
     assert "can't be loaded" in fails(capsys, *argv, "--run_dir", tmp_path / "other"), (
         "the control: weights are missing"
     )
@@ -266,18 +266,19 @@ def test_the_installed_command_answers():
     assert "Group Turn Policy Optimization" in done.stdout
 
 
-def test_problems_whose_answers_can_not_be_read_are_left_out_and_named(capsys, tmp_path):
-    from gtpo.commands.arguments import verifiable
+def test_problems_whose_answers_can_not_be_read_are_left_out_and_named():
     from gtpo.errors import DataError
     from gtpo.tasks.problems import Problem
+    from gtpo.tasks.sources import verifiable
     from gtpo.tasks.verifiers import get_verifier
 
+    said: list[str] = []
     good, bad = Problem("good", "q", "3"), Problem("bad", "q", "\\qquad")
     verifier = get_verifier("math")
     try:
-        assert verifiable([good, bad], verifier) == [good]
-        assert "left out: problem bad" in capsys.readouterr().err
+        assert verifiable([good, bad], verifier, said.append) == [good]
+        assert "left out: problem bad" in said[0]
         with pytest.raises(DataError, match="can be verified"):
-            verifiable([bad], verifier)
+            verifiable([bad], verifier, said.append)
     finally:
         verifier.close()

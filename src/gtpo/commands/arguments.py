@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
-from gtpo._text import say, show
-from gtpo.errors import ConfigError, DataError
-from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verifier
+from gtpo._options import check_numbers
+from gtpo._text import show
+from gtpo._yaml import read_yaml
+from gtpo.errors import ConfigError
+from gtpo.tasks.row_forms import Columns, parse_columns
 
 ALIASES = {"model": "model_name_or_path"}
 """Short names, for flags and for keys of a config file."""
@@ -54,9 +54,12 @@ def parse(
         argv = _with_config(["--config", str(defaults), *argv], known, origins)
     _check_flags(argv, known)
     try:
-        return parser.parse_args_and_config(argv)
+        parsed = parser.parse_args_and_config(argv)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for options in parsed:
+        check_numbers(options)
+    return parsed
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
@@ -80,11 +83,9 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
         raise ConfigError("--config needs a file")
     path = Path(argv[place + 1])
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        config = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must hold a mapping from settings to values")
     for key in config:
@@ -103,6 +104,7 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
 
 def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
     """In the place of argparse's own, which prints the usage of every option and exits."""
+    message = re.sub(r"\S{100,}", lambda found: f"{found[0][:50]}...", message)
     match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
     if match is None:
         raise ConfigError(message)
@@ -210,16 +212,22 @@ class GenerationModelConfig(ModelConfig):
     trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Let the model's own code run."})
 
 
-def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]:
-    """The problems whose gold answers can be read; says which ones are left out, and why.
+@dataclass
+class ColumnArguments:
+    """How rows are read."""
 
-    Raises:
-        DataError: none is left.
-    """
-    unusable = verifier.unusable(problems)
-    for problem_id, why in unusable.items():
-        say(f"left out: problem {problem_id}: {why}")
-    left = [problem for problem in problems if problem.id not in unusable]
-    if not left:
-        raise DataError("no problem has an answer that can be verified", field="answer")
-    return left
+    columns: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "Where rows can't be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
+            "solution), or MODULE:FUNCTION or ./file.py:FUNCTION, which makes a row of ours of each row."
+        },
+    )
+
+    def row_columns(self) -> Columns:
+        """What `--columns` says.
+
+        Raises:
+            ConfigError: it can't be used.
+        """
+        return parse_columns(self.columns)

@@ -43,6 +43,7 @@ def table(comparison: Comparison) -> str:
     """The comparison for people."""
     lines = [f"first {comparison.first:.4f}, second {comparison.second:.4f}"]
     named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
+    named |= {"reward": comparison.reward} if comparison.reward else {}
     width = max(map(len, named))
     for name, d in named.items():
         lines.append(

@@ -14,6 +14,7 @@ from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, Figures
+from gtpo.evaluation.statistics import Mean
 
 
 @dataclass
@@ -82,5 +83,11 @@ def table(result: EvalResult) -> str:
         rows.append([name, str(figures.problems), *shown, *(f"{mean:.2f}" for mean in means), tokens])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"{name}: {_mean(mean)}" for name, mean in result.figures.rewards.items()]
     reasons = ", ".join(f"{name} {share:.3f}" for name, share in result.figures.stop_reasons.items())
     return "\n".join([*lines, f"ended by: {reasons}"])
+
+
+def _mean(mean: Mean) -> str:
+    interval = "" if mean.low is None or mean.high is None else f" [{mean.low:.4g}, {mean.high:.4g}]"
+    return f"{mean.value:.4g}{interval}"

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gtpo._text import say
-from gtpo.commands.arguments import parse, verifiable
+from gtpo.commands.arguments import ColumnArguments, parse
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.rows import write_parquet
-from gtpo.tasks.sources import problems_from
+from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.tasks.verifiers import get_verifier
 
 
 @dataclass
-class VerlProblemsArguments:
+class VerlProblemsArguments(ColumnArguments):
     """Which problems, and where they go."""
 
     problems: list[str] = field(default_factory=list, metadata={"help": "Sources, as for gtpo eval."})
@@ -33,10 +33,11 @@ def main(argv: Sequence[str]) -> int:
     )
     if not args.problems:
         raise ConfigError("no problems: give --problems SOURCE")
-    found = [problem for source in args.problems for problem in problems_from(source, data_dir=args.data_dir)]
+    options = {"data_dir": args.data_dir, "columns": args.row_columns()}
+    found = [problem for source in args.problems for problem in problems_from(source, **options)]
     verifier = get_verifier(args.verifier)
     try:
-        problems = verifiable(found, verifier)
+        problems = verifiable(found, verifier, say)
     finally:
         verifier.close()
     write_parquet(problems, args.output, args.data_source)

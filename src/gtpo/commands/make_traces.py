@@ -6,21 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gtpo._text import say
-from gtpo.commands.arguments import parse
+from gtpo.commands.arguments import ColumnArguments, parse
 from gtpo.errors import ConfigError
 from gtpo.models import load_tokenizer
 from gtpo.rollout import FORMATS, PromptConfig, SandboxConfig, ToolFormat, build_encoder, get_format
-from gtpo.tasks.problems import load_problems
+from gtpo.tasks.sources import problems_from
 from gtpo.tasks.worked_solutions import parse_solutions
 from gtpo.traces.from_solutions import traces_from_solutions
 
 
 @dataclass
-class ConvertArguments(SandboxConfig):
+class ConvertArguments(ColumnArguments, SandboxConfig):
     """What to convert, and where its calls run."""
 
     solutions: str | None = field(
-        default=None, metadata={"help": "Problems with a field `solution`, as gsm8k has it: <<48/2=24>>, #### 72."}
+        default=None,
+        metadata={
+            "help": "Problems with worked solutions as GSM8K has them (<<48/2=24>>, #### 72), in `solution` or in "
+            "GSM8K's own `answer`: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or any other source of "
+            "gtpo train."
+        },
     )
     output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go."})
     max_solutions: int | None = field(default=None, metadata={"help": "Use only the first n."})
@@ -46,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
         about="Make cold-start traces from worked solutions; every call is really executed for its observation.",
     )
     if args.solutions is None:
-        raise ConfigError("nothing to convert: give --solutions FILE.jsonl")
-    parsed = parse_solutions(load_problems(args.solutions, limit=args.max_solutions))
+        raise ConfigError("nothing to convert: give --solutions, such as FILE.jsonl or hub:openai/gsm8k?config=main")
+    parsed = parse_solutions(problems_from(args.solutions, limit=args.max_solutions, columns=args.row_columns()))
     traces = traces_from_solutions(
         parsed.solutions,
         args.make_sandbox(),

@@ -9,24 +9,23 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from gtpo._files import fingerprint
 from gtpo._text import say
-from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, verifiable
+from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
+from gtpo.evaluation.progress import progress_bar
 from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends.base import Backend
+from gtpo.scoring import RewardConfig, Scorer, make_scorer
 from gtpo.tasks.benchmarks import BENCHMARKS
 from gtpo.tasks.problems import Problem, sample
-from gtpo.tasks.sources import problems_from
-from gtpo.tasks.verifiers import Verifier, get_verifier
+from gtpo.tasks.sources import problems_from, verifiable
 
 
 @dataclass
-class SamplesArguments(RolloutConfig):
+class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
     """Which problems, how many samples."""
 
     problems: list[str] = field(
@@ -48,6 +47,10 @@ class SamplesArguments(RolloutConfig):
     )
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_rewards()
+
 
 @dataclass(frozen=True)
 class Job:
@@ -56,37 +59,36 @@ class Job:
     problems: list[Problem]
     engine: RolloutEngine
     backend: Backend
-    verifier: Verifier
+    scorer: Scorer
     protocol: EvalProtocol
     about: dict[str, Any]
     max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
         """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
-        with tqdm(total=len(self.problems) * self.protocol.samples, desc=label, dynamic_ncols=True) as bar:
-
-            def progress(done: int, of: int, passed: int) -> None:
-                bar.update(done - bar.n)
-                bar.set_postfix_str(f"pass rate {passed / done:.3f}")
-
-            try:
+        try:
+            with progress_bar(len(self.problems) * self.protocol.samples, label) as progress:
                 return evaluate(
                     self.problems,
                     self.engine,
                     self.backend,
-                    self.verifier,
+                    self.scorer,
                     self.protocol,
                     about=self.about,
                     max_concurrency=self.max_concurrency,
                     journal=journal,
                     progress=progress,
                 )
-            finally:
-                self.verifier.close()
+        finally:
+            self.scorer.close()
 
 
-def load_problems_of(args: SamplesArguments) -> list[Problem]:
+def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Problem]:
     """The problems of all sources, each of which stands in its problems' extras as `from`.
+
+    Args:
+        args: which ones.
+        answers: whether each row must have an answer.
 
     Raises:
         ConfigError: none was named, or there is no such source.
@@ -95,8 +97,9 @@ def load_problems_of(args: SamplesArguments) -> list[Problem]:
     if not args.problems:
         raise ConfigError("no problems: give --problems, a file or a benchmark such as gsm8k")
     found: list[Problem] = []
+    columns = args.row_columns()
     for source in args.problems:
-        problems = problems_from(source, data_dir=args.data_dir)
+        problems = problems_from(source, data_dir=args.data_dir, columns=columns, answers=answers)
         if args.max_problems is not None and args.max_problems < len(problems):
             problems = sample(problems, args.max_problems, args.sample_seed)
         found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
@@ -121,8 +124,10 @@ def samples_of(args: SamplesArguments) -> int:
 def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: GenerationModelConfig) -> Job:
     """Check everything, then load the model."""
     samples = samples_of(args)
-    verifier = get_verifier(args.verifier)
-    problems = verifiable(load_problems_of(args), verifier)
+    scorer = make_scorer(args)
+    scorer.check_functions()
+    problems = load_problems_of(args, answers=scorer.verifier is not None)
+    problems = verifiable(problems, scorer.verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
     engine = build_engine(args, tokenizer)
     say(f"tool format: {engine.encoder.choice}")
@@ -143,9 +148,10 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     for problem_id, why in too_long.items():
         say(f"left out: problem {problem_id}: {why}")
     say(f"{len(problems)} problems, {samples} samples each")
-    protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed)
+    rewards = args.recorded_rewards()
+    protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed, rewards=rewards)
     concurrency = args.max_concurrency or backend_args.max_concurrency
-    return Job(problems, engine, backend, verifier, protocol, about, concurrency)
+    return Job(problems, engine, backend, scorer, protocol, about, concurrency)
 
 
 def _hash_of(value: Sequence[Any]) -> str:

@@ -8,18 +8,19 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig, get_peft_config
 
 from gtpo._text import say
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, take_model_options, verifiable
+from gtpo.commands.arguments import ColumnArguments, load_model, load_tokenizer, parse, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
-from gtpo.tasks.sources import problems_from
-from gtpo.tasks.verifiers import get_verifier
+from gtpo.scoring import make_scorer
+from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import check_startable, train
+from gtpo.training.run import train
+from gtpo.training.start import ResumeArguments, check_startable
 
 
 @dataclass
-class ProblemArguments:
+class ProblemArguments(ColumnArguments, ResumeArguments):
     """What to train on."""
 
     train_file: str | None = field(
@@ -29,7 +30,6 @@ class ProblemArguments:
         },
     )
     max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
@@ -54,11 +54,26 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
-    verifier = get_verifier(args.verifier)
-    problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)
+    verifier = make_scorer(args).verifier
+    found = problems_from(
+        problem_args.train_file,
+        limit=problem_args.max_problems,
+        columns=problem_args.row_columns(),
+        answers=verifier is not None,
+    )
+    problems = verifiable(found, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
-    check_startable(args, args.run_dir, resume=problem_args.resume, overwrite=args.overwrite)
+    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
+    model_options = take_model_options(args)
+    check_startable(
+        args,
+        args.run_dir,
+        resume=problem_args.choice,
+        overwrite=args.overwrite,
+        with_changes=problem_args.resume_with_changes,
+        about=provenance,
+    )
     engine = build_engine(args, tokenizer)
     is_main = args.process_index == 0
     if is_main:
@@ -66,16 +81,14 @@ def main(argv: Sequence[str]) -> int:
         level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
         say(f"{len(problems)} problems{level}")
         say(f"tool format: {engine.encoder.choice}")
-    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
-    model = load_model(
-        model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)
-    )
+    model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
     result = train(
         model,
         tokenizer,
         problems,
         args,
-        resume=problem_args.resume,
+        resume=problem_args.choice,
+        resume_with_changes=problem_args.resume_with_changes,
         provenance=provenance,
         label=args.algorithm,
         engine=engine,

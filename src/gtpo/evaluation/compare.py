@@ -25,6 +25,7 @@ class Comparison:
         first, second: avg@n of each.
         overall: over all problems.
         domains: by domain, where there are several.
+        reward: of the mean outcome reward, where not the verdict alone scores and each rollout has one.
         notes: differences that do not forbid the comparison, such as versions.
     """
 
@@ -33,6 +34,7 @@ class Comparison:
     overall: Difference
     domains: dict[str, Difference]
     notes: list[str]
+    reward: Difference | None = None
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
@@ -59,6 +61,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     for path, document in ((first, one), (second, other)):
         _check_whole(document, path)
     names = list(rates[0])
+    rewards = [found for document in (one, other) if (found := _mean_rewards(document))]
     domain_of = {sample["problem_id"]: sample["domain"] for sample in one["samples"]}
     domains = sorted(set(domain_of.values()))
     return Comparison(
@@ -73,6 +76,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             *differing({k: one["protocol"].get(k) for k in _FREE}, {k: other["protocol"].get(k) for k in _FREE}),
             *differing(one["versions"], other["versions"]),
         ],
+        reward=_difference(rewards, names) if len(rewards) == 2 else None,
     )
 
 
@@ -93,7 +97,7 @@ def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _fixed(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in protocol.items() if name not in _FREE}
+    return {name: value for name, value in {"rewards": {}, **protocol}.items() if name not in _FREE}
 
 
 def _rates(document: Mapping[str, Any]) -> dict[str, float]:
@@ -102,6 +106,16 @@ def _rates(document: Mapping[str, Any]) -> dict[str, float]:
     for sample in document["samples"]:
         passed.setdefault(sample["problem_id"], []).append(sample["passed"])
     return {name: fmean(values) for name, values in passed.items()}
+
+
+def _mean_rewards(document: Mapping[str, Any]) -> dict[str, float] | None:
+    """The mean outcome reward, by problem; None where the verdict alone scores, or some rollout has none."""
+    found: dict[str, list[float]] = {}
+    if "reward" not in document.get("rewards", {}) or document.get("unscored"):
+        return None
+    for sample in document["samples"]:
+        found.setdefault(sample["problem_id"], []).append(sample["reward"])
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def _difference(rates: list[dict[str, float]], names: list[str]) -> Difference:

@@ -105,7 +105,7 @@ def group_advantages(
             returns = torch.where(_has_uniform_outcome(passed, group_B, num_groups)[:, None], own, returns)
     elif zero_uniform_groups:
         raise ValueError("zero_uniform_groups=True needs passed_B, which rollouts passed; or set it to False")
-    advantages = _normalise(returns, active, group_B, num_groups, normalize_over, eps)
+    advantages = normalised(returns, active, group_B, num_groups, normalize_over, eps)
     if advantage_clip:
         advantages = advantages.clamp(-advantage_clip, advantage_clip)
     return advantages.to(returns_B_K.dtype)
@@ -187,7 +187,7 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
     group_B, num_groups = number_groups(group_ids_B, rewards_B.shape[0])
     rewards_B_1 = widen(rewards_B)[:, None]
     active = torch.ones_like(rewards_B_1, dtype=torch.bool)
-    return _normalise(rewards_B_1, active, group_B, num_groups, "first_turns", eps)[:, 0].to(rewards_B.dtype)
+    return normalised(rewards_B_1, active, group_B, num_groups, "first_turns", eps)[:, 0].to(rewards_B.dtype)
 
 
 def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
@@ -198,7 +198,7 @@ def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
     return group_B, len(groups)
 
 
-def _normalise(
+def normalised(
     returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, normalize_over: str, eps: float
 ) -> Tensor:
     """Centre and scale each return by the set it belongs to; `set_ids` numbers the sets."""

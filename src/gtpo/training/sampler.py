@@ -11,9 +11,9 @@ from trl.trainer.utils import RepeatSampler
 
 
 class EpochOrder(Sampler[int]):
-    """The host's sampler, with an order that depends on the seed and the epoch and on nothing else.
+    """TRL's sampler, with an order that depends on the seed and the epoch and on nothing else.
 
-    The host's draws each epoch's order from a generator that goes on from the last epoch's and is in no checkpoint: a
+    TRL's draws each epoch's order from a generator that goes on from the last epoch's and is in no checkpoint: a
     run that is resumed in its second epoch or later would begin with the order of the first one again.
 
     Args:
@@ -26,10 +26,14 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        yield from self.of_epoch(self.epoch())
+
+    def of_epoch(self, epoch: int) -> Iterator[int]:
+        """The indices of that epoch, from 0, in their order; read whole before another epoch is asked for."""
         if self.sampler.shuffle:
             generator = self.sampler.generator
             generator.manual_seed(cast(int, self.sampler.seed))
-            for _ in range(self.epoch()):
+            for _ in range(epoch):
                 torch.randperm(self.sampler.num_samples, generator=generator)
         yield from self.sampler
 

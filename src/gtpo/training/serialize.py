@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
+from gtpo.credit_table import PARTS, turn_parts
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.training.batch import Batch
 from gtpo.types import InvalidCall, Turn
@@ -38,7 +39,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
         pieces: cuts the texts of turns at their tokens.
         groups: those to describe.
     """
-    values = {name: getattr(batch.credit, name).tolist() for name in _OF_CREDIT}  # entries of a tensor are slow
+    values = {name: getattr(batch.credit, name).tolist() for name in PARTS}  # entries of a tensor are slow
     group_of = batch.credit.group_B.tolist()
     described = enumerate(zip(batch.trajectories, batch.problems, batch.verdicts, strict=True), start=batch.first)
     return [
@@ -63,7 +64,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
                     **_turn_text(turn, pieces),
                     "invalid": batch.inputs[i].invalid_turns[j],
                     "turn_rewards": {name: own[j] for name, own in batch.inputs[i].turn_rewards.items()},
-                    **_turn_credit(values, i, j, len(trajectory.turns)),
+                    **turn_parts(values, i, j, len(trajectory.turns)),
                 }
                 for j, turn in enumerate(trajectory.turns)
             ],
@@ -100,30 +101,4 @@ def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
         "observation_tokens": len(observation.token_ids) if observation else 0,
         "statuses": list(observation.statuses) if observation else [],
         "tool_wall_s": round(observation.wall_s, 4) if observation else 0.0,
-    }
-
-
-_OF_CREDIT = (
-    "accuracy_B",
-    "shaped_B",
-    "own_B_K",
-    "format_B_K",
-    "rewards_B_K",
-    "returns_B_K",
-    "advantages_B_K",
-    "outcome_B",
-)
-
-
-def _turn_credit(values: dict[str, list[Any]], row: int, turn: int, num_turns: int) -> dict[str, float]:
-    last = turn == num_turns - 1
-    accuracy, shaped = values["accuracy_B"][row], values["shaped_B"][row]
-    return {
-        "r_acc": accuracy if last else 0.0,
-        "r_shaped": max(shaped - accuracy, 0.0) if last and shaped else 0.0,
-        "r_format": values["format_B_K"][row][turn],
-        "r_own": values["own_B_K"][row][turn],
-        "reward": values["rewards_B_K"][row][turn],
-        "return": values["returns_B_K"][row][turn],
-        "advantage": values["advantages_B_K"][row][turn],
     }

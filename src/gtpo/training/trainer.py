@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
@@ -30,34 +29,39 @@ from trl.trainer.utils import get_config_model_id
 from gtpo import functional as F
 from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import credit_metrics
-from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
+from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
+from gtpo.errors import ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
-from gtpo.rollout import RolloutEngine, build_engine
-from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
+from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
+from gtpo.rollout import RolloutEngine
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
+from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
-from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
-from gtpo.training.base_trainer import BaseTrainer
-from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict, Verifier
+from gtpo.training.answer_scoring import AnswerScorer
+from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
+from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.overlap import FRAC_CUT, share_cut
+from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named
+from gtpo.training.reward_functions import RewardSources
+from gtpo.training.rolling_trainer import RollingTrainer
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
-from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
+from gtpo.training.trl_compat import RandomState, gather_on_main
 from gtpo.training.trl_options import check_arguments
-from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward
+from gtpo.turn_rewards import TurnRewardFunction, asks_for_answers
 from gtpo.types import Trajectory
 
 
-class GTPOTrainer(BaseTrainer):
+class GTPOTrainer(RollingTrainer):
     """Trains a model that reasons with tools. Its arguments are those of `GRPOTrainer`, in their order and meaning.
 
     Args:
@@ -65,16 +69,20 @@ class GTPOTrainer(BaseTrainer):
         reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
             alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a column `prompt` (text, which is put as a problem's question is, with the system prompt; or chat
-            messages, which are taken as they are) and any others, which reach reward functions by name; `answer` (text
-            or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a verifier reads; see
-            `gtpo.training.data.problem_dataset`.
+        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt` (text, which is put as a problem's
+            question is, with the system prompt; or chat messages, which are taken as they are) and any others, which
+            reach reward functions by name; `answer` (text or a list of aliases) and, if there, `id`, `question`,
+            `domain` and `extras` are what a verifier reads. Or rows of a published data set as they are; see
+            `gtpo.tasks.row_forms`.
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
         tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
             tools of ours; in place of those of `args.tools`.
-        rollout_func, environment_factory: not taken.
+        rollout_func: not taken.
+        environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
+            methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
+            given. With it `tools` are none by default, and `train_dataset` may be left out if `args.max_steps` is set.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
         verifier: checks final answers; by default the one that `args` ask for.
@@ -113,7 +121,7 @@ class GTPOTrainer(BaseTrainer):
         recorder: RunRecorder | None = None,
         progress: StepProgress | None = None,
     ):
-        check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
+        check_arguments({"rollout_func": rollout_func})
         args = GTPOConfig() if args is None else args
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
@@ -123,20 +131,21 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else args.given_tools(tools, sandbox)
-        self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
-        given = [source for source in sources if is_verifier(source) and source != AUTO]
-        verifies = any(map(is_verifier, sources))
-        own = turn_reward_funcs
-        if own is None:
-            own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
-        self.scorer = BatchScorer(
+        self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
+        environments = self.engine.environments
+        if environments:
+            train_dataset = check_data(environments, train_dataset, args)
+        scorer = make_scorer(
             args,
-            (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
-            similarity or get_similarity(args.similarity),
-            own,
+            reward_funcs=reward_funcs,
+            verifier=verifier,
+            turn_reward_funcs=turn_reward_funcs,
+            environments=environments,
+            turns=args.algorithm in TURN_REWARDS,
         )
+        self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
+        rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (_prompted(rows, data, self.engine) for data in (train_dataset, eval_dataset))
         self.recorder = recorder
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
@@ -144,17 +153,21 @@ class GTPOTrainer(BaseTrainer):
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
+        unused = environments and environments.has_turn_reward and args.algorithm not in TURN_REWARDS
+        if environments and unused and args.process_index == 0:
+            progress.say(f"gtpo: algorithm {args.algorithm} does not use get_turn_reward of {environments.name}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
-        self._inputs: Sequence[Mapping[str, Any]] = ()
+        asks = any(map(asks_for_answers, scorer.turn_reward_funcs))
+        self._answers = AnswerScorer(self.engine.encoder, self.engine.prompts) if asks else None
         self._said_graded = False
-        by_adapter = args.use_vllm and args.vllm_sync == "adapter"
-        args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
+            engine=self.engine,
+            rows=rows,
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources],
+            reward_funcs=[self._reward_function(source) for source in scorer.sources_of_trainer],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -166,26 +179,19 @@ class GTPOTrainer(BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._sources = RewardSources(self, self.outcome_reward)
-        if by_adapter:
-            folder = Path(args.run_dir) / "adapters"
-            self.use_vllm = args.use_vllm = True
-            self.vllm_generation: Any = AdapterSync(
-                self.model, self.accelerator, server_url(args), folder, args.vllm_server_timeout
-            )
-            self._last_loaded_step = -1
-            corrects = args.vllm_importance_sampling_correction and self.accelerator.is_main_process
-            if corrects and (said := self.vllm_generation.wrong_logprobs()):
-                self.progress.say(f"gtpo: {said}")
-        elif args.use_vllm and args.vllm_mode == "colocate":
-            check_takes_weights(self.vllm_generation)
+        self._sources = RewardSources(self, self.outcome_reward, self._reward_function(scorer.added))
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
         self._inputs = inputs
+        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
+            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
         output = super()._generate_and_score_completions(inputs)
+        if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
+            share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
+            self._metrics["train" if self.model.training else "eval"][FRAC_CUT].append(share)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
             advantages_B_T = self._token_advantages(output["completion_ids"].shape[1])
@@ -200,7 +206,7 @@ class GTPOTrainer(BaseTrainer):
 
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
-        trajectories = self._trajectories(prompts)
+        trajectories = self._trajectories()
         self._batch = batch = self._scored(trajectories)
         return {
             "prompt_ids": [list(t.prompt_ids) for t in trajectories],
@@ -209,63 +215,51 @@ class GTPOTrainer(BaseTrainer):
             "env_mask": batch.masks,
         }
 
-    def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
+    def _columns(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, Sequence[Any]]:
+        """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
+        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs))
+        if not self._answers:
+            return columns
         start = time.perf_counter()
-        prompts = [
-            self.engine.prompts.messages(problem_of(row)) if isinstance(prompt, str) else prompt
-            for prompt, row in zip(prompts, self._inputs, strict=True)
-        ]
-        self.progress.phase("rollouts")
-        with self._backend() as backend:
-            batch = self.engine.run(
-                prompts,
-                backend,
-                seed=int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
-                progress=self.progress.within_phase,
-                mask_failures=True,
-            )
-        if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
-            raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
-        self._seconds["rollout"] += time.perf_counter() - start
-        self._seconds["tools"] += batch.tools_s
-        return batch.trajectories
+        self.progress.phase("scoring")
+        with self._whole_policy() as model:
+            columns |= self._answers.columns(model, trajectories, problems, group_size)
+        self._seconds["scoring"] += time.perf_counter() - start
+        return columns
 
-    @contextmanager
-    def _backend(self) -> Iterator[Backend]:
-        """What generates, for one batch."""
-        if self.use_vllm:
-            if self.args.vllm_sync == "adapter":
-                yield self.vllm_generation.backend(self._tokenizer)
-            elif self.args.vllm_mode == "server":
-                timeout_s = self.args.vllm_server_timeout
-                yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
-            else:
-                yield colocated(self.vllm_generation)
-            return
-        with (
-            unwrapped_for_generation(self) as model,
-            whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),
-            self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
-        ):
-            yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
+    def _reward_function(self, source: Any) -> Any:
+        """A source of reward as TRL calls it; None for none."""
+        if source is None:
+            return None
+        if isinstance(source, EnvironmentReward):
+            return source.as_function(lambda: self._rolled_out)
+        return cast(Any, self.verified) if is_verifier(source) else guarded(source)
 
-    def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
-        """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
-        self._verdicts = verdicts
+    def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
+        """What TRL gets from each reward function for the rollouts of this process."""
+        self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
-        with self._sources.in_use():
-            found = self._calculate_rewards(list(self._inputs), prompts, completions, ids)
+        columns = columns_of(self._inputs)
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
+        self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
+        try:
+            with self._sources.in_use():
+                found = self._calculate_rewards(rows, prompts, completions, ids)
+        finally:
+            self.environments = None
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
-        return self._sources.weighted(found[first : first + len(trajectories)])
+        return self._sources.by_rollout(found[first : first + len(trajectories)])
 
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
-        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
+        return self.scorer.scorer.verified(self._verdicts)
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
@@ -275,13 +269,15 @@ class GTPOTrainer(BaseTrainer):
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
+        problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
+        columns = self._columns(trajectories, problems, group_size)
         batch = self.scorer.score(
             trajectories,
-            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            problems,
             group_size,
             self.progress.phase,
-            outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
-            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+            rewards=lambda verdicts: self._rewards(trajectories, verdicts),
+            columns=columns,
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -307,7 +303,8 @@ class GTPOTrainer(BaseTrainer):
             self._metrics["train" if training else "eval"][name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
-        if graded and not self._said_graded:
+        rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
+        if graded and rewards_passing and not self._said_graded:
             self._said_graded = True
             self._say("the verifier gave scores between 0 and 1: they are recorded, but only a score of 1 is rewarded.")
         if said := self._rare_success.note(metrics["groups/frac_all_failed"]):
@@ -322,6 +319,7 @@ class GTPOTrainer(BaseTrainer):
         kept = recorded_groups(batch.credit.group_B.tolist(), tokens, self.args.record_max_tokens)
         rows = gather_on_main(rollout_rows(batch, self._pieces, kept))
         if self.recorder and self.accelerator.is_main_process:
+            rows = [{**row, "weights_step": self._weights_step} for row in rows]
             self.recorder.write_rollouts(self.state.global_step + 1, rows)
         self._seconds["record"] += time.perf_counter() - start
 
@@ -368,3 +366,12 @@ class GTPOTrainer(BaseTrainer):
     def _records_now(self) -> bool:
         every = self.args.record_every
         return every > 0 and self.state.global_step % every == 0
+
+
+def _prompted(rows: RowProblems, dataset: Any, engine: RolloutEngine) -> Any:
+    """The data set with a column `prompt`; of several by name, each of them."""
+    if isinstance(dataset, Mapping):
+        return {name: _prompted(rows, part, engine) for name, part in dataset.items()}
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return dataset
+    return rows.prompted(dataset, engine.prompts)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.lab.tabular import candidates as C
 from gtpo.lab.tabular.estimators import shaped_groups
 from gtpo.lab.tabular.gradients import Advantage
@@ -103,8 +103,8 @@ class Batch:
         return C.prefix_value_advantages(outcome_B, self.prefixes_B_K, self.rollouts.num_turns_B)
 
     def gamma(self) -> float:
-        """`gamma_for_turns` of the longest rollout there may be."""
-        return C.gamma_for_turns(self.process.max_turns)
+        """`F.gamma_for_turns` of the longest rollout there may be."""
+        return F.gamma_for_turns(self.process.max_turns)
 
 
 def _gigpo(batch: Batch) -> Tensor:

@@ -260,7 +260,7 @@ class Connection:
             ):
                 yield streams[0], streams[1]
             return
-        self._log = tempfile.TemporaryFile("a+", encoding="utf-8")
+        self._log = tempfile.TemporaryFile("a+", encoding="utf-8")  # noqa: SIM115 (closed with the connection)
         arguments = ["-I", "-S", str(_GUARD), str(os.getpid()), *self._server.command]
         parameters = _sdk().StdioServerParameters(command=sys.executable, args=arguments, env=dict(self._server.env))
         async with _sdk().stdio_client(parameters, errlog=self._log) as streams:

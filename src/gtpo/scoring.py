@@ -1,0 +1,359 @@
+"""What a rollout is worth, the same in training and in evaluation: verdict, rewards by name, passing, turn rewards.
+
+The outcome reward of a rollout is the sum of what the reward functions give, weighted by `reward_weights`; the verifier
+is one of them, under the name `verified`, and by default the only one; an environment's `get_reward` is one more, of
+weight 1, and the only one where no other is given, as in TRL. A rollout passes if its outcome reward reaches
+`success_threshold`. Where no function applies to a rollout it has no outcome reward, and does not pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+from gtpo.errors import ConfigError, VerifierError
+from gtpo.failures import Failure
+from gtpo.reward_functions import AUTO, call_all, guarded, is_verifier, listed, named
+from gtpo.rollout.environment import Environments
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.turn_rewards import (
+    TurnRewardFunction,
+    asks_for_answers,
+    environment_turn_rewards,
+    get_turn_reward,
+    name_of,
+    weighted_turn_rewards,
+)
+from gtpo.types import Trajectory
+
+VERIFIED = "verified"
+"""What the verifier is called among the reward functions."""
+
+Rewards = Sequence[Sequence[float | None]]
+"""For each rollout what each reward function gives, in their order; None where one does not apply."""
+
+
+@dataclass
+class RewardConfig:
+    """What a rollout is worth. The same names in every command."""
+
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions as in TRL, MODULE:FUNCTION or ./file.py:FUNCTION; 'auto' is the verifier. By "
+            "default the verifier alone."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of reward_funcs; by default 1 each."}
+    )
+    graded: bool = field(
+        default=False,
+        metadata={"help": "Reward the verifier's score, not only whether it passes (code, qa, your own)."},
+    )
+    success_threshold: float = field(
+        default=1.0, metadata={"help": "A rollout whose outcome reward reaches this counts as passed. Ours."}
+    )
+    turn_reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
+            "only: how much likelier the policy finds the gold answer after each turn; one more forward pass per "
+            "rollout), MODULE:FUNCTION or ./file.py:FUNCTION."
+        },
+    )
+    turn_reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of turn_reward_funcs; by default 1 each."}
+    )
+
+    def check_rewards(self) -> None:
+        """Refuse numbers that are none.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        for name in ("reward_weights", "turn_reward_weights"):
+            weights = getattr(self, name)
+            if weights is not None and not all(map(math.isfinite, weights)):
+                raise ConfigError(f"{name} must be finite, got {weights}")
+        if not math.isfinite(self.success_threshold):
+            raise ConfigError(f"success_threshold must be finite, got {self.success_threshold}")
+
+    def recorded_rewards(self) -> dict[str, Any]:
+        """What is set to something else than the default, for records and comparisons."""
+        found = {item.name: getattr(self, item.name) for item in fields(RewardConfig)}
+        return {item.name: found[item.name] for item in fields(RewardConfig) if found[item.name] != item.default}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a rollout is worth.
+
+    Attributes:
+        verdict: on its final answer; without a verifier, what the threshold says.
+        reward: its outcome reward; None if no function applies.
+        passed: whether the outcome reward reaches the threshold.
+        parts: what each reward function gave, by name, unweighted; empty where the verifier alone scores.
+        turn_rewards: turn rewards of the user's own by name, weighted, one number per turn.
+        failure: the verifier's, if it failed.
+    """
+
+    verdict: Verdict
+    reward: float | None
+    passed: bool
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    turn_rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+class EnvironmentReward:
+    """Stands for `get_reward` of the rollouts' environments among the reward functions.
+
+    Args:
+        name: what it is logged as: the class's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def of(self, trajectories: Sequence[Trajectory]) -> list[float | None]:
+        """What the environments gave; None for a rollout for which they gave nothing."""
+        return [trajectory.reward for trajectory in trajectories]
+
+    def as_function(self, trajectories: Callable[[], Sequence[Trajectory]]) -> Callable[..., list[float | None]]:
+        """A reward function as TRL calls it, of the rollouts that `trajectories` gives then."""
+
+        def given(**columns: Any) -> list[float | None]:
+            return self.of(trajectories())
+
+        given.__name__ = self.__name__
+        return given
+
+
+class Scorer:
+    """Scores rollouts by a verifier, reward functions and turn rewards.
+
+    Args:
+        verifier: checks final answers; None: reward functions alone say what a rollout is worth.
+        reward_funcs: functions, and "auto" or a verifier where the verdict counts; by default that alone, or the
+            environment alone.
+        reward_weights: one for each; by default 1.
+        graded: reward the verifier's score, not only whether it passes.
+        success_threshold: outcome reward with which a rollout passes.
+        turn_reward_funcs: see `gtpo.turn_rewards`.
+        turn_reward_weights: one for each; by default 1.
+        environment: the name under which `get_reward` of environments is one more reward function of weight 1.
+        environment_turns: the name under which their `get_turn_reward` is one more turn reward of weight 1.
+
+    Raises:
+        ConfigError: weights that do not fit the functions, or something that is no reward function.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier | None,
+        *,
+        reward_funcs: Any = None,
+        reward_weights: Sequence[float] | None = None,
+        graded: bool = False,
+        success_threshold: float = 1.0,
+        turn_reward_funcs: Sequence[TurnRewardFunction] = (),
+        turn_reward_weights: Sequence[float] | None = None,
+        environment: str | None = None,
+        environment_turns: str | None = None,
+    ) -> None:
+        own = [EnvironmentReward(environment)] if environment is not None else []
+        others = [] if own and reward_funcs is None else listed(reward_funcs)
+        self.sources = [*others, *own]
+        self.sources_of_trainer = others or self.sources
+        self.added = own[0] if own and others else None
+        self.verifier = verifier if any(map(is_verifier, self.sources)) else None
+        self.graded, self.success_threshold = graded, success_threshold
+        self.names = [VERIFIED if is_verifier(source) else name_of(source) for source in self.sources]
+        self.weights = [*_weights("reward", reward_weights, others), *(1.0 for _ in own)]
+        self.turn_reward_funcs = list(turn_reward_funcs)
+        self.turn_reward_weights = _weights("turn_reward", turn_reward_weights, self.turn_reward_funcs)
+        if environment_turns is not None:
+            self.turn_reward_funcs.append(environment_turn_rewards(environment_turns))
+            self.turn_reward_weights.append(1.0)
+
+    @property
+    def by_verdict(self) -> bool:
+        """Whether the verifier alone says what a rollout is worth."""
+        return all(map(is_verifier, self.sources))
+
+    def verified(self, verdicts: Sequence[Verdict]) -> list[float]:
+        """What the verifier rewards: 1 for a rollout that passed, or its score under `graded`."""
+        return [verdict.score if self.graded else float(verdict.passed) for verdict in verdicts]
+
+    def score(
+        self,
+        trajectories: Sequence[Trajectory],
+        problems: Sequence[Problem],
+        *,
+        prompts: Sequence[Any] = (),
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
+    ) -> list[Scored]:
+        """Score finished rollouts, each of the problem at its place.
+
+        Args:
+            trajectories, problems: one each per rollout.
+            prompts: what each was asked, for reward functions.
+            columns: see `gtpo.reward_functions.columns_of`.
+            rewards: calls the reward functions in place of this object, given the verdicts: a trainer's.
+
+        Raises:
+            RewardError: a function gave something that is no reward.
+        """
+        columns = columns or {}
+        verdicts, failures = self._verdicts(trajectories, problems)
+        rows = self._called(verdicts, trajectories, prompts, columns) if rewards is None else rewards(verdicts)
+        sums = [self._weighted(row) for row in rows]
+        passed = [value is not None and value >= self.success_threshold for value in sums]
+        if self.verifier is None:
+            verdicts = [
+                Verdict(ok, value or 0.0, "by reward functions") for ok, value in zip(passed, sums, strict=True)
+            ]
+        turns = weighted_turn_rewards(self.turn_reward_funcs, self.turn_reward_weights, trajectories, columns)
+        return [
+            Scored(
+                verdict=verdicts[i],
+                reward=sums[i],
+                passed=passed[i],
+                parts={} if self.by_verdict else dict(zip(self.names, row, strict=True)),
+                turn_rewards=turns[i],
+                failure=failures[i],
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def check_functions(self) -> None:
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
+
+        Raises:
+            ConfigError: names the first one.
+        """
+        for function in filter(asks_for_answers, self.turn_reward_funcs):
+            raise ConfigError(
+                f"turn_reward_funcs: {name_of(function)!r} needs answers that the policy scores, which training alone "
+                "does; leave it out here"
+            )
+        for source in self.sources:
+            if not is_verifier(source) and isinstance(source, str | nn.Module):
+                name = source if isinstance(source, str) else name_of(source)
+                raise ConfigError(
+                    f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
+                    "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
+
+    def close(self) -> None:
+        """Close the verifier."""
+        if self.verifier is not None:
+            self.verifier.close()
+
+    def _verdicts(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
+    ) -> tuple[list[Verdict], list[Failure | None]]:
+        if self.verifier is None:
+            return [Verdict(False, 0.0, "")] * len(trajectories), [None] * len(trajectories)
+        return verify(self.verifier, trajectories, problems)
+
+    def _called(
+        self,
+        verdicts: Sequence[Verdict],
+        trajectories: Sequence[Trajectory],
+        prompts: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> Rewards:
+        others = [one for one in self.sources if not (is_verifier(one) or isinstance(one, EnvironmentReward))]
+        given = iter(call_all(list(map(guarded, others)), trajectories, prompts, columns))
+
+        def of(source: Any) -> Sequence[float | None]:
+            if isinstance(source, EnvironmentReward):
+                return source.of(trajectories)
+            return self.verified(verdicts) if is_verifier(source) else next(given)
+
+        lists = [of(source) for source in self.sources]
+        return [list(row) for row in zip(*lists, strict=True)]
+
+    def _weighted(self, rewards: Sequence[float | None]) -> float | None:
+        """The weighted sum of a rollout's rewards; None where no function applies."""
+        applies = [(weight, value) for weight, value in zip(self.weights, rewards, strict=True) if value is not None]
+        return sum(weight * value for weight, value in applies) if applies else None
+
+
+def make_scorer(
+    config: Any,
+    *,
+    reward_funcs: Any = None,
+    verifier: Verifier | None = None,
+    turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
+    environments: Environments | None = None,
+    turns: bool = True,
+) -> Scorer:
+    """The scorer that a configuration asks for.
+
+    Args:
+        config: a `RewardConfig` that is a `RolloutConfig`, too.
+        reward_funcs, verifier, turn_reward_funcs: in place of those that the configuration names.
+        environments: of the rollouts, which may give rewards; by default those that the configuration asks for.
+        turns: whether their turn rewards are used.
+
+    Raises:
+        ConfigError: see `Scorer`; a name that can't be imported, or that is no verifier.
+    """
+    environments = environments or config.make_environments()
+    sources = named(config.reward_funcs) if reward_funcs is None else reward_funcs
+    rewarded = environments is not None and environments.has_reward
+    if not (rewarded and sources is None):
+        sources = listed(sources)
+    given = [source for source in sources or () if is_verifier(source) and source != AUTO]
+    if turn_reward_funcs is None:
+        turn_reward_funcs = [get_turn_reward(name) for name in config.turn_reward_funcs or ()]
+    verifies = any(map(is_verifier, sources or ()))
+    return Scorer(
+        (verifier or (given[0] if given else get_verifier(config.verifier))) if verifies else None,
+        reward_funcs=sources,
+        reward_weights=config.reward_weights,
+        graded=config.graded,
+        success_threshold=config.success_threshold,
+        turn_reward_funcs=turn_reward_funcs,
+        turn_reward_weights=config.turn_reward_weights,
+        environment=environments.name if environments and rewarded else None,
+        environment_turns=environments.name if environments and environments.has_turn_reward and turns else None,
+    )
+
+
+def verify(
+    verifier: Verifier, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
+) -> tuple[list[Verdict], list[Failure | None]]:
+    """Verdicts of all rollouts, and where the verifier failed. If it fails for the batch, each is tried on its own."""
+    texts = [trajectory.answer_text for trajectory in trajectories]
+    try:
+        return verifier.verify_many(texts, problems), [None] * len(texts)
+    except VerifierError:
+        pass
+    verdicts: list[Verdict] = []
+    failures: list[Failure | None] = []
+    for text, problem in zip(texts, problems, strict=True):
+        try:
+            verdicts += verifier.verify_many([text], [problem])
+            failures.append(None)
+        except VerifierError as error:
+            verdicts.append(Verdict(False, 0.0, f"the verifier failed: {error}"))
+            failures.append(Failure("verifier", str(error)))
+    return verdicts, failures
+
+
+def _weights(what: str, weights: Sequence[float] | None, functions: Sequence[Any]) -> list[float]:
+    if weights is None:
+        return [1.0] * len(functions)
+    if len(weights) != len(functions):
+        raise ConfigError(f"{len(weights)} {what}_weights for {len(functions)} {what}_funcs: give one for each")
+    return list(weights)
