@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from gtpo._files import fingerprint
+from gtpo._terminal import Progress
 from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, say, verifiable
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
@@ -26,7 +25,7 @@ from gtpo.tasks.verifiers import Verifier, get_verifier
 
 @dataclass
 class SamplesArguments(RolloutConfig):
-    """Which problems, how many samples."""
+    """Data."""
 
     problems: list[str] = field(
         default_factory=list,
@@ -36,16 +35,17 @@ class SamplesArguments(RolloutConfig):
         },
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
+        default=None, metadata={"help": "Folder that holds benchmarks as NAME.jsonl, read in place of the Hub."}
     )
     max_problems: int | None = field(
-        default=None, metadata={"help": "A fixed random sample of n problems of each source."}
+        default=None, metadata={"help": "Problems to take of each source, as a fixed random sample; by default all."}
     )
-    sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
+    sample_seed: int = field(default=0, metadata={"help": "Seed of the random sample that max_problems takes."})
     samples: int | None = field(
-        default=None, metadata={"help": "Rollouts per problem; by default what people report on a benchmark, else 1."}
+        default=None,
+        metadata={"help": "Rollouts per problem; by default the number that is usual for the benchmark, else 1."},
     )
-    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed for sampling tokens."})
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,11 @@ class Job:
     max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
-        """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
-        with tqdm(total=len(self.problems) * self.protocol.samples, desc=label, dynamic_ncols=True) as bar:
+        """Make and verify them, and show how far it is. Samples that the journal holds are not made again."""
+        with Progress(label, len(self.problems) * self.protocol.samples, "rollouts") as shown:
 
             def progress(done: int, of: int, passed: int) -> None:
-                bar.update(done - bar.n)
-                bar.set_postfix_str(f"pass rate {passed / done:.3f}")
+                shown.update(done, f"pass rate {passed / done:.3f}")
 
             try:
                 return evaluate(
@@ -141,7 +140,7 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     problems, too_long = fitting(problems, engine, engine.max_context(backend))
     for problem_id, why in too_long.items():
         say(f"left out: problem {problem_id}: {why}")
-    say(f"{len(problems)} problems, {samples} samples each")
+    say(f"{len(problems)} problems, {samples} {'sample' if samples == 1 else 'samples'} each")
     protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed)
     concurrency = args.max_concurrency or backend_args.max_concurrency
     return Job(problems, engine, backend, verifier, protocol, about, concurrency)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, say, take_model_options, verifiable
+from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, say, take_model_options, verifiable
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.tasks.sources import problems_from
@@ -19,7 +19,7 @@ from gtpo.training.run import check_startable, train
 
 @dataclass
 class ProblemArguments:
-    """What to train on."""
+    """Data."""
 
     train_file: str | None = field(
         default=None,
@@ -27,8 +27,18 @@ class ProblemArguments:
             "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
         },
     )
-    max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
+    max_problems: int | None = field(
+        default=None, metadata={"help": "Number of problems to use, from the first; by default all."}
+    )
+    resume: bool = field(default=False, metadata={"help": "Continue from the newest checkpoint in run_dir."})
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo train",
+    "Train a model that reasons with tools, with GTPO (or with GRPO, to compare).",
+    (ProblemArguments, GTPOConfig, ModelConfig),
+    usage="--model MODEL --train_file PROBLEMS [--run_dir FOLDER] [--config FILE.yaml] [--OPTION VALUE ...]",
+)
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
@@ -37,12 +47,7 @@ def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelC
     Raises:
         ConfigError: one is unknown or can't be used.
     """
-    problem_args, args, model_args = parse(
-        (ProblemArguments, GTPOConfig, ModelConfig),
-        argv,
-        prog="gtpo train",
-        about="Train a model that reasons with tools, with GTPO (or GRPO, for comparison).",
-    )
+    problem_args, args, model_args = COMMAND_LINE.parse(argv)
     return problem_args, args, model_args
 
 
