@@ -53,5 +53,5 @@ def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str 
 
 
 def _number(value: Any) -> float:
-    """NaN, of which nothing is true, if it is none."""
+    """NaN if it is no number, so that every comparison is false."""
     return float(value) if isinstance(value, int | float) else math.nan

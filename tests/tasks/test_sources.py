@@ -90,7 +90,7 @@ def test_a_hub_that_can_not_be_reached_is_said_so(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"owner/name: the Hub's data set can't be had .*split test.*offline"):
+    with pytest.raises(DataError, match=r"owner/name: the Hub's data set is unavailable .*split test.*offline"):
         problems_from("hub:owner/name?split=test")
 
 

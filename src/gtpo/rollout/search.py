@@ -94,7 +94,7 @@ class SearchTool:
         return [self._passages[i] for i, score in zip(places[0], scores[0], strict=True) if score > 0]
 
     def open(self, key: Hashable) -> SearchTool:
-        """Itself: a search leaves nothing behind."""
+        """Returns self; the tool is stateless."""
         return self
 
     async def run(self, call: ToolCall) -> ToolResult:

@@ -147,7 +147,8 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -
         data = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the package raises errors of many libraries, also of the network
         raise DataError(
-            f"the Hub's data set can't be had (config {config}, split {split}, revision {revision}): {error}", path=name
+            f"the Hub's data set is unavailable (config {config}, split {split}, revision {revision}): {error}",
+            path=name,
         ) from error
     yield from (dict(row) for row in data)
 

@@ -11,9 +11,9 @@ from trl.trainer.utils import RepeatSampler
 
 
 class EpochOrder(Sampler[int]):
-    """The host's sampler, with an order that depends on the seed and the epoch and on nothing else.
+    """TRL's sampler, with an order that depends on the seed and the epoch and on nothing else.
 
-    The host's draws each epoch's order from a generator that goes on from the last epoch's and is in no checkpoint: a
+    TRL's draws each epoch's order from a generator that goes on from the last epoch's and is in no checkpoint: a
     run that is resumed in its second epoch or later would begin with the order of the first one again.
 
     Args:
