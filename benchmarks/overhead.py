@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from gtpo import functional as F
-from gtpo.credit import CreditInputs, CreditSettings, compute_credit
+from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.similarity import LexicalSimilarity
 from gtpo.similarity.lexical import ngram_weights
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.lab.study.figures import spread
 from gtpo.lab.tabular import (
     CANDIDATES,

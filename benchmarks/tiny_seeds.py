@@ -42,7 +42,7 @@ def main() -> None:
         for seed in args.seeds:
             run_dir = Path("runs") / f"tiny-{algorithm}-{seed}"
             if not (run_dir / "summary.json").exists():
-                command = [sys.executable, "-m", "gtpo.cli", "tiny", "--run_dir", str(run_dir)]
+                command = [sys.executable, "-m", "gtpo", "demo", "--run_dir", str(run_dir)]
                 subprocess.run([*command, "--algorithm", algorithm, "--seed", str(seed)], check=True)
             summaries.append(json.loads((run_dir / "summary.json").read_text()))
             runs[f"{algorithm} {seed}"] = run_dir

@@ -25,7 +25,14 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash"}
 
 PUBLIC = {
     "gtpo.functional": None,
-    "gtpo.credit": ("CreditSettings", "CreditInputs", "Credit", "credit_inputs", "compute_credit", "turn_credit"),
+    "gtpo.credit_assignment": (
+        "CreditSettings",
+        "CreditInputs",
+        "Credit",
+        "credit_inputs",
+        "compute_credit",
+        "turn_credit",
+    ),
     "gtpo.rollout": None,
     "gtpo.rollout.backends": None,
     "gtpo.training.trainer": ("GTPOTrainer",),

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_commands_for_an_own_model_run_in_their_order(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained("model")
     tiny_tokenizer.save_pretrained("model")
-    row = {"question": "48/2?", "answer": "24", "solution": "It is 48/2 = <<48/2=24>>24.\n#### 24"}
+    row = {"question": "48/2?", "answer": "It is 48/2 = <<48/2=24>>24.\n#### 24"}  # as openai/gsm8k has them
     rows = "".join(json.dumps(row) + "\n" for _ in range(4))
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
         Path(name).write_text(rows)

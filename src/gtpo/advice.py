@@ -14,7 +14,8 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
     """What these settings teach where most groups fail altogether, and what to set in their place.
 
     Args:
-        settings: `algorithm`, `max_turns` and the fields of `gtpo.credit.CreditSettings`, as far as they are known.
+        settings: `algorithm`, `max_turns` and the fields of `gtpo.credit_assignment.CreditSettings`, as far as they are
+            known.
 
     Returns:
         Sentences; None if nothing is known against the settings.

@@ -34,7 +34,11 @@ class DataError(GtpoError, ValueError):
         prefix = f"{where}: " if where else ""
         prefix += f"field {field!r}: " if field else ""
         super().__init__(prefix + message)
-        self.path, self.line, self.field = path, line, field
+        self.message, self.path, self.line, self.field = message, path, line, field
+
+    def at(self, path: str | Path, line: int) -> DataError:
+        """The same fault, with the place where it was found."""
+        return DataError(self.message, path=path, line=line, field=self.field)
 
 
 class TemplateError(GtpoError, ValueError):

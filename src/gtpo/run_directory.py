@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import DataError
 
 SCHEMA_VERSION = 3

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from gtpo.credit import CreditSettings, compute_credit, credit_inputs, credit_metrics
+from gtpo.credit_assignment import CreditSettings, compute_credit, credit_inputs, credit_metrics
 from gtpo.rollout.backends.base import Generation, Request
 from gtpo.rollout.settings import Sampling
 from gtpo.rollout.token_offsets import TokenPieces

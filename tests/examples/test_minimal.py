@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtpo.credit import CreditSettings, compute_credit, credit_inputs
+from gtpo.credit_assignment import CreditSettings, compute_credit, credit_inputs
 from gtpo.types import InvalidCall, StopReason, ToolCall, Trajectory, Turn
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "gtpo_minimal.py"

@@ -25,7 +25,7 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from gtpo import functional as F
 from gtpo.commands import doctor
-from gtpo.credit import CreditInputs, CreditSettings, compute_credit
+from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.agent_loop import VerlBackend
 from gtpo.integrations.verl.estimator import gtpo_advantage, turns_known

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.config import validate_config
 
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "verl"

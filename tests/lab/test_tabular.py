@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gtpo import functional as F
-from gtpo.credit import ALGORITHMS, CreditSettings
+from gtpo.credit_assignment import ALGORITHMS, CreditSettings
 from gtpo.lab.tabular import (
     ACTIONS,
     CallProcess,

@@ -8,7 +8,7 @@ import re
 import pytest
 from recorded import unpacked
 
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.report import load, write_page
 from gtpo.testing import made_up_run
 

@@ -160,7 +160,11 @@ SAMPLES = {
     ),
     "gsm8k": (
         {"question": "How much does she make?", "answer": "Janet sells 16 - 3 = <<16-3=13>>13 eggs.\n#### 1,080"},
-        {"question": "How much does she make?", "answer": "1080"},
+        {
+            "question": "How much does she make?",
+            "answer": "1080",
+            "solution": "Janet sells 16 - 3 = <<16-3=13>>13 eggs.\n#### 1,080",
+        },
         "question answer",
     ),
     "svamp": (

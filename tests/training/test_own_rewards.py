@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 
 import gtpo
 from gtpo import functional as F
-from gtpo.credit import CreditInputs, CreditSettings, compute_credit
+from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import ConfigError, RewardError
 from gtpo.rollout import FunctionTool, ToolResult, build_prompts
 from gtpo.run_directory import RunFiles, read_metrics

@@ -22,9 +22,8 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo.commands.help_text import help_parser
-from gtpo.errors import ConfigError, DataError
-from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verifier
+from gtpo.errors import ConfigError
+from gtpo.tasks.row_forms import Columns, parse_columns
 
 ALIASES = {"model": "model_name_or_path"}
 """Short names, for flags and for keys of a config file."""
@@ -222,19 +221,25 @@ class GenerationModelConfig(ModelConfig):
     trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Run code that comes with the model."})
 
 
-def verifiable(problems: Sequence[Problem], verifier: Verifier) -> list[Problem]:
-    """The problems whose gold answers can be read; says which ones are left out, and why.
+@dataclass
+class ColumnArguments:
+    """Data."""
 
-    Raises:
-        DataError: none is left.
-    """
-    unusable = verifier.unusable(problems)
-    for problem_id, why in unusable.items():
-        say(f"left out: problem {problem_id}: {why}")
-    left = [problem for problem in problems if problem.id not in unusable]
-    if not left:
-        raise DataError("no problem has an answer that can be verified", field="answer")
-    return left
+    columns: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "For rows that cannot be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
+            "solution), or MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
+        },
+    )
+
+    def row_columns(self) -> Columns:
+        """What `--columns` says.
+
+        Raises:
+            ConfigError: it can't be used.
+        """
+        return parse_columns(self.columns)
 
 
 def say(message: str) -> None:

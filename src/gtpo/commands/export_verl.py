@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gtpo.commands.arguments import CommandLine, say, verifiable
+from gtpo.commands.arguments import ColumnArguments, CommandLine, say
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.rows import write_parquet
-from gtpo.tasks.sources import problems_from
+from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.tasks.verifiers import get_verifier
 
 
 @dataclass
-class VerlProblemsArguments:
+class VerlProblemsArguments(ColumnArguments):
     """Data."""
 
     problems: list[str] = field(default_factory=list, metadata={"help": "Sources of problems, as for gtpo eval."})
@@ -40,10 +40,11 @@ def main(argv: Sequence[str]) -> int:
     (args,) = COMMAND_LINE.parse(argv)
     if not args.problems:
         raise ConfigError("no problems: give --problems SOURCE")
-    found = [problem for source in args.problems for problem in problems_from(source, data_dir=args.data_dir)]
+    options = {"data_dir": args.data_dir, "columns": args.row_columns()}
+    found = [problem for source in args.problems for problem in problems_from(source, **options)]
     verifier = get_verifier(args.verifier)
     try:
-        problems = verifiable(found, verifier)
+        problems = verifiable(found, verifier, say)
     finally:
         verifier.close()
     write_parquet(problems, args.output, args.data_source)

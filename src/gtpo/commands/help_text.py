@@ -17,8 +17,8 @@ import shtab
 NAMED = {
     "model": "model_name_or_path model_revision dtype attn_implementation trust_remote_code",
     "LoRA and quantisation": "use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_8bit load_in_4bit",
-    "data": "train_file problems data_dir max_problems sample_seed samples traces max_traces max_length solutions "
-    "max_solutions",
+    "data": "train_file problems columns data_dir max_problems sample_seed samples traces max_traces max_length "
+    "solutions max_solutions",
     "rollouts: prompt and tools": "tools tool_state search_results passages tool_format system_prompt instructions "
     "chat_template_kwargs",
     "rollouts: limits and sampling": "max_turns max_turn_tokens max_completion_length max_context "

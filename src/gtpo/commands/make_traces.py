@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gtpo.commands.arguments import CommandLine, say
+from gtpo.commands.arguments import ColumnArguments, CommandLine, say
 from gtpo.errors import ConfigError
 from gtpo.models import load_tokenizer
 from gtpo.rollout import FORMATS, PromptConfig, SandboxConfig, ToolFormat, build_encoder, get_format
-from gtpo.tasks.problems import load_problems
+from gtpo.tasks.sources import problems_from
 from gtpo.tasks.worked_solutions import parse_solutions
 from gtpo.traces.from_solutions import traces_from_solutions
 
 
 @dataclass
-class ConvertArguments(SandboxConfig):
+class ConvertArguments(ColumnArguments, SandboxConfig):
     """How solutions become traces."""
 
     solutions: str | None = field(
         default=None,
         metadata={
-            "help": "Problems with a field solution that annotates its steps as GSM8K does: <<48/2=24>>, #### 72."
+            "help": "Problems with worked solutions annotated as in GSM8K (<<48/2=24>>, #### 72), in a field solution "
+            "or in GSM8K's answer: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or another source of gtpo "
+            "train."
         },
     )
     output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file for the traces."})
@@ -54,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
     """Parse, convert, save, and say what was left out."""
     (args,) = COMMAND_LINE.parse(argv)
     if args.solutions is None:
-        raise ConfigError("nothing to convert: give --solutions FILE.jsonl")
-    parsed = parse_solutions(load_problems(args.solutions, limit=args.max_solutions))
+        raise ConfigError("nothing to convert: give --solutions, such as FILE.jsonl or hub:openai/gsm8k?config=main")
+    parsed = parse_solutions(problems_from(args.solutions, limit=args.max_solutions, columns=args.row_columns()))
     traces = traces_from_solutions(
         parsed.solutions,
         args.make_sandbox(),

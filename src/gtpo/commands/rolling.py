@@ -11,7 +11,7 @@ from typing import Any
 
 from gtpo._files import fingerprint
 from gtpo._terminal import Progress
-from gtpo.commands.arguments import GenerationModelConfig, load_tokenizer, say, verifiable
+from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer, say
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
@@ -19,12 +19,12 @@ from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends.base import Backend
 from gtpo.tasks.benchmarks import BENCHMARKS
 from gtpo.tasks.problems import Problem, sample
-from gtpo.tasks.sources import problems_from
+from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.tasks.verifiers import Verifier, get_verifier
 
 
 @dataclass
-class SamplesArguments(RolloutConfig):
+class SamplesArguments(ColumnArguments, RolloutConfig):
     """Data."""
 
     problems: list[str] = field(
@@ -93,8 +93,9 @@ def load_problems_of(args: SamplesArguments) -> list[Problem]:
     if not args.problems:
         raise ConfigError("no problems: give --problems, a file or a benchmark such as gsm8k")
     found: list[Problem] = []
+    columns = args.row_columns()
     for source in args.problems:
-        problems = problems_from(source, data_dir=args.data_dir)
+        problems = problems_from(source, data_dir=args.data_dir, columns=columns)
         if args.max_problems is not None and args.max_problems < len(problems):
             problems = sample(problems, args.max_problems, args.sample_seed)
         found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
@@ -120,7 +121,7 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     """Check everything, then load the model."""
     samples = samples_of(args)
     verifier = get_verifier(args.verifier)
-    problems = verifiable(load_problems_of(args), verifier)
+    problems = verifiable(load_problems_of(args), verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
     engine = build_engine(args, tokenizer)
     say(f"tool format: {engine.encoder.choice}")

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, say, take_model_options, verifiable
+from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, say, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
-from gtpo.tasks.sources import problems_from
+from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
@@ -18,7 +18,7 @@ from gtpo.training.run import check_startable, train
 
 
 @dataclass
-class ProblemArguments:
+class ProblemArguments(ColumnArguments):
     """Data."""
 
     train_file: str | None = field(
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
     verifier = get_verifier(args.verifier)
-    problems = verifiable(problems_from(problem_args.train_file, limit=problem_args.max_problems), verifier)
+    found = problems_from(problem_args.train_file, limit=problem_args.max_problems, columns=problem_args.row_columns())
+    problems = verifiable(found, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
     check_startable(args, args.run_dir, resume=problem_args.resume, overwrite=args.overwrite)

@@ -163,10 +163,12 @@ def olympiadbench(raw: RawRow) -> Row:
 
 def gsm8k(raw: RawRow) -> Row:
     """GSM8K, `openai/gsm8k`: the answer stands behind the last `####` of the solution."""
-    _, mark, final = _text(raw, "answer").rpartition("####")
+    solution = _text(raw, "answer")
+    _, mark, final = solution.rpartition("####")
     if not mark or not final.strip():
         _wrong("answer", "has no '#### NUMBER' at its end")
-    return {"question": _text(raw, "question"), "answer": _plain(final.strip().lstrip("$"), "answer")}
+    answer = _plain(final.strip().lstrip("$"), "answer")
+    return {"question": _text(raw, "question"), "answer": answer, "solution": solution}
 
 
 def svamp(raw: RawRow) -> Row:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gtpo._jsonl import json_type, numbered_rows
 from gtpo.errors import ConfigError, DataError
+from gtpo.tasks.row_forms import FIELDS, Columns, RowReader
 
 MAX_FAULTS = 5
 VERIFIERS = ("math", "choice", "qa", "code", "reasoning_gym")
@@ -56,8 +57,9 @@ def load_problems(
     """The problems of a JSON Lines file (UTF-8, one object a line), in its order.
 
     A row has `question` (text), or in its place `messages` (a conversation that ends with the user), and `answer`
-    (text or a number); `id` (default: `<file stem>/<0-based line>`) and `domain` (default: "math") are optional, and
-    every other field becomes an entry of `extras`. Blank lines are passed over.
+    (text, a number, or a list of aliases), or is a row of a published data set (`gtpo.tasks.row_forms`); `id` (default:
+    `<file stem>/<0-based line>`) and `domain` (default: "math") are optional, and every other field becomes an entry of
+    `extras`. Blank lines are passed over.
 
     Args:
         path: the file.
@@ -81,8 +83,8 @@ def problems_of_rows(
     *,
     limit: int | None = None,
     require: Sequence[str] = ("question", "answer"),
-    columns: Mapping[str, str] | None = None,
-    domain: str = "math",
+    columns: Columns = None,
+    domain: str | None = None,
 ) -> list[Problem]:
     """The problems of numbered rows.
 
@@ -91,8 +93,8 @@ def problems_of_rows(
         source: where they come from, for messages; ids are made of its last part.
         limit: see `load_problems`.
         require: see `load_problems`.
-        columns: fields of a problem and the columns that hold them, where the names differ.
-        domain: of rows that do not say it.
+        columns: which column holds which field, where the rows do not say it; see `gtpo.tasks.row_forms`.
+        domain: of rows that do not say it; None: that of their form, else math.
 
     Raises:
         DataError, ConfigError: see `load_problems`.
@@ -102,17 +104,19 @@ def problems_of_rows(
     problems: list[Problem] = []
     faults: list[DataError] = []
     line_of_id: dict[str, int] = {}
-    for number, row in rows:
+    reader = RowReader(columns)
+    for number, raw in rows:
         try:
-            if isinstance(row, DataError):
-                raise row
-            row = _renamed(row, columns or {}, source, number)
-            problem = _problem({"domain": domain, **row}, source, number, require)
+            if isinstance(raw, DataError):
+                raise raw
+            if (row := reader.read(raw)) is None:
+                continue
+            problem = problem_of_row(row, source, number, require, domain or reader.domain)
             if problem.id in line_of_id:
                 message = f"{problem.id!r} is the id of line {line_of_id[problem.id]} too; ids must be unique"
                 raise DataError(message, path=source, line=number, field="id")
         except DataError as fault:
-            faults.append(fault)
+            faults.append(fault if fault.path else fault.at(source, number))
             if len(faults) == MAX_FAULTS:
                 break
             continue
@@ -159,17 +163,24 @@ def no_row_verifier(named: object) -> str:
     )
 
 
-def _renamed(row: dict[str, Any], columns: Mapping[str, str], source: str | Path, number: int) -> dict[str, Any]:
-    """The row with the columns under our names."""
-    for theirs in columns.values():
-        if theirs not in row:
-            have = ", ".join(sorted(row)) or "none"
-            raise DataError(f"no such column (there are: {have})", path=source, line=number, field=theirs)
-    rest = {name: value for name, value in row.items() if name not in columns.values()}
-    return {**rest, **{ours: row[theirs] for ours, theirs in columns.items()}}
+def problem_of_row(
+    row: dict[str, Any], source: str | Path, number: int, require: Sequence[str] = (), domain: str | None = None
+) -> Problem:
+    """The problem of a row of ours; its fields are checked.
 
+    Args:
+        row: the row.
+        source, number: where it is from, for messages and for its id.
+        require: see `load_problems`.
+        domain: if the row does not say it; None: math, and a list of answers is checked by `qa`.
 
-def _problem(row: dict[str, Any], source: str | Path, number: int, require: Sequence[str]) -> Problem:
+    Raises:
+        DataError: see `load_problems`.
+    """
+    if domain is None and isinstance(row.get("answer"), list | tuple) and "domain" not in row:
+        row = {"verifier": "qa", **row}
+    row = {"domain": domain or "math", **row}
+
     def fault(name: str, message: str) -> DataError:
         return DataError(message, path=source, line=number, field=name)
 
@@ -180,17 +191,20 @@ def _problem(row: dict[str, Any], source: str | Path, number: int, require: Sequ
     for name in require:
         if row.get(name) is None:
             have = ", ".join(sorted(set(row) - {"domain"})) or "none"
-            raise fault(name, f"missing or null; add it or rename another field (the row has: {have})")
-        if isinstance(row[name], str) and not row[name].strip():
+            hint = f"; name its column, with --columns {name}=COLUMN, or add it" if name in FIELDS else "; add it"
+            raise fault(name, f"missing or null (the row has: {have}){hint}")
+        if isinstance(row[name], str) and not row[name].strip() and not (name == "answer" and row.get("no_answer")):
             raise fault(name, "blank; fill it in or remove the row")
     question, domain = row.get("question", ""), row["domain"]
     if not isinstance(question, str):
         raise fault("question", f"a JSON {json_type(question)}; give text")
     if not isinstance(domain, str) or not domain.strip():
         raise fault("domain", "not a name; give text such as 'math', or leave it out")
-    answer = row.get("answer", "")
+    answer = "" if row.get("answer") is None else row["answer"]
+    if isinstance(answer, list | tuple):
+        answer = _aliases(row, answer, fault)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise fault("answer", f"a JSON {json_type(answer)}; give text or a number")
+        raise fault("answer", f"a JSON {json_type(answer)}; give text, a number or a list of aliases")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise fault("answer", f"{answer} is not a finite number; give text or a number")
     name = row.get("id", f"{Path(source).stem}/{number - 1}")
@@ -200,6 +214,14 @@ def _problem(row: dict[str, Any], source: str | Path, number: int, require: Sequ
         raise fault("verifier", f"id {name!r}: {no_row_verifier(named)}")
     extras = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "domain")}
     return Problem(str(name), question, str(answer), domain, extras, messages)
+
+
+def _aliases(row: dict[str, Any], answers: Sequence[Any], fault: Callable[[str, str], DataError]) -> str:
+    """The first of several answers; the row keeps all of them."""
+    if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
+        raise fault("answer", "not a list of answers; give texts or numbers, at least one")
+    row["aliases"] = [str(one) for one in answers]
+    return str(answers[0])
 
 
 def _conversation(messages: Any, fault: Callable[[str, str], DataError]) -> tuple[Mapping[str, Any], ...]:

@@ -6,6 +6,9 @@
     mixture.yaml                                  several of these, with weights
     gsm8k                                         a benchmark by name (`gtpo.tasks.benchmarks`)
 
+From Python a source may also be the rows themselves: problems, dictionaries, or a `Dataset` of the library `datasets`.
+Rows may be those of a published data set, as they are (`gtpo.tasks.row_forms`).
+
 What follows `?` are settings, `name=value` joined by `&`. For files and the Hub: `question=COLUMN` and the like say
 which column holds which field of a problem, `domain=NAME` and `verifier=NAME` hold for all rows, `limit=N` takes the
 first N. For the Hub also `config`, `split` (default: train) and `revision`; without a revision, what the Hub has today
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +47,10 @@ from gtpo.tasks.problems import (
     problems_of_rows,
     sample,
 )
+from gtpo.tasks.row_forms import FIELDS, Columns
+from gtpo.tasks.verifiers import Verifier
 
-_FIELDS = ("id", "question", "messages", "answer")
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -83,30 +88,110 @@ class Source:
         )
 
 
-def problems_from(source: str, *, limit: int | None = None, data_dir: str | Path | None = None) -> list[Problem]:
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a source are read.
+
+    Attributes:
+        columns: see `gtpo.tasks.row_forms`.
+        answers: whether each row must have an answer.
+        data_dir: where benchmarks lie as `NAME.jsonl`, in place of the Hub.
+    """
+
+    columns: Columns = None
+    answers: bool = True
+    data_dir: Path | None = None
+
+    @property
+    def require(self) -> tuple[str, ...]:
+        """Fields that each row must have."""
+        return ("question", "answer") if self.answers else ("question",)
+
+
+def problems_from(
+    source: str | Path | Iterable[Any],
+    *,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    columns: Columns = None,
+    answers: bool = True,
+) -> list[Problem]:
     """The problems of a source.
 
     Args:
         source: see the module.
         limit: take the first `limit` problems only.
         data_dir: where benchmarks lie as `NAME.jsonl` in our row format, in place of the Hub.
+        columns: which column holds which field, or a function from a row to a row of ours, where the rows can't be read
+            as they are; see `gtpo.tasks.row_forms`. Settings behind the source's question mark stand above it.
+        answers: whether each row must have an answer; False for problems that reward functions score.
 
     Raises:
         ConfigError: no such source, or settings that it does not have.
         DataError: rows that can't be used; the message names source, row and field.
     """
-    parsed = Source.parse(source)
-    problems = _LOADERS[parsed.kind](parsed, Path(data_dir) if data_dir else None)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; give 1 or more, or None for all problems")
-    return problems[:limit]
+    reading = Reading(columns, answers, Path(data_dir) if data_dir else None)
+    if not isinstance(source, str | Path):
+        return _from_python(source, limit, reading)
+    parsed = Source.parse(str(source))
+    if columns is not None and parsed.kind in ("benchmark", "reasoning-gym"):
+        raise ConfigError(f"{source}: its columns are known; leave out columns")
+    return _LOADERS[parsed.kind](parsed, reading)[:limit]
 
 
-def _from_file(source: Source, data_dir: Path | None) -> list[Problem]:
+def verifiable(problems: Sequence[Problem], verifier: Verifier | None, say: Callable[[str], None]) -> list[Problem]:
+    """The problems whose gold answers can be read; says which ones are left out, and why.
+
+    Args:
+        problems: the problems.
+        verifier: checks answers; None: reward functions score, and no answer is needed.
+        say: told of those that are left out.
+
+    Raises:
+        DataError: none is left.
+    """
+    if verifier is None:
+        return list(problems)
+    unusable = {p.id: str(p.extras["no_answer"]) for p in problems if not p.answer.strip() and "no_answer" in p.extras}
+    unusable |= verifier.unusable([problem for problem in problems if problem.id not in unusable])
+    for problem_id, why in list(unusable.items())[:_SHOWN]:
+        say(f"left out: problem {problem_id}: {why}")
+    if len(unusable) > _SHOWN:
+        say(f"left out: {len(unusable) - _SHOWN} more problems without an answer that can be verified")
+    left = [problem for problem in problems if problem.id not in unusable]
+    if not left:
+        raise DataError("no problem has an answer that can be verified", field="answer")
+    return left
+
+
+def _from_python(rows: Iterable[Any], limit: int | None, reading: Reading) -> list[Problem]:
+    """Problems, or rows as dictionaries, of a list or a data set."""
+    from datasets import DatasetDict, IterableDatasetDict
+
+    if isinstance(rows, DatasetDict | IterableDatasetDict):
+        raise ConfigError(f"problems: a data set with splits; choose one of them: {', '.join(rows)}")
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise ConfigError(f"problems: a {type(rows).__name__}; give a source, a list of rows or problems, or a Dataset")
+    first: list[Any] = []
+    for row in rows:
+        first.append(row)
+        if limit is not None and len(first) == limit:
+            break
+    if first and all(isinstance(row, Problem) for row in first):
+        return first
+    if odd := next((row for row in first if not isinstance(row, Mapping)), None):
+        raise DataError(f"a {type(odd).__name__}; give dictionaries with question and answer", path="problems")
+    numbered: Any = enumerate((dict(row) for row in first), start=1)
+    return problems_of_rows(numbered, "problems", require=reading.require, columns=reading.columns)
+
+
+def _from_file(source: Source, reading: Reading) -> list[Problem]:
     path = Path(source.name)
     if path.suffix.lower() != ".parquet":
         rows: Any = numbered_rows(path)
-        return _made(rows, path, source.settings)
+        return _made(rows, path, source.settings, reading)
     import pyarrow.parquet as pq
 
     if not path.is_file():
@@ -115,29 +200,36 @@ def _from_file(source: Source, data_dir: Path | None) -> list[Problem]:
         table = pq.read_table(path)
     except (OSError, ValueError) as error:
         raise DataError(f"not a Parquet file: {error}", path=path) from error
-    return _made(enumerate(table.to_pylist(), start=1), path, source.settings)
+    return _made(enumerate(table.to_pylist(), start=1), path, source.settings, reading)
 
 
-def _made(rows: Any, where: str | Path, settings: Mapping[str, str], extra: tuple[str, ...] = ()) -> list[Problem]:
+def _made(
+    rows: Any, where: str | Path, settings: Mapping[str, str], reading: Reading, extra: tuple[str, ...] = ()
+) -> list[Problem]:
     """Problems of rows, under the settings that files and Hub share."""
-    known = {*_FIELDS, "domain", "verifier", "limit", *extra}
+    known = {*FIELDS, "domain", "verifier", "limit", *extra}
     if unknown := sorted(set(settings) - known):
         raise ConfigError(f"{where}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     if (named := settings.get("verifier")) is not None and named not in VERIFIERS:
         raise ConfigError(f"{where}: setting 'verifier': {no_row_verifier(named)}")
-    columns = {name: settings[name] for name in _FIELDS if name in settings}
+    columns: Columns = {name: settings[name] for name in FIELDS if name in settings} or reading.columns
     problems = problems_of_rows(
-        rows, where, limit=_whole(settings, "limit", where), columns=columns, domain=settings.get("domain", "math")
+        rows,
+        where,
+        limit=_whole(settings, "limit", where),
+        require=reading.require,
+        columns=columns,
+        domain=settings.get("domain"),
     )
     if "verifier" in settings:
         problems = [replace(p, extras={**p.extras, "verifier": settings["verifier"]}) for p in problems]
     return problems
 
 
-def _from_hub(source: Source, data_dir: Path | None) -> list[Problem]:
+def _from_hub(source: Source, reading: Reading) -> list[Problem]:
     settings = source.settings
     data = _hub_rows(source.name, settings.get("config"), settings.get("split", "train"), settings.get("revision"))
-    return _made(enumerate(data, start=1), source.name, settings, ("config", "split", "revision"))
+    return _made(enumerate(data, start=1), source.name, settings, reading, ("config", "split", "revision"))
 
 
 def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -> Iterator[dict[str, Any]]:
@@ -153,13 +245,13 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -
     yield from (dict(row) for row in data)
 
 
-def _from_benchmark(source: Source, data_dir: Path | None) -> list[Problem]:
+def _from_benchmark(source: Source, reading: Reading) -> list[Problem]:
     benchmark = get_benchmark(source.name)
     limit = _whole(source.settings, "limit", source.name)
     if set(source.settings) - {"limit"}:
         raise ConfigError(f"benchmark {source.name}: only `limit` can be set; use hub: for other columns")
-    if data_dir is not None:
-        problems = load_problems(data_dir / f"{benchmark.name}.jsonl", limit=limit)
+    if reading.data_dir is not None:
+        problems = load_problems(reading.data_dir / f"{benchmark.name}.jsonl", limit=limit)
     else:
         raw = _hub_rows(benchmark.hub, benchmark.config, benchmark.split, benchmark.revision)
         rows = ((number, _with_id(benchmark.row(row), benchmark.name, number)) for number, row in enumerate(raw, 1))
@@ -171,7 +263,7 @@ def _with_id(row: dict[str, Any], benchmark: str, number: int) -> dict[str, Any]
     return {**row, "id": f"{benchmark}/{row.get('id', number - 1)}"}
 
 
-def _from_reasoning_gym(source: Source, data_dir: Path | None) -> list[Problem]:
+def _from_reasoning_gym(source: Source, reading: Reading) -> list[Problem]:
     """Rows carry the generator's entry, which its scorer needs."""
     try:
         import reasoning_gym
@@ -200,7 +292,7 @@ def _as_json(entry: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(entry, default=str))
 
 
-def _from_mixture(source: Source, data_dir: Path | None) -> list[Problem]:
+def _from_mixture(source: Source, reading: Reading) -> list[Problem]:
     path = Path(source.name)
     try:
         mixture = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -222,7 +314,9 @@ def _from_mixture(source: Source, data_dir: Path | None) -> list[Problem]:
         if Source.parse(part["source"]).kind == "mixture":
             raise DataError("a mixture of mixtures; list their sources here", path=path, field="sources")
         weights.append(float(weight))
-        parts.append(problems_from(part["source"], data_dir=data_dir))
+        parts.append(
+            problems_from(part["source"], data_dir=reading.data_dir, columns=reading.columns, answers=reading.answers)
+        )
     return _mixed(parts, weights, mixture.get("size"), mixture.get("seed", 0), path)
 
 

@@ -227,4 +227,7 @@ def _steps(
 
 
 def _same(final: str, answer: str) -> bool:
-    return final == answer or _THOUSANDS.sub("", final).lstrip("$") == _THOUSANDS.sub("", answer).lstrip("$")
+    plain = [_THOUSANDS.sub("", text).lstrip("$") for text in (final, answer)]
+    if final == answer or plain[0] == plain[1]:
+        return True
+    return all(map(_VALUE.fullmatch, plain)) and Fraction(plain[0]) == Fraction(plain[1])

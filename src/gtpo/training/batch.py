@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +10,16 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from gtpo.credit import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
-from gtpo.errors import ConfigError, VerifierError
+from gtpo.credit_assignment import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
+from gtpo.errors import ConfigError
 from gtpo.failures import Failure, failure_of
+from gtpo.scoring import Rewards, Scorer
 from gtpo.similarity import CodeSimilarity, SimilarityError
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict, Verifier
+from gtpo.tasks.verifiers import Verdict
 from gtpo.training.config import GTPOConfig
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
-from gtpo.turn_rewards import TurnRewardFunction, weighted_turn_rewards
 from gtpo.types import Trajectory
 
 
@@ -62,32 +61,17 @@ class BatchScorer:
 
     Args:
         args: the algorithm and its settings, and what becomes of rollouts without an answer.
-        verifier: checks final answers; None: reward functions alone say what a rollout is worth.
+        scorer: says what a rollout is worth.
         similarity: of codes; asked by the main process alone.
-        turn_reward_funcs: see `gtpo.turn_rewards`.
 
     Raises:
-        ConfigError: weights that do not fit the functions, or turn rewards under an algorithm with one reward per
-            rollout.
+        ConfigError: turn rewards under an algorithm with one reward per rollout.
     """
 
-    def __init__(
-        self,
-        args: GTPOConfig,
-        verifier: Verifier | None,
-        similarity: CodeSimilarity,
-        turn_reward_funcs: Sequence[TurnRewardFunction] = (),
-    ) -> None:
-        self.args, self.verifier, self.similarity = args, verifier, similarity
+    def __init__(self, args: GTPOConfig, scorer: Scorer, similarity: CodeSimilarity) -> None:
+        self.args, self.scorer, self.similarity = args, scorer, similarity
         self.settings = args.credit_settings()
-        self.turn_reward_funcs = list(turn_reward_funcs)
-        self.turn_reward_weights = args.turn_reward_weights or [1.0] * len(self.turn_reward_funcs)
-        if len(self.turn_reward_weights) != len(self.turn_reward_funcs):
-            raise ConfigError(
-                f"{len(self.turn_reward_weights)} turn_reward_weights for {len(self.turn_reward_funcs)} "
-                "turn_reward_funcs: give one for each"
-            )
-        if self.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
+        if scorer.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
             raise ConfigError(
                 f"algorithm {args.algorithm} has one reward per rollout, so turn_reward_funcs have no effect: use "
                 f"{' or '.join(sorted(TURN_REWARDS))}"
@@ -100,7 +84,7 @@ class BatchScorer:
         group_size: int,
         phase: Callable[[str], None],
         *,
-        outcomes: Callable[[Sequence[Verdict]], Sequence[float | None]] | None = None,
+        rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> Batch:
         """Verify and assign credit. All processes must call it, with equally many rollouts.
@@ -109,8 +93,7 @@ class BatchScorer:
             trajectories, problems: of this process.
             group_size: rollouts per group; groups stand side by side and may be spread over processes.
             phase: told what is being done.
-            outcomes: the outcome rewards of these rollouts, given their verdicts; None drops one. By default the
-                verdicts' own.
+            rewards: what each reward function gives for these rollouts, given their verdicts; see `Scorer.score`.
             columns: of the data set, one entry per rollout, for turn rewards.
 
         Raises:
@@ -118,20 +101,11 @@ class BatchScorer:
         """
         start = time.perf_counter()
         phase("verifying")
-        verdicts, verifier_failures = self._verified(trajectories, problems)
-        rewards = self._own_outcomes(verdicts) if outcomes is None else outcomes(verdicts)
-        if self.verifier is None:
-            verdicts = [
-                Verdict(value is not None and value >= self.args.success_threshold, value or 0.0, "by reward functions")
-                for value in rewards
-            ]
-        turn_rewards = weighted_turn_rewards(
-            self.turn_reward_funcs, self.turn_reward_weights, trajectories, columns or {}
-        )
-        own = [failure_of(t) or failure for t, failure in zip(trajectories, verifier_failures, strict=True)]
+        scored = self.scorer.score(trajectories, problems, columns=columns, rewards=rewards)
+        own = [failure_of(t) or item.failure for t, item in zip(trajectories, scored, strict=True)]
         policies: list[LossPolicy] = [
-            "drop" if failure or reward is None else self._policy(trajectory, problem)
-            for trajectory, problem, failure, reward in zip(trajectories, problems, own, rewards, strict=True)
+            "drop" if failure or item.reward is None else self._policy(trajectory, problem)
+            for trajectory, problem, failure, item in zip(trajectories, problems, own, scored, strict=True)
         ]
         verified = time.perf_counter()
         phase("credit")
@@ -140,14 +114,14 @@ class BatchScorer:
             [
                 credit_inputs(
                     trajectory,
-                    passed=reward is not None and reward >= self.args.success_threshold,
+                    passed=item.passed,
                     group_id=(first + i) // group_size,
                     penalize_syntax_errors=self.settings.penalize_syntax_errors,
                     dropped=policy == "drop",
-                    outcome=reward,
-                    turn_rewards=turn_rewards[i],
+                    outcome=item.reward,
+                    turn_rewards=item.turn_rewards,
                 )
-                for i, (trajectory, reward, policy) in enumerate(zip(trajectories, rewards, policies, strict=True))
+                for i, (trajectory, item, policy) in enumerate(zip(trajectories, scored, policies, strict=True))
             ]
         )
         failures = gather_object(own)
@@ -157,7 +131,7 @@ class BatchScorer:
         return Batch(
             trajectories=trajectories,
             problems=problems,
-            verdicts=tuple(verdicts),
+            verdicts=tuple(item.verdict for item in scored),
             policies=tuple(policies),
             first=first,
             inputs=tuple(replace(item, masked=item.masked or i in unlike) for i, item in enumerate(inputs)),
@@ -168,81 +142,15 @@ class BatchScorer:
             credit_s=time.perf_counter() - verified,
         )
 
-    def _verified(
-        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
-    ) -> tuple[list[Verdict], list[Failure | None]]:
-        if self.verifier is None:
-            return [Verdict(False, 0.0, "")] * len(trajectories), [None] * len(trajectories)
-        return verify(self.verifier, trajectories, problems)
-
-    def _own_outcomes(self, verdicts: Sequence[Verdict]) -> list[float | None]:
-        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in verdicts]
-
     def _policy(self, trajectory: Trajectory, problem: Problem) -> LossPolicy:
-        text = trajectory.answer_text or ""
-        has_answer = bool(text.strip()) if self.verifier is None else self.verifier.has_answer(text, problem)
+        text, verifier = trajectory.answer_text or "", self.scorer.verifier
+        has_answer = bool(text.strip()) if verifier is None else verifier.has_answer(text, problem)
         return loss_policy_of(
             trajectory,
             has_answer=has_answer,
             no_answer=self.args.no_answer_rollouts,
             truncated=self.args.truncated_rollouts,
         )
-
-
-def problem_of(row: Mapping[str, Any], place: int = 0) -> Problem:
-    """The problem of a row of `gtpo.training.data.problem_dataset`, or of any data set with a column `prompt`.
-
-    Args:
-        row: `prompt` (text or chat messages); `answer` may be text, a number, or a list of aliases, or be missing where
-            reward functions score.
-        place: names a row without an `id`.
-    """
-    prompt = row["prompt"]
-    question = row.get("question") or (prompt if isinstance(prompt, str) else prompt[-1]["content"])
-    extras = json.loads(row.get("extras") or "{}")
-    answer = row.get("answer", "")
-    if isinstance(answer, list | tuple):
-        extras = {"aliases": [str(one) for one in answer], **extras}
-        answer = answer[0] if answer else ""
-    name = row.get("id")
-    return Problem(
-        id=str(place if name is None else name),
-        question=question,
-        answer="" if answer is None else str(answer),
-        domain=row.get("domain") or "math",
-        extras=extras,
-    )
-
-
-def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
-    """A rollout as TRL's reward functions get it: the messages after the prompt."""
-    messages = []
-    for turn in trajectory.turns:
-        messages.append({"role": "assistant", "content": turn.text})
-        results = turn.observation.results if turn.observation else ()
-        messages += [{"role": "tool", "content": result} for result in results]
-    return messages
-
-
-def verify(
-    verifier: Verifier, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
-) -> tuple[list[Verdict], list[Failure | None]]:
-    """Verdicts of all rollouts, and where the verifier failed. If it fails for the batch, each is tried on its own."""
-    texts = [trajectory.answer_text for trajectory in trajectories]
-    try:
-        return verifier.verify_many(texts, problems), [None] * len(texts)
-    except VerifierError:
-        pass
-    verdicts: list[Verdict] = []
-    failures: list[Failure | None] = []
-    for text, problem in zip(texts, problems, strict=True):
-        try:
-            verdicts += verifier.verify_many([text], [problem])
-            failures.append(None)
-        except VerifierError as error:
-            verdicts.append(Verdict(False, 0.0, f"the verifier failed: {error}"))
-            failures.append(Failure("verifier", str(error)))
-    return verdicts, failures
 
 
 def credit_of(

@@ -6,7 +6,6 @@ ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -14,17 +13,18 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
 from gtpo.rollout import RolloutConfig
+from gtpo.scoring import RewardConfig
 from gtpo.training.loss_policy import LossPolicy
 from gtpo.training.trl_compat import apply_defaults
 from gtpo.training.trl_options import check_options
 
 
 @dataclass
-class GTPOConfig(RolloutConfig, GRPOConfig):
+class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     """Settings of a GTPO (or GRPO) run with tools."""
 
     run_dir: str = field(
@@ -69,32 +69,6 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
     )
     advantage_clip: float | None = field(
         default=None, metadata={"help": "Largest magnitude of an advantage; 0: no limit. By default the preset's."}
-    )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto stands for "
-            "the verifier. By default the verifier alone."
-        },
-    )
-    graded: bool = field(
-        default=False,
-        metadata={
-            "help": "Use the verifier's score as reward, not only whether the answer passes (code, qa, your own)."
-        },
-    )
-    success_threshold: float = field(
-        default=1.0, metadata={"help": "Smallest outcome reward at which a rollout counts as passed."}
-    )
-    turn_reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, or your own as "
-            "MODULE:FUNCTION or ./FILE.py:FUNCTION."
-        },
-    )
-    turn_reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weights of turn_reward_funcs; by default 1 each."}
     )
     penalize_syntax_errors: bool = field(
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
@@ -161,10 +135,7 @@ class GTPOConfig(RolloutConfig, GRPOConfig):
         for name in ("record_every", "record_max_tokens"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if self.turn_reward_weights is not None and not all(map(math.isfinite, self.turn_reward_weights)):
-            raise ConfigError(f"turn_reward_weights must be finite, got {self.turn_reward_weights}")
-        if not math.isfinite(self.success_threshold):
-            raise ConfigError(f"success_threshold must be finite, got {self.success_threshold}")
+        self.check_rewards()
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
         self._check_vllm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from datasets import Dataset
 from gtpo._jsonl import rows
 from gtpo.errors import DataError
 from gtpo.rollout import Encoder, Prompts
-from gtpo.tasks.problems import Problem
+from gtpo.tasks.problems import Problem, problem_of_row
+from gtpo.tasks.row_forms import RowReader
 
 
 def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
@@ -30,6 +32,84 @@ def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
             for problem in problems
         ]
     )
+
+
+class RowProblems:
+    """The problems of a data set's rows: what a verifier reads of them, and what the model is asked.
+
+    Rows are those of `problem_dataset`; those of a published data set (`gtpo.tasks.row_forms`); or any with a column
+    `prompt`, whose `answer` is text, a number or a list of aliases.
+
+    Args:
+        verifies: whether a verifier scores, so that each row must have an answer. Else rows may have any columns.
+    """
+
+    def __init__(self, *, verifies: bool) -> None:
+        self._verifies, self._reader = verifies, RowReader()
+
+    def problem(self, row: Mapping[str, Any], place: int = 0) -> Problem:
+        """The problem of a row; `place` names it if it has no `id`.
+
+        Raises:
+            DataError: a verifier scores, and the answer can't be told or is missing.
+        """
+        ours = {"id": place, **self._ours(row)}
+        return problem_of_row(ours, "train_dataset", place + 1, ("answer",) if self._verifies else ())
+
+    def _ours(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        there = {name: value for name, value in row.items() if value is not None}
+        if isinstance(there.get("extras"), str):
+            return {**json.loads(there.pop("extras")), **_question_of(there)}
+        if not self._verifies:
+            answer = there.get("answer")
+            named = {"id": str(there["id"])} if "id" in there else {}
+            return {
+                **named,
+                "question": _question_of(there)["question"],
+                "answer": answer if isinstance(answer, str) else "",
+            }
+        try:
+            if "prompt" not in there or self._reader.knows(there):
+                return self._reader.read(there) or {}
+            return self._reader.read(_question_of(there)) or {}
+        except DataError as fault:
+            raise fault.at("train_dataset", 1) from fault
+
+    def prompted(self, dataset: Any, prompts: Prompts) -> Any:
+        """The data set with a column `prompt`, which TRL needs; its other columns stay as they are.
+
+        Rows without one are put as problems are; so are those of a published data set, if a verifier scores: their
+        own prompts ask for the answer in another place than the verifier looks at.
+
+        Args:
+            dataset: a `Dataset` or `IterableDataset`.
+            prompts: make the prompts of problems.
+
+        Raises:
+            DataError: no row, or the first one can't be read.
+        """
+        first = next(iter(dataset), None)
+        if first is None:
+            raise DataError("holds no row", path="train_dataset")
+        try:
+            self.problem(first)
+        except DataError as fault:
+            raise DataError(
+                f"{fault}; rename a column with train_dataset.rename_column, or give reward_funcs, which need no answer"
+            ) from fault
+        if first.get("prompt") is not None and not (self._verifies and "reward_model" in first):
+            return dataset
+        options = {"new_fingerprint": uuid.uuid4().hex} if isinstance(dataset, Dataset) else {}
+        return dataset.map(
+            lambda row, place: {"prompt": prompts.messages(self.problem(row, place))}, with_indices=True, **options
+        )
+
+
+def _question_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with the question alone in the place of the prompt."""
+    prompt = row.get("prompt")
+    question = row.get("question") or (prompt if isinstance(prompt, str) else prompt and prompt[-1]["content"])
+    return {**{name: value for name, value in row.items() if name not in ("prompt", "problem")}, "question": question}
 
 
 def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:

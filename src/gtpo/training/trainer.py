@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
@@ -29,30 +29,33 @@ from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit import credit_metrics
+from gtpo.credit_assignment import credit_metrics
 from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
+from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import FunctionTool, RolloutEngine, build_engine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
 from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
+from gtpo.scoring import Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
-from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.base_trainer import BaseTrainer
-from gtpo.training.batch import Batch, BatchScorer, completion_messages, problem_of
+from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
+from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.reward_functions import AUTO, RewardSources, guarded, is_verifier, listed, named
+from gtpo.training.reward_functions import RewardSources
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
 from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
 from gtpo.training.trl_options import check_arguments
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward
+from gtpo.turn_rewards import TurnRewardFunction
 from gtpo.types import Trajectory
 
 
@@ -64,10 +67,11 @@ class GTPOTrainer(BaseTrainer):
         reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
             alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a column `prompt` (text, which is put as a problem's question is, with the system prompt; or chat
-            messages, which are taken as they are) and any others, which reach reward functions by name; `answer` (text
-            or a list of aliases) and, if there, `id`, `question`, `domain` and `extras` are what a verifier reads; see
-            `gtpo.training.data.problem_dataset`.
+        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt` (text, which is put as a problem's
+            question is, with the system prompt; or chat messages, which are taken as they are) and any others, which
+            reach reward functions by name; `answer` (text or a list of aliases) and, if there, `id`, `question`,
+            `domain` and `extras` are what a verifier reads. Or rows of a published data set as they are; see
+            `gtpo.tasks.row_forms`.
         eval_dataset: likewise.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
@@ -123,18 +127,10 @@ class GTPOTrainer(BaseTrainer):
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
         own_tools = None if tools is None else [tool if hasattr(tool, "spec") else FunctionTool(tool) for tool in tools]
         self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        sources = listed(named(args.reward_funcs) if reward_funcs is None else reward_funcs)
-        given = [source for source in sources if is_verifier(source) and source != AUTO]
-        verifies = any(map(is_verifier, sources))
-        own = turn_reward_funcs
-        if own is None:
-            own = [get_turn_reward(name) for name in args.turn_reward_funcs or ()]
-        self.scorer = BatchScorer(
-            args,
-            (verifier or (given[0] if given else get_verifier(args.verifier))) if verifies else None,
-            similarity or get_similarity(args.similarity),
-            own,
-        )
+        scorer = make_scorer(args, reward_funcs=reward_funcs, verifier=verifier, turn_reward_funcs=turn_reward_funcs)
+        self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
+        self._rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
         self.recorder = recorder
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
@@ -152,7 +148,7 @@ class GTPOTrainer(BaseTrainer):
         super().__init__(
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(source) else guarded(source) for source in sources],
+            reward_funcs=[cast(Any, self.verified) if is_verifier(one) else guarded(one) for one in scorer.sources],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -208,7 +204,7 @@ class GTPOTrainer(BaseTrainer):
     def _trajectories(self, prompts: list[Any]) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
         prompts = [
-            self.engine.prompts.messages(problem_of(row)) if isinstance(prompt, str) else prompt
+            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(prompt, str) else prompt
             for prompt, row in zip(prompts, self._inputs, strict=True)
         ]
         self.progress.phase("rollouts")
@@ -245,23 +241,33 @@ class GTPOTrainer(BaseTrainer):
         ):
             yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
 
-    def _outcomes(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> list[float | None]:
-        """The weighted sum of the reward functions for each rollout of this process; None where none applies."""
+    def _prompted(self, dataset: Any) -> Any:
+        """The data set with a column `prompt`; of several by name, each of them."""
+        if isinstance(dataset, Mapping):
+            return {name: self._prompted(part) for name, part in dataset.items()}
+        if not isinstance(dataset, Dataset | IterableDataset):
+            return dataset
+        return self._rows.prompted(dataset, self.engine.prompts)
+
+    def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
+        """What TRL gets from each reward function for the rollouts of this process."""
         self._verdicts = verdicts
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
+        columns = columns_of(self._inputs)
+        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         with self._sources.in_use():
-            found = self._calculate_rewards(list(self._inputs), prompts, completions, ids)
+            found = self._calculate_rewards(rows, prompts, completions, ids)
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
-        return self._sources.weighted(found[first : first + len(trajectories)])
+        return self._sources.by_rollout(found[first : first + len(trajectories)])
 
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
         """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
-        return [verdict.score if self.args.graded else float(verdict.passed) for verdict in self._verdicts]
+        return self.scorer.scorer.verified(self._verdicts)
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
@@ -273,11 +279,11 @@ class GTPOTrainer(BaseTrainer):
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         batch = self.scorer.score(
             trajectories,
-            tuple(problem_of(row, place) for place, row in enumerate(self._inputs)),
+            tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs)),
             group_size,
             self.progress.phase,
-            outcomes=lambda verdicts: self._outcomes(trajectories, verdicts),
-            columns={name: [row[name] for row in self._inputs] for name in self._inputs[0] if name != "prompt"},
+            rewards=lambda verdicts: self._rewards(trajectories, verdicts),
+            columns=columns_of(self._inputs),
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -303,7 +309,8 @@ class GTPOTrainer(BaseTrainer):
             self._metrics["train" if training else "eval"][name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
-        if graded and not self._said_graded:
+        rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
+        if graded and rewards_passing and not self._said_graded:
             self._said_graded = True
             self._say("the verifier gave scores between 0 and 1: they are recorded, but only a score of 1 is rewarded.")
         if said := self._rare_success.note(metrics["groups/frac_all_failed"]):

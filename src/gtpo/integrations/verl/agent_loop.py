@@ -2,7 +2,7 @@
 
 An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
 score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, is what the trainer makes
-turn rewards of: `gtpo.credit.CreditInputs` but for the group, and the tokens of each turn.
+turn rewards of: `gtpo.credit_assignment.CreditInputs` but for the group, and the tokens of each turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
-from gtpo.credit import credit_inputs
+from gtpo.credit_assignment import credit_inputs
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.rows import problem_of
 from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 
@@ -20,7 +20,7 @@ class AlgorithmOptions:
     verl's own `algorithm.gamma` and `algorithm.lam` mean a token's discount and are not read.
 
     Attributes:
-        credit: the fields of `gtpo.credit.CreditSettings`.
+        credit: the fields of `gtpo.credit_assignment.CreditSettings`.
         similarity: as the option of `gtpo train`.
     """
 

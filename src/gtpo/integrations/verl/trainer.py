@@ -21,7 +21,7 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from gtpo.credit import Credit, CreditInputs, compute_credit, credit_metrics
+from gtpo.credit_assignment import Credit, CreditInputs, compute_credit, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.estimator import turns_known
 from gtpo.integrations.verl.settings import AlgorithmOptions

@@ -2,7 +2,8 @@
 
 The policy is a table, success rates and true gradients are computed and not sampled, and the expectation of an
 estimator over whole groups is a sum over all groups there are. Rewards, returns and advantages are those of
-`gtpo.functional` and `gtpo.credit`; only candidates that are not part of the algorithm are here (`candidates`).
+`gtpo.functional` and `gtpo.credit_assignment`; only candidates that are not part of the algorithm are here
+(`candidates`).
 """
 
 from gtpo.lab.tabular.estimators import estimator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gtpo.credit import SHAPED, Credit, CreditSettings, turn_credit
+from gtpo.credit_assignment import SHAPED, Credit, CreditSettings, turn_credit
 from gtpo.lab.tabular.gradients import Advantage
 from gtpo.lab.tabular.process import CallProcess, Rollouts
 
@@ -17,7 +17,7 @@ def estimator(
     Args:
         process: the process.
         group_size: rollouts per group.
-        algorithm: one of `gtpo.credit.ALGORITHMS`.
+        algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
         eps: added to deviations.
         settings: fields of `CreditSettings`.
     """

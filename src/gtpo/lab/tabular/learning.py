@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gtpo.credit import SHAPED, CreditSettings
+from gtpo.credit_assignment import SHAPED, CreditSettings
 from gtpo.lab.tabular.estimators import credit_of
 from gtpo.lab.tabular.gradients import group_gradients
 from gtpo.lab.tabular.process import CallProcess
@@ -50,7 +50,7 @@ def learn(
     Args:
         process: the process.
         logits_S_A: the policy to begin with.
-        algorithm: one of `gtpo.credit.ALGORITHMS`.
+        algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
         settings: of the algorithm.
         seeds: copies.
         steps: optimizer steps.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gtpo import functional as F
-from gtpo.credit import CreditSettings
+from gtpo.credit_assignment import CreditSettings
 from gtpo.lab.tabular import candidates as C
 from gtpo.lab.tabular.estimators import shaped_groups
 from gtpo.lab.tabular.gradients import Advantage

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtpo.credit import CreditInputs, CreditSettings, compute_credit, credit_inputs, credit_metrics
+from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit, credit_inputs, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 

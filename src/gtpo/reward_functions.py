@@ -1,0 +1,153 @@
+"""Reward functions as TRL knows them: which there are, what they may give, and how they are called."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from gtpo._async import run_async
+from gtpo._imports import imported
+from gtpo.errors import ConfigError, RewardError
+from gtpo.turn_rewards import checked, name_of
+from gtpo.types import Trajectory
+
+AUTO = "auto"
+"""Stands for the verifier in a list of reward functions."""
+
+
+def listed(reward_funcs: Any) -> list[Any]:
+    """The reward functions as a list; none given: the verifier.
+
+    Raises:
+        ConfigError: an empty list.
+    """
+    if reward_funcs is None:
+        return [AUTO]
+    found = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    if not found:
+        raise ConfigError("reward_funcs is empty: give functions, or leave it out for the verifier")
+    return found
+
+
+def is_verifier(source: Any) -> bool:
+    """Whether an entry of `reward_funcs` is `auto` or a verifier of ours."""
+    return source == AUTO if isinstance(source, str) else hasattr(source, "verify_many")
+
+
+def named(paths: Sequence[str] | None) -> list[Any] | None:
+    """The functions that options of the command line name; `auto` and model ids stay as they are.
+
+    Raises:
+        ConfigError: one can't be imported.
+    """
+    if paths is None:
+        return None
+    return [path if path == AUTO or ":" not in path else imported(path, "reward_funcs") for path in paths]
+
+
+def guarded(source: Any) -> Any:
+    """A function that refuses what is no reward, under its own name; model ids and modules are TRL's to use."""
+    if isinstance(source, str | nn.Module):
+        return source
+    if not callable(source):
+        raise ConfigError(f"reward_funcs: {source!r} is not a function")
+    name = name_of(source)
+
+    def check(given: Any, count: int) -> list[float | None]:
+        if not isinstance(given, Sequence) or len(given) != count:
+            size = len(given) if isinstance(given, Sequence) else f"a {type(given).__name__}"
+            raise RewardError(f"reward function {name}: got {size} rewards for {count} rollouts; give one for each")
+        return [
+            None if value is None else checked(value, f"reward function {name}", f"rollout {i}")
+            for i, value in enumerate(given)
+        ]
+
+    if inspect.iscoroutinefunction(source) or inspect.iscoroutinefunction(type(source).__call__):
+
+        @functools.wraps(source)
+        async def asynchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+            return check(await source(prompts=prompts, **columns), len(prompts))
+
+        return asynchronous
+
+    def synchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
+        return check(source(prompts=prompts, **columns), len(prompts))
+
+    synchronous.__name__ = name
+    return synchronous
+
+
+_RESERVED = {"prompt", "prompts", "completions", "completion_ids", "environments"}
+_RESERVED |= {"trainer_state", "log_extra", "log_metric"}
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What reward functions get by name: each column of the rows, also those in their `extras` (JSON); None if missing.
+
+    Args:
+        rows: of `gtpo.training.data.problem_dataset`, or of any data set; one per rollout.
+    """
+    whole = [{**_loaded(row.get("extras")), **row} for row in rows]
+    names = dict.fromkeys(name for row in whole for name in row if name not in _RESERVED)
+    return {name: [row.get(name) for row in whole] for name in names}
+
+
+def _loaded(extras: Any) -> dict[str, Any]:
+    if isinstance(extras, str):
+        try:
+            extras = json.loads(extras)
+        except ValueError:
+            return {}
+    return dict(extras) if isinstance(extras, Mapping) else {}
+
+
+def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
+    """A rollout as TRL's reward functions get it: the messages after the prompt."""
+    messages = []
+    for turn in trajectory.turns:
+        messages.append({"role": "assistant", "content": turn.text})
+        results = turn.observation.results if turn.observation else ()
+        messages += [{"role": "tool", "content": result} for result in results]
+    return messages
+
+
+def call_all(
+    functions: Sequence[Any], trajectories: Sequence[Trajectory], prompts: Sequence[Any], columns: Mapping[str, Any]
+) -> list[list[float | None]]:
+    """What functions give, called without a trainer, with TRL's arguments; async ones run together.
+
+    Args:
+        functions: as `guarded` gives them.
+        trajectories, prompts: the rollouts, and what each was asked.
+        columns: see `columns_of`.
+
+    Returns:
+        For each function one reward per rollout; None where it does not apply.
+
+    Raises:
+        RewardError: a function gave something that is no reward; names it.
+    """
+    given = {
+        "prompts": list(prompts),
+        "completions": [completion_messages(trajectory) for trajectory in trajectories],
+        "completion_ids": [trajectory.completion_ids for trajectory in trajectories],
+        "trainer_state": None,
+        "log_extra": lambda *args: None,
+        "log_metric": lambda *args: None,
+        **columns,
+    }
+    found = [function(**given) for function in functions]
+    waiting = [i for i, value in enumerate(found) if inspect.iscoroutine(value)]
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(found[i] for i in waiting))
+
+    for i, value in zip(waiting, run_async(together()) if waiting else (), strict=True):
+        found[i] = value
+    return found

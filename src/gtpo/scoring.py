@@ -1,0 +1,278 @@
+"""What a rollout is worth, the same in training and in evaluation: verdict, rewards by name, passing, turn rewards.
+
+The outcome reward of a rollout is the sum of what the reward functions give, weighted by `reward_weights`; the verifier
+is one of them, under the name `verified`, and by default the only one. A rollout passes if its outcome reward reaches
+`success_threshold`. Where no function applies to a rollout it has no outcome reward, and does not pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gtpo.errors import ConfigError, VerifierError
+from gtpo.failures import Failure
+from gtpo.reward_functions import AUTO, call_all, guarded, is_verifier, listed, named
+from gtpo.tasks.problems import Problem
+from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
+from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward, name_of, weighted_turn_rewards
+from gtpo.types import Trajectory
+
+VERIFIED = "verified"
+"""What the verifier is called among the reward functions."""
+
+Rewards = Sequence[Sequence[float | None]]
+"""For each rollout what each reward function gives, in their order; None where one does not apply."""
+
+
+@dataclass
+class RewardConfig:
+    """What a rollout is worth. The same names in every command."""
+
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto stands for "
+            "the verifier. By default the verifier alone."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of reward_funcs; by default 1 each."}
+    )
+    graded: bool = field(
+        default=False,
+        metadata={
+            "help": "Use the verifier's score as reward, not only whether the answer passes (code, qa, your own)."
+        },
+    )
+    success_threshold: float = field(
+        default=1.0, metadata={"help": "Smallest outcome reward at which a rollout counts as passed."}
+    )
+    turn_reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, or your own as "
+            "MODULE:FUNCTION or ./FILE.py:FUNCTION."
+        },
+    )
+    turn_reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of turn_reward_funcs; by default 1 each."}
+    )
+
+    def check_rewards(self) -> None:
+        """Refuse numbers that are none.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        for name in ("reward_weights", "turn_reward_weights"):
+            weights = getattr(self, name)
+            if weights is not None and not all(map(math.isfinite, weights)):
+                raise ConfigError(f"{name} must be finite, got {weights}")
+        if not math.isfinite(self.success_threshold):
+            raise ConfigError(f"success_threshold must be finite, got {self.success_threshold}")
+
+    def recorded_rewards(self) -> dict[str, Any]:
+        """What is set to something else than the default, for records and comparisons."""
+        found = {item.name: getattr(self, item.name) for item in fields(RewardConfig)}
+        return {item.name: found[item.name] for item in fields(RewardConfig) if found[item.name] != item.default}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a rollout is worth.
+
+    Attributes:
+        verdict: on its final answer; without a verifier, what the threshold says.
+        reward: its outcome reward; None if no function applies.
+        passed: whether the outcome reward reaches the threshold.
+        parts: what each reward function gave, by name, unweighted; empty where the verifier alone scores.
+        turn_rewards: turn rewards of the user's own by name, weighted, one number per turn.
+        failure: the verifier's, if it failed.
+    """
+
+    verdict: Verdict
+    reward: float | None
+    passed: bool
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    turn_rewards: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+class Scorer:
+    """Scores rollouts by a verifier, reward functions and turn rewards.
+
+    Args:
+        verifier: checks final answers; None: reward functions alone say what a rollout is worth.
+        reward_funcs: functions, and "auto" or a verifier where the verdict counts; by default that alone.
+        reward_weights: one for each; by default 1.
+        graded: reward the verifier's score, not only whether it passes.
+        success_threshold: outcome reward with which a rollout passes.
+        turn_reward_funcs: see `gtpo.turn_rewards`.
+        turn_reward_weights: one for each; by default 1.
+
+    Raises:
+        ConfigError: weights that do not fit the functions, or something that is no reward function.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier | None,
+        *,
+        reward_funcs: Any = None,
+        reward_weights: Sequence[float] | None = None,
+        graded: bool = False,
+        success_threshold: float = 1.0,
+        turn_reward_funcs: Sequence[TurnRewardFunction] = (),
+        turn_reward_weights: Sequence[float] | None = None,
+    ) -> None:
+        self.sources = listed(reward_funcs)
+        self.verifier = verifier if any(map(is_verifier, self.sources)) else None
+        self.graded, self.success_threshold = graded, success_threshold
+        self.names = [VERIFIED if is_verifier(source) else name_of(source) for source in self.sources]
+        self.weights = _weights("reward", reward_weights, self.sources)
+        self.turn_reward_funcs = list(turn_reward_funcs)
+        self.turn_reward_weights = _weights("turn_reward", turn_reward_weights, self.turn_reward_funcs)
+
+    @property
+    def by_verdict(self) -> bool:
+        """Whether the verifier alone says what a rollout is worth."""
+        return all(map(is_verifier, self.sources))
+
+    def verified(self, verdicts: Sequence[Verdict]) -> list[float]:
+        """What the verifier rewards: 1 for a rollout that passed, or its score under `graded`."""
+        return [verdict.score if self.graded else float(verdict.passed) for verdict in verdicts]
+
+    def score(
+        self,
+        trajectories: Sequence[Trajectory],
+        problems: Sequence[Problem],
+        *,
+        prompts: Sequence[Any] = (),
+        columns: Mapping[str, Sequence[Any]] | None = None,
+        rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
+    ) -> list[Scored]:
+        """Score finished rollouts, each of the problem at its place.
+
+        Args:
+            trajectories, problems: one each per rollout.
+            prompts: what each was asked, for reward functions.
+            columns: see `gtpo.reward_functions.columns_of`.
+            rewards: calls the reward functions in place of this object, given the verdicts: a trainer's.
+
+        Raises:
+            RewardError: a function gave something that is no reward.
+        """
+        columns = columns or {}
+        verdicts, failures = self._verdicts(trajectories, problems)
+        rows = self._called(verdicts, trajectories, prompts, columns) if rewards is None else rewards(verdicts)
+        sums = [self._weighted(row) for row in rows]
+        passed = [value is not None and value >= self.success_threshold for value in sums]
+        if self.verifier is None:
+            verdicts = [
+                Verdict(ok, value or 0.0, "by reward functions") for ok, value in zip(passed, sums, strict=True)
+            ]
+        turns = weighted_turn_rewards(self.turn_reward_funcs, self.turn_reward_weights, trajectories, columns)
+        return [
+            Scored(
+                verdict=verdicts[i],
+                reward=sums[i],
+                passed=passed[i],
+                parts={} if self.by_verdict else dict(zip(self.names, row, strict=True)),
+                turn_rewards=turns[i],
+                failure=failures[i],
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    def close(self) -> None:
+        """Close the verifier."""
+        if self.verifier is not None:
+            self.verifier.close()
+
+    def _verdicts(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
+    ) -> tuple[list[Verdict], list[Failure | None]]:
+        if self.verifier is None:
+            return [Verdict(False, 0.0, "")] * len(trajectories), [None] * len(trajectories)
+        return verify(self.verifier, trajectories, problems)
+
+    def _called(
+        self,
+        verdicts: Sequence[Verdict],
+        trajectories: Sequence[Trajectory],
+        prompts: Sequence[Any],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> Rewards:
+        own = [guarded(source) for source in self.sources if not is_verifier(source)]
+        given = iter(call_all(own, trajectories, prompts, columns))
+        lists = [self.verified(verdicts) if is_verifier(source) else next(given) for source in self.sources]
+        return [list(row) for row in zip(*lists, strict=True)]
+
+    def _weighted(self, rewards: Sequence[float | None]) -> float | None:
+        """The weighted sum of a rollout's rewards; None where no function applies."""
+        applies = [(weight, value) for weight, value in zip(self.weights, rewards, strict=True) if value is not None]
+        return sum(weight * value for weight, value in applies) if applies else None
+
+
+def make_scorer(
+    config: Any,
+    *,
+    reward_funcs: Any = None,
+    verifier: Verifier | None = None,
+    turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
+) -> Scorer:
+    """The scorer that a configuration asks for.
+
+    Args:
+        config: a `RewardConfig` with the option `verifier` of `RolloutConfig`.
+        reward_funcs, verifier, turn_reward_funcs: in place of those that the configuration names.
+
+    Raises:
+        ConfigError: see `Scorer`; a name that can't be imported, or that is no verifier.
+    """
+    sources = listed(named(config.reward_funcs) if reward_funcs is None else reward_funcs)
+    given = [source for source in sources if is_verifier(source) and source != AUTO]
+    if turn_reward_funcs is None:
+        turn_reward_funcs = [get_turn_reward(name) for name in config.turn_reward_funcs or ()]
+    verifies = any(map(is_verifier, sources))
+    return Scorer(
+        (verifier or (given[0] if given else get_verifier(config.verifier))) if verifies else None,
+        reward_funcs=sources,
+        reward_weights=config.reward_weights,
+        graded=config.graded,
+        success_threshold=config.success_threshold,
+        turn_reward_funcs=turn_reward_funcs,
+        turn_reward_weights=config.turn_reward_weights,
+    )
+
+
+def verify(
+    verifier: Verifier, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
+) -> tuple[list[Verdict], list[Failure | None]]:
+    """Verdicts of all rollouts, and where the verifier failed. If it fails for the batch, each is tried on its own."""
+    texts = [trajectory.answer_text for trajectory in trajectories]
+    try:
+        return verifier.verify_many(texts, problems), [None] * len(texts)
+    except VerifierError:
+        pass
+    verdicts: list[Verdict] = []
+    failures: list[Failure | None] = []
+    for text, problem in zip(texts, problems, strict=True):
+        try:
+            verdicts += verifier.verify_many([text], [problem])
+            failures.append(None)
+        except VerifierError as error:
+            verdicts.append(Verdict(False, 0.0, f"the verifier failed: {error}"))
+            failures.append(Failure("verifier", str(error)))
+    return verdicts, failures
+
+
+def _weights(what: str, weights: Sequence[float] | None, functions: Sequence[Any]) -> list[float]:
+    if weights is None:
+        return [1.0] * len(functions)
+    if len(weights) != len(functions):
+        raise ConfigError(f"{len(weights)} {what}_weights for {len(functions)} {what}_funcs: give one for each")
+    return list(weights)
