@@ -70,8 +70,8 @@ class Tables:
         """A row a variant."""
         report = self.report(name)
         known = report["final"]
-        head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final minus GRPO's", "p"]
-        head += ["area minus GRPO's", "p", "equal time minus GRPO's"] if whole else []
+        head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final, less GRPO's", "p"]
+        head += ["area, less GRPO's", "p", "equal time, less GRPO's"] if whole else []
         rows = []
         for variant in variants:
             cells = [cell["result"] for cell in report["cells"][variant].values()]
@@ -99,7 +99,7 @@ class Tables:
             for of in (report["sources"], report["source_differences"])
         )
         rows = [[file_name(row[0]), *row[1:]] for row in source_rows(sources, differences)]
-        head = ["problems", "variant", "seeds", "pass rate", "minus GRPO's", "p"]
+        head = ["problems", "variant", "seeds", "pass rate", "less GRPO's", "p"]
         return "\n".join(markdown_table(head, rows))
 
     def rates(self, names: Sequence[str]) -> str:
