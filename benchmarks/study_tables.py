@@ -8,12 +8,18 @@ A table stands between `<!-- table: KIND NAME ... -->` and `<!-- end -->`; KIND 
     brief STUDY VARIANT ...      the same with fewer columns
     sources STUDY                pass rates by where the problems come from, and differences from the baseline
     rates STUDY ...              the search over the learning rate: `grpo`, `gtpo` and their `_lr_RATE`
-    behaviour STUDY ...          that of benchmarks/behaviour.py
+    behaviour STUDY[=VARIANT,VARIANT] ...   that of benchmarks/behaviour.py, of all variants or of these
+    settings START ...           of recipes/tiny-study/study.py: what was selected for each algorithm, and from what
+    best START                   the report at the selected settings
+    map START ...                differences from GRPO by pass rate at the start and turns
+
+A table whose study has no report here is kept as it is, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import re
 import shlex
@@ -24,6 +30,7 @@ from typing import Any
 
 from behaviour import cell_rows, file_name, variant_rows
 from behaviour import table as behaviour_table
+from best_tables import best_table, map_table, settings_table
 
 from gtpo.lab.study.figures import Spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p, source_rows
@@ -56,11 +63,17 @@ class Tables:
             return self.sources(rest[0])
         if kind == "rates":
             return self.rates(rest)
+        if kind == "settings":
+            return settings_table(self.studies, rest)
+        if kind == "best":
+            return best_table(self.studies, rest[0])
+        if kind == "map":
+            return map_table(self.studies, rest)
         if kind == "behaviour":
-            return "\n\n".join(
-                f"*{name}*\n\n{behaviour_table(list(variant_rows(cell_rows(self.studies / name))))}" for name in rest
-            )
-        raise SystemExit(f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour")
+            return "\n\n".join(map(self.behaviour, rest))
+        raise SystemExit(
+            f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour, settings, best, map"
+        )
 
     def report(self, name: str) -> dict[str, Any]:
         """What `gtpo study` wrote about a study."""
@@ -70,8 +83,8 @@ class Tables:
         """A row a variant."""
         report = self.report(name)
         known = report["final"]
-        head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final, less GRPO's", "p"]
-        head += ["area, less GRPO's", "p", "equal time, less GRPO's"] if whole else []
+        head = ["variant", "seeds", "final pass rate", "area", "turns", "invalid calls", "final, minus GRPO's", "p"]
+        head += ["area, minus GRPO's", "p", "equal time, minus GRPO's"] if whole else []
         rows = []
         for variant in variants:
             cells = [cell["result"] for cell in report["cells"][variant].values()]
@@ -91,6 +104,18 @@ class Tables:
             rows.append(row)
         return "\n".join(markdown_table(head, rows))
 
+    def behaviour(self, which: str) -> str:
+        """Of a study, or of some of its variants (`STUDY=VARIANT,VARIANT`)."""
+        name, _, chosen = which.partition("=")
+        rows = [
+            row
+            for row in variant_rows(cell_rows(self.studies / name))
+            if not chosen or row["variant"] in chosen.split(",")
+        ]
+        if not rows:
+            raise FileNotFoundError(errno.ENOENT, "no cell is done", str(self.studies / name / "cells"))
+        return f"*{name.rpartition('/')[2]}*\n\n{behaviour_table(rows)}"
+
     def sources(self, name: str) -> str:
         """A row a source and variant; the file's name stands for the source."""
         report = self.report(name)
@@ -99,7 +124,7 @@ class Tables:
             for of in (report["sources"], report["source_differences"])
         )
         rows = [[file_name(row[0]), *row[1:]] for row in source_rows(sources, differences)]
-        head = ["problems", "variant", "seeds", "pass rate", "less GRPO's", "p"]
+        head = ["problems", "variant", "seeds", "pass rate", "minus GRPO's", "p"]
         return "\n".join(markdown_table(head, rows))
 
     def rates(self, names: Sequence[str]) -> str:
@@ -112,7 +137,7 @@ class Tables:
                 end = "" if rate == _RATE else f"_lr_{rate}"
                 sides = [final[f"{algorithm}{end}"] for algorithm in ("grpo", "gtpo")]
                 seeds = ", ".join(str(side["seeds"]) for side in sides)
-                rows.append([name, rate, *map(_interval, sides), seeds])
+                rows.append([name.rpartition("/")[2], rate, *map(_interval, sides), seeds])
         return "\n".join(markdown_table(["family", "learning rate", "GRPO", "GTPO", "seeds"], rows))
 
 
@@ -131,9 +156,17 @@ def main() -> None:
     args = parser.parse_args()
     page = args.page.read_text()
     tables = Tables(args.studies)
-    made = _PART.sub(lambda found: f"{found[1]}{tables.make(found[2])}\n{found[3]}", page)
-    args.page.write_text(made)
-    print(f"{args.page}: {len(_PART.findall(page))} tables")
+    kept = []
+
+    def replacement(found: re.Match[str]) -> str:
+        try:
+            return f"{found[1]}{tables.make(found[2])}\n{found[3]}"
+        except FileNotFoundError as error:
+            kept.append(f"kept: {found[2]} ({error.filename} is missing)")
+            return found[0]
+
+    args.page.write_text(_PART.sub(replacement, page))
+    print("\n".join([f"{args.page}: {len(_PART.findall(page)) - len(kept)} tables made", *kept]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ evaluate() { # part, system prompt, problems
   local result=$out/$name-$1.json prompt=$2
   shift 2
   [ -e "$result" ] || ${GTPO:-gtpo} eval --model "$model" --dtype bfloat16 --backend vllm --max_context 1024 \
-    --vllm_options '{"enforce_eager": true, "max_num_seqs": 64, "distributed_executor_backend": "uni"}' --problems "$@" --samples 1 --batch_size 96 \
+    --vllm_options '{"enforce_eager": true, "max_num_seqs": 64, "distributed_executor_backend": "uni"}' --problems "$@" --samples 1 --max_concurrency 96 \
     --tool_format fenced --system_prompt "$prompt" --max_turns 5 --max_turn_tokens 112 --max_completion_length 320 \
     --output "$result"
 }

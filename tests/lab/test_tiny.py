@@ -10,7 +10,9 @@ import pytest
 
 from gtpo._async import run_async
 from gtpo.cli import main
+from gtpo.lab.tiny.desks import ASK, DESKS, DeskLookupTool, ask
 from gtpo.lab.tiny.families import FAMILIES, get_family
+from gtpo.lab.tiny.flaky import BUSY, FAILURE_RATE, FlakyLookupTool
 from gtpo.lab.tiny.hops import FACTS, look_up
 from gtpo.lab.tiny.model import PHRASES, make_model, make_tokenizer
 from gtpo.lab.tiny.pipeline import MAX_LENGTH
@@ -59,8 +61,9 @@ def test_functions_fit_their_examples_and_are_tested_elsewhere():
         assert not {x1, x2, x3} & {test["input"][0] for test in tests}
 
 
-def test_hops_lead_to_the_answer():
-    for problem in get_family("hops").make_problems(200, seed=2):
+@pytest.mark.parametrize("name", ["hops", "flaky", "desks"])
+def test_hops_lead_to_the_answer(name):
+    for problem in get_family(name).make_problems(200, seed=2):
         name, *path = problem.question.split(";")
         for relation in path:
             name = FACTS[name, relation]
@@ -127,7 +130,7 @@ def test_traces_mix_good_malformed_wrong_and_guessed_steps(traces, problems, enc
 
 
 def test_every_observation_of_a_trace_is_what_the_call_really_gives(traces, tool_format, family):
-    checked = 0
+    checked, busy = 0, 0
     for trace in traces[:100]:
         for said, seen in itertools.pairwise(trace):
             if seen["role"] == "tool":
@@ -136,11 +139,17 @@ def test_every_observation_of_a_trace_is_what_the_call_really_gives(traces, tool
                     expected = call.observation
                 elif call.name == "python":
                     expected = str(eval(call.code))
+                elif seen["content"] == BUSY and family.name == "flaky":
+                    busy += 1
+                    continue
                 else:
-                    expected = look_up(call.arguments["query"])
+                    expected = (
+                        ask(call.arguments["query"])[0] if family.name == "desks" else look_up(call.arguments["query"])
+                    )
                 assert seen["content"] == expected
                 checked += 1
     assert checked > 100
+    assert (busy > 50) == (family.name == "flaky")
 
 
 def test_behaviour_without_faults_solves_every_problem(family, problems, tool_format):
@@ -165,7 +174,49 @@ def test_the_calculator_runs_a_computation_once_and_any_other_program_each_time(
     assert first != second
 
 
-@pytest.mark.parametrize("family_name", ["programs", "hops"])
+def answers(tool, key, *queries):
+    async def ask_all():
+        use = tool.open(key=key)
+        return [await use.run(ToolCall("", name="lookup", arguments={"query": query})) for query in queries]
+
+    return run_async(ask_all())
+
+
+def test_a_flaky_tool_fails_alike_in_every_run_and_answers_when_asked_again():
+    (name, relation), found = next(iter(FACTS.items()))
+    query = f"{name} {relation}"
+    said = [answers(FlakyLookupTool(), key, *[query] * 8) for key in range(50)]
+    assert said == [answers(FlakyLookupTool(), key, *[query] * 8) for key in range(50)]
+    assert all({result.text for result in results} <= {BUSY, found} for results in said)
+    assert all(found in {result.text for result in results} for results in said)
+    failed = [result.status == "busy" for results in said for result in results]
+    assert abs(sum(failed) / len(failed) - FAILURE_RATE) < 0.1
+    assert len({tuple(result.text for result in results) for results in said}) > 10  # rollouts differ
+
+
+def test_a_call_to_the_wrong_desk_is_told_the_right_one():
+    (name, relation), desk = next(iter(DESKS.items()))
+    front = next(fact for fact in FACTS if fact not in DESKS)
+    wrong = "1" if desk != "1" else "2"
+    queries = (
+        f"{name} {relation}",
+        f"{name} {relation} {wrong}",
+        f"{name} {relation} {desk}",
+        " ".join(front),
+        "nobody boss",
+    )
+    results = answers(DeskLookupTool(), 0, *queries)
+    assert [result.text for result in results] == [
+        f"{ASK}{desk}",
+        f"{ASK}{desk}",
+        FACTS[name, relation],
+        FACTS[front],
+        "nothing found",
+    ]
+    assert [result.status for result in results] == ["elsewhere", "elsewhere", "ok", "ok", "nothing_found"]
+
+
+@pytest.mark.parametrize("family_name", ["programs", "hops", "flaky"])
 def test_prepare_only_leaves_a_model_and_files_that_train_takes(tmp_path, family_name):
     run_dir = tmp_path / "start"
     small = "--cold_start_traces 64 --cold_start_steps 2 --train_problems 32 --eval_problems 8 --prepare_only true"

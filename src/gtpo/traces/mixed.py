@@ -45,8 +45,8 @@ class Walk(Protocol):
         """A call that does not help, in its place."""
         ...
 
-    def observe(self, call: str) -> None:
-        """Take note of what this call gives."""
+    def observe(self, call: str) -> str | None:
+        """Take note of what this call gives; returns that where it is not what `Family.results` says to the call."""
         ...
 
     def answer(self) -> str:
@@ -139,8 +139,7 @@ class _Draft:
                 self._say(self._malformed(call, rng))
             if rng.random() < behaviour.wrong:
                 call = walk.wrong_call(rng)
-            self._say(self.tool_format.render_call(call, self.spec))
-            walk.observe(call)
+            self._say(self.tool_format.render_call(call, self.spec), walk.observe(call))
         self._end(walk.answer())
 
     def finished(self, results: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -156,11 +155,14 @@ class _Draft:
             return whole[: whole.index(call) + len(call)]
         return self.tool_format.render_call("", self.spec)
 
-    def _say(self, content: str) -> None:
+    def _say(self, content: str, answer: str | None = None) -> None:
+        """One turn and its observation, which is to be found out unless it is given."""
         self._end(content)
         for call in self.tool_format.parse(content):
             if isinstance(call, InvalidCall):
                 self.messages.append({"role": "tool", "content": call.observation})
+            elif answer is not None:
+                self.messages.append({"role": "tool", "content": answer})
             else:
                 argument = call.code if self.spec.is_python else str(call.arguments[self.spec.required[0]])
                 self.messages.append({"role": "tool", "content": argument, "pending": True})

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from gtpo.errors import ConfigError
+from gtpo.lab.tiny.desks import DeskHops
+from gtpo.lab.tiny.flaky import FlakyHops
 from gtpo.lab.tiny.hops import Hops
 from gtpo.lab.tiny.programs import Programs
 from gtpo.lab.tiny.steps import Steps
 from gtpo.traces.mixed import Family
 
-FAMILIES: dict[str, type[Steps] | type[Programs] | type[Hops]] = {kind.name: kind for kind in (Steps, Programs, Hops)}
+FAMILIES: dict[str, type[Steps] | type[Programs] | type[Hops]] = {
+    kind.name: kind for kind in (Steps, Programs, Hops, FlakyHops, DeskHops)
+}
 
 
 def get_family(name: str, steps: int | None = None) -> Family:
@@ -23,8 +27,9 @@ def get_family(name: str, steps: int | None = None) -> Family:
     """
     if name not in FAMILIES:
         raise ConfigError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+    kind = FAMILIES[name]
     if steps is None:
-        return FAMILIES[name]()
-    if name == Programs.name or steps < 1:
+        return kind()
+    if kind is Programs or steps < 1:
         raise ConfigError(f"problem_steps: {steps}: must be at least 1, and the family {Programs.name!r} has no choice")
-    return Hops(steps, steps) if name == Hops.name else Steps(steps, steps)
+    return kind(steps, steps)

@@ -114,31 +114,39 @@ class Hops:
 
         return draw_problems(draw, count, f"{self.name}/{seed}", avoid)
 
-    def walk(self, problem: Problem, rng: random.Random) -> _Walk:
+    def walk(self, problem: Problem, rng: random.Random) -> HopsWalk:
         """See `Family.walk`."""
-        return _Walk(problem)
+        return HopsWalk(problem)
 
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
         """See `Family.results`."""
         return [look_up(call) or NOTHING for call in calls]
 
 
-class _Walk:
+class HopsWalk:
+    """Looks up one relation after another; see `gtpo.traces.mixed.Walk`."""
+
     def __init__(self, problem: Problem) -> None:
         self._name, *self._path = problem.question.split(";")
 
     def next_call(self) -> str | None:
+        """See `Walk.next_call`."""
         return f"{self._name} {self._path[0]}" if self._path else None
 
     def wrong_call(self, rng: random.Random) -> str:
+        """See `Walk.wrong_call`; another relation."""
         return f"{self._name} {rng.choice([other for other in RELATIONS if other != self._path[0]])}"
 
-    def observe(self, call: str) -> None:
+    def observe(self, call: str) -> str | None:
+        """See `Walk.observe`."""
         self._path.pop(0)
-        self._name = look_up(call) or self._name
+        self._name = look_up(" ".join(call.split()[:2])) or self._name
+        return None
 
     def answer(self) -> str:
+        """See `Walk.answer`."""
         return f"\\boxed{{{self._name}}}"
 
     def guess(self, rng: random.Random) -> str:
+        """See `Walk.guess`; any name."""
         return f"\\boxed{{{rng.choice(NAMES)}}}"

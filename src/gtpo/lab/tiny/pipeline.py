@@ -30,7 +30,7 @@ from gtpo.training.run import last_checkpoint, train
 
 MAX_LENGTH = 128
 """Tokens of a cold-start trace at most; longer ones are left out."""
-_COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED = 1, 2, 3
+_COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED, _SELECTION_SEED = 1, 2, 3, 4
 """Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
 
 
@@ -41,11 +41,15 @@ class TinyArguments:
     family: str = field(
         default="steps",
         metadata={
-            "help": "Kind of problems: steps (computations), programs (functions from examples) or hops (look-ups)."
+            "help": "Kind of problems: steps (computations), programs (functions from examples), hops (look-ups), "
+            "flaky (look-ups that fail at times) or desks (look-ups that say what to mend)."
         },
     )
     problem_steps: int | None = field(
-        default=None, metadata={"help": "Tool calls that each problem needs (steps, hops); by default 3 or 4."}
+        default=None,
+        metadata={
+            "help": "Tool calls that each problem needs, at least 1 (not for programs); by default the family's mixture."
+        },
     )
     max_trace_tokens: int = field(
         default=MAX_LENGTH, metadata={"help": "Longest cold-start trace, in tokens; longer ones are left out."}
@@ -98,7 +102,11 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
         last_checkpoint(args)
     else:
         _cold_start(tiny, args, family, tokenizer, engine, sandbox)
-        _write_problems(run_dir / "problems", {"train": problems, "held_out": held_out})
+        files = {"train": problems, "held_out": held_out}
+        if tiny.prepare_only:  # problems to choose options by, so that the held-out ones stay unseen
+            avoid = [*held_out, *problems]
+            files["selection"] = family.make_problems(tiny.eval_problems, seed=_SELECTION_SEED, avoid=avoid)
+        _write_problems(run_dir / "problems", files)
     if tiny.prepare_only:
         return {}
     model = AutoModelForCausalLM.from_pretrained(run_dir / "cold-start" / "model")

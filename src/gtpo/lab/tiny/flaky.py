@@ -1,0 +1,76 @@
+r"""Questions of several hops over a look-up tool that fails at times: the same call, made again, may succeed.
+
+Whether a call fails depends on the rollout's number, the query and how often the rollout has made it, so runs repeat. A
+good rollout asks again; nothing else is different from `hops`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable
+from typing import ClassVar
+
+from gtpo.lab.tiny.hops import Hops, HopsWalk, LookupTool
+from gtpo.rollout.tools import ToolResult
+from gtpo.tasks.problems import Problem
+from gtpo.types import ToolCall
+
+BUSY = "busy, ask again"
+FAILURE_RATE = 0.25
+"""Share of calls that fail."""
+
+
+class FlakyLookupTool(LookupTool):
+    """`LookupTool` whose calls fail at times; for `--tools gtpo.lab.tiny.flaky:FlakyLookupTool`."""
+
+    def open(self, key: Hashable) -> FlakyLookup:
+        """The tool for one rollout, whose number decides which calls fail."""
+        return FlakyLookup(self, key)
+
+
+class FlakyLookup:
+    """The tool in the hands of one rollout; made by `FlakyLookupTool.open`."""
+
+    def __init__(self, tool: LookupTool, key: Hashable) -> None:
+        self._tool, self._key = tool, key
+        self._asked: Counter[str] = Counter()
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """The name that is asked for, or the word that the tool is busy."""
+        query = str(call.arguments["query"])
+        self._asked[query] += 1
+        if random.Random(f"{self._key} {query} {self._asked[query]}").random() < FAILURE_RATE:
+            return ToolResult(BUSY, "busy")
+        return await self._tool.run(call)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class FlakyHops(Hops):
+    """See the module.
+
+    Args:
+        fewest, most: relations of a question.
+    """
+
+    name: ClassVar[str] = "flaky"
+    about: ClassVar[str] = "hops with a tool that fails"
+    tools: ClassVar[str] = "gtpo.lab.tiny.flaky:FlakyLookupTool"
+    phrases: ClassVar[tuple[str, ...]] = (*Hops.phrases, BUSY)
+
+    def walk(self, problem: Problem, rng: random.Random) -> _FlakyWalk:
+        """See `Family.walk`; `rng` decides which calls fail."""
+        return _FlakyWalk(problem, rng)
+
+
+class _FlakyWalk(HopsWalk):
+    def __init__(self, problem: Problem, rng: random.Random) -> None:
+        super().__init__(problem)
+        self._rng = rng
+
+    def observe(self, call: str) -> str | None:
+        if self._rng.random() < FAILURE_RATE:
+            return BUSY
+        return super().observe(call)
