@@ -48,7 +48,7 @@ class TinyArguments:
     problem_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Tool calls that each problem needs, at least 1 (not for programs); by default the family's mixture."
+            "help": "Tool calls that each problem needs, at least 1 (not for programs); by default a mixture."
         },
     )
     max_trace_tokens: int = field(
