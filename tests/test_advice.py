@@ -20,7 +20,7 @@ from gtpo.credit_assignment import CreditSettings
         ({"zero_uniform_groups": False}, 7, ["zero_uniform_groups true"]),
         ({"zero_uniform_groups": False, "format_penalty": 0.0}, 7, []),
         ({"zero_uniform_groups": False, "turn_rewards": False}, 7, []),
-        ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "use gamma 1"]),
+        ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "set gamma 1"]),
     ],
 )
 def test_what_is_said(options, turns, expected):

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WHERE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs", "src", "recipes", "examples", "benchmarks", "tests")
 KINDS = {".md", ".py", ".yaml", ".sh", ".js", ".html", ".ipynb", ".jinja"}
 
-_UNIT = "step|rollout|turn|second|problem|group|cell|device|weight|character|byte"
+_UNIT = "step|rollout|turn|second|problem|group|cell|device|weight|character|byte|line"
 _COUNTED = (
-    r"rollouts|tokens|problems|threads|points|calls|samples|turns|operations|[Oo]ne (?:call|sample|token)"
+    r"rollouts|tokens|problems|threads|points|calls|samples|turns|operations|[Oo]ne (?:call|sample|token|JSON object)"
     r"|\d+(?:\.\d+)? s"
 )
 PHRASES = {

@@ -53,7 +53,7 @@ def _json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object a line"
+        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object per line"
         raise DataError(message, path=path, line=number) from None
     except RecursionError:
         raise DataError("JSON nested too deeply; flatten it", path=path, line=number) from None

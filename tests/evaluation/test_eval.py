@@ -286,7 +286,7 @@ def test_benchmarks_bring_their_number_of_samples(server, byte_model_dir, tmp_pa
     argv = argv_of(server, byte_model_dir, "aime24", tmp_path / "s.json", "--data_dir", tmp_path)
     argv.insert(argv.index("aime24"), "gsm8k")
     assert main(["eval", *argv]) == 2
-    assert "different numbers of samples" in capsys.readouterr().err
+    assert "the usual number of samples per problem differs" in capsys.readouterr().err
     assert main(["eval", *argv, "--samples", "2"]) == 0
     assert set(load_result(tmp_path / "s.json")["sources"]) == {"gsm8k", "aime24"}
 

@@ -113,7 +113,9 @@ def samples_of(args: SamplesArguments) -> int:
         return args.samples
     reported = {BENCHMARKS[name].samples if name in BENCHMARKS else 1 for name in args.problems}
     if len(reported) > 1:
-        raise ConfigError(f"people report different numbers of samples on {', '.join(args.problems)}: give --samples")
+        raise ConfigError(
+            f"{', '.join(args.problems)}: the usual number of samples per problem differs between these; give --samples"
+        )
     return reported.pop()
 
 

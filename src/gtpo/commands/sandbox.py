@@ -51,7 +51,7 @@ COMMAND_LINE = CommandLine(
 def main(argv: Sequence[str]) -> int:
     """Parse and serve until interrupted."""
     if list(argv[:1]) != ["serve"]:
-        raise ConfigError("the one thing to do is: gtpo sandbox serve [--OPTION VALUE ...]")
+        raise ConfigError("gtpo sandbox has one subcommand: gtpo sandbox serve [--OPTION VALUE ...]")
     (args,) = COMMAND_LINE.parse(argv[1:])
     key = os.environ.get(args.key_variable) or None
     if args.host not in LOOPBACK and key is None and not args.open_to_all:

@@ -98,7 +98,7 @@ class RolloutEngine:
         self.max_concurrency = max_concurrency
         told = {spec.name for spec in encoder.format.specs}
         if told != set(self.tools):
-            raise ConfigError(f"the model is told of the tools {sorted(told)}, but there are {sorted(self.tools)}")
+            raise ConfigError(f"the prompt describes the tools {sorted(told)}, but the engine has {sorted(self.tools)}")
 
     def run(
         self,

@@ -312,7 +312,9 @@ def _from_mixture(source: Source, reading: Reading) -> list[Problem]:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
             raise DataError(f"the weight of {part['source']} must be above 0", path=path, field="weight")
         if Source.parse(part["source"]).kind == "mixture":
-            raise DataError("a mixture of mixtures; list their sources here", path=path, field="sources")
+            raise DataError(
+                "a mixture cannot contain a mixture; list the sources of the inner one here", path=path, field="sources"
+            )
         weights.append(float(weight))
         parts.append(
             problems_from(part["source"], data_dir=reading.data_dir, columns=reading.columns, answers=reading.answers)

@@ -47,9 +47,7 @@ class TinyArguments:
     )
     problem_steps: int | None = field(
         default=None,
-        metadata={
-            "help": "Tool calls that each problem needs, at least 1 (not for programs); by default a mixture."
-        },
+        metadata={"help": "Tool calls that each problem needs, at least 1 (not for programs); by default a mixture."},
     )
     max_trace_tokens: int = field(
         default=MAX_LENGTH, metadata={"help": "Longest cold-start trace, in tokens; longer ones are left out."}
