@@ -108,6 +108,13 @@ def test_the_make_targets_bootstrap_their_own_environment(target):
     assert plan.index("-m venv") < plan.index("torch==") < plan.index("requirements/pins.txt\n")
 
 
+def test_make_quick_names_files_that_exist():
+    plan = subprocess.run(["make", "--dry-run", "quick"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = [word for word in plan.split() if word.startswith("tests/")]
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         if not link.startswith("http"):
