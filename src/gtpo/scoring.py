@@ -234,7 +234,7 @@ class Scorer:
         ]
 
     def check_functions(self) -> None:
-        """Refuse what a trainer alone can use: reward models, and turn rewards for which the policy scores answers.
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
 
         Raises:
             ConfigError: names the first one.

@@ -53,6 +53,19 @@ def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[l
     return [_repetitions(trajectory) for trajectory in trajectories]
 
 
+def environment_turn_rewards(name: str) -> TurnRewardFunction:
+    """What the rollouts' environments gave for each turn (`get_turn_reward`), as a turn reward of that name.
+
+    A turn for which none was given, as in a rollout that failed, has 0.
+    """
+
+    def given(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
+        return [[turn.reward or 0.0 for turn in trajectory.turns] for trajectory in trajectories]
+
+    given.__name__ = name
+    return given
+
+
 def information_gain(
     trajectories: Sequence[Trajectory],
     answer_logprobs: Sequence[Sequence[float] | None] | None = None,
@@ -99,19 +112,6 @@ def information_gain(
     first = PartialState().process_index * len(trajectories)
     own = gains[first : first + len(trajectories)]
     return [[0.0] * len(t.turns) if row is None else row for t, row in zip(trajectories, own, strict=True)]
-
-
-def environment_turn_rewards(name: str) -> TurnRewardFunction:
-    """What the rollouts' environments gave for each turn (`get_turn_reward`), as a turn reward of that name.
-
-    A turn for which none was given, as in a rollout that failed, has 0.
-    """
-
-    def given(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
-        return [[turn.reward or 0.0 for turn in trajectory.turns] for trajectory in trajectories]
-
-    given.__name__ = name
-    return given
 
 
 SHIPPED: Mapping[str, TurnRewardFunction] = {
