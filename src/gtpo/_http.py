@@ -1,4 +1,8 @@
-"""What clients of HTTP services share: where an API key may go, and how long a server asks to be left alone.
+"""What clients of HTTP services share: where an API key may go, how long a server asks to be left alone, and requests
+whose answer is bounded in time and size.
+
+httpx's time limits are for each read: a server that sends a byte now and then, in the head or in the body, would hold a
+client for ever. `ask` bounds the whole request, and what its answer may weigh.
 
 An API key is sent to the hosts it was named for and to no others, never over plain http except to this machine, and
 never along a redirect: clients that send one do not follow redirects (httpx's default).
@@ -6,17 +10,153 @@ never along a redirect: clients that send one do not follow redirects (httpx's d
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import ipaddress
+import json
 import math
 import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 
+from gtpo._async import run_async
 from gtpo.errors import ConfigError
 
 OPENAI_HOST = "api.openai.com"
+ANSWER_BYTES = 64 << 20
+"""What an answer may weigh, unless a caller knows better."""
+
+
+class AnswerTooLargeError(httpx.TransportError):
+    """A server went on sending after what its answer may weigh."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        status_code: of HTTP.
+        headers: by name, whatever their case.
+        content: the body, decompressed.
+    """
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as text; what is not UTF-8 is replaced."""
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body read as JSON.
+
+        Raises:
+            ValueError: it is not JSON, or nested too deeply.
+        """
+        try:
+            return json.loads(self.content)
+        except RecursionError:
+            raise ValueError("JSON nested too deeply") from None
+
+
+async def ask_async(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    timeout_s: float,
+    content: bytes | None = None,
+    params: Mapping[str, str] | None = None,
+    most_bytes: int = ANSWER_BYTES,
+) -> Answer:
+    """Send a request and read its whole answer. Redirects are not followed.
+
+    Args:
+        client: sends it.
+        method: such as POST.
+        url: where to.
+        timeout_s: seconds for all of it, from the connection to the last byte.
+        content: the body, JSON.
+        params: of the query.
+        most_bytes: what the answer may weigh.
+
+    Raises:
+        httpx.TransportError: no answer, not in time (`ReadTimeout`), or a larger one (`AnswerTooLargeError`).
+    """
+    headers = {"Content-Type": "application/json"} if content is not None else {}
+    parts: list[bytes] = []
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            client.stream(method, url, content=content, params=params, headers=headers) as response,
+        ):
+            left = most_bytes
+            async for part in response.aiter_bytes():
+                left -= len(part)
+                if left < 0:
+                    raise AnswerTooLargeError(f"an answer of more than {most_bytes} bytes")
+                parts.append(part)
+    except TimeoutError:
+        raise httpx.ReadTimeout(f"no whole answer within {timeout_s:g} s") from None
+    except httpx.DecodingError as error:
+        raise httpx.RemoteProtocolError(f"a body that can't be decompressed: {error}") from error
+    return Answer(response.status_code, response.headers, b"".join(parts))
+
+
+def ask(
+    method: str,
+    url: str,
+    *,
+    timeout_s: float,
+    document: Any = None,
+    params: Mapping[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
+    trust_env: bool = True,
+    transport: httpx.AsyncBaseTransport | None = None,
+    most_bytes: int = ANSWER_BYTES,
+) -> Answer:
+    """`ask_async` with a client of its own, for callers without an event loop.
+
+    Args:
+        document: sent as JSON; None sends no body.
+        headers: sent along.
+        trust_env: whether proxies of the environment are used.
+        transport: of httpx, for tests.
+        method, url, timeout_s, params, most_bytes: see `ask_async`.
+
+    Raises:
+        httpx.TransportError: see `ask_async`.
+    """
+    content = None if document is None else json.dumps(document).encode()
+
+    async def asking() -> Answer:
+        async with httpx.AsyncClient(
+            headers=dict(headers or {}),
+            timeout=timeout_s,
+            trust_env=trust_env,
+            transport=transport,
+            verify=certificates(),
+        ) as client:
+            return await ask_async(
+                client, method, url, timeout_s=timeout_s, content=content, params=params, most_bytes=most_bytes
+            )
+
+    return run_async(asking())
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Read once: it takes longer than a request."""
+    return httpx.create_ssl_context()
 
 
 def parse_url(url: str, *, option: str) -> httpx.URL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from rich import box, progress
 from rich.console import Console
 from rich.table import Column, Table
+
+from gtpo._text import for_terminal, say
 
 
 def is_terminal() -> bool:
@@ -58,24 +61,30 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # a terminal that has hung up: the run goes on without one
+            if self._bar is not None:
+                self._bar.console.print(for_terminal(text), markup=False, highlight=False)
+            else:
+                say(text)
 
     def close(self) -> None:
         """Show where it stands for the last time."""
         if self._enabled:
             self._show()
-        if self._bar is not None:
-            self._bar.stop()
-        self._enabled, self._bar = False, None
+        bar, self._enabled, self._bar = self._bar, False, None
+        if bar is not None:
+            with contextlib.suppress(OSError):
+                bar.stop()
 
     def _wait(self, now: float) -> float:
         """Seconds between two lines, or two drawings of the bar."""
         return 0.1 if self._bar is not None else min(max(5.0, (now - self._begun) / 60), 60.0)
 
     def _show(self) -> None:
+        with contextlib.suppress(OSError):
+            self._draw()
+
+    def _draw(self) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=self._note, refresh=True)
             return
@@ -85,7 +94,7 @@ class Progress:
             f", {_clock(spent / new * (self._total - self._done))} left" if new > 0 and self._done < self._total else ""
         )
         note = f", {self._note}" if self._note else ""
-        print(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}", file=sys.stderr, flush=True)
+        say(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}")
 
 
 def _bar() -> progress.Progress:
@@ -120,13 +129,13 @@ def show_table(rows: Sequence[Sequence[str]], *, to: Any = None) -> None:
     """
     stream = sys.stderr if to is None else to
     if not stream.isatty():
-        print(aligned(rows), file=stream, flush=True)
+        print(for_terminal(aligned(rows)), file=stream, flush=True)
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title, cells in zip(rows[0], zip(*rows[1:], strict=True), strict=True):
         table.add_column(title, justify="right" if all(map(_is_number, cells)) else "left")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(for_terminal, row))
     Console(file=stream, highlight=False, markup=False).print(table)
 
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+DEFAULT_SHARE = 0.7
+"""What of its reward the first turn of the longest success keeps under `first_turn_share` as it is advised."""
 SMALL_GROUP = 4
 """From here on `first_turns` has at least the signal of the other choices (docs/results/tabular.md)."""
 
@@ -37,7 +39,7 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
         said.append(
             f"A failed rollout with one call earns up to alpha = {alpha:g} for code that resembles a success. The "
             f"return of the first turn of a success of {turns:g} turns is only gamma^{turns - 1:g} = {first:.2g}, so "
-            "the model can unlearn long rollouts: set gamma 1."
+            f"the model can unlearn long rollouts: set {_higher_gamma(alpha)}."
         )
     return " ".join(said) or None
 
@@ -52,6 +54,11 @@ def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str 
         f"first_turns divides by their deviation. Set normalize_over all_turns, or num_generations to {SMALL_GROUP} or "
         "more."
     )
+
+
+def _higher_gamma(alpha: float) -> str:
+    """A discount under which no failure is shaped to more than the first turn of a success."""
+    return f"first_turn_share {DEFAULT_SHARE} (gamma by max_turns), or gamma 1" if alpha <= DEFAULT_SHARE else "gamma 1"
 
 
 def _number(value: Any) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -10,7 +12,9 @@ from collections.abc import Sequence
 
 from gtpo import __version__
 from gtpo._quiet import quieten
-from gtpo.errors import GtpoError
+from gtpo._signals import STOPPED_STATUS, stop_signals
+from gtpo._text import say, show
+from gtpo.errors import GtpoError, StoppedError
 
 COMMANDS = {
     "demo": ("gtpo.commands.demo", "train a tiny model made on the spot; needs nothing but this package"),
@@ -28,43 +32,82 @@ COMMANDS = {
     "doctor": ("gtpo.commands.doctor", "check this machine, a model's tool format or a verifier"),
     "completion": ("gtpo.commands.completion", "print a completion script for a shell (bash, zsh, fish, ...)"),
 }
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+STOPPABLE = {
+    "train": "nothing to save before the first step",
+    "sft": "nothing to save before the first step",
+    "demo": "the same command with --resume auto goes on from the last stage that is done",
+    "study": "the same command goes on with the cells that are left",
+    "eval": "with --output, the samples that are verified are kept and the same command goes on from them",
+    "collect-traces": "the samples that are verified are kept, and the same command goes on from them",
+}
+"""Commands that SIGTERM, SIGUSR1 and SIGHUP end in good order, with status 75; and what is kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _run(argv)
+        status = _main(argv)
         sys.stdout.flush()
-    except GtpoError as error:
-        print(f"gtpo {argv[0]}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\ngtpo {argv[0]}: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # whoever reads the output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
         return 141
     return status
 
 
-def _run(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        show(_usage())
         return 0
     if argv[0] in ("--version", "version"):
-        print(f"gtpo {__version__}")
+        show(f"gtpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
         close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        print(f"gtpo: no command {argv[0]!r}{f'; did you mean {close[0]!r}?' if close else ''}\n", file=sys.stderr)
-        print(_usage(), file=sys.stderr)
+        say(f"gtpo: no command {argv[0]!r}{f'; did you mean {close[0]!r}?' if close else ''}\n\n{_usage()}")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # see gtpo.rollout.backends.transformers
     quieten()
-    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    try:
+        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run(argv)
+    except KeyboardInterrupt:
+        _say(argv[0], "interrupted")
+        return 130
+
+
+def _run_stoppable(argv: Sequence[str]) -> int:
+    with stop_signals(lambda text: _say(argv[0], text)) as stop:
+        try:
+            return _run(argv)
+        except StoppedError as stopped:
+            _say(argv[0], str(stopped))
+        except KeyboardInterrupt:
+            if stop.requested is None:
+                raise
+            _say(argv[0], f"stopped by {stop.requested.name}; {STOPPABLE[argv[0]]}")
+    return STOPPED_STATUS
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except StoppedError:
+        raise
+    except GtpoError as error:
+        _say(argv[0], str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRNOS:
+            raise
+        _say(argv[0], f"{error.filename or 'a file'}: can't be written: {error.strerror}; free some space, then again")
+    return 2
+
+
+def _say(command: str, text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that has hung up
+        say(f"gtpo {command}: {text}")
 
 
 def _usage() -> str:

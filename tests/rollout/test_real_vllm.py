@@ -213,7 +213,8 @@ def test_an_adapter_is_synced_through_a_folder_and_the_server_samples_from_it(se
     sync = AdapterSync(tuned, Accelerator(cpu=True), server.url, tmp_path / "adapters")
     for _ in range(2):
         sync.sync_weights()
-        check_against(tuned, tokenizer, roll_out(sync.backend(tokenizer), tokenizer), tolerance=0.01)
+        with sync.backend(tokenizer) as backend:
+            check_against(tuned, tokenizer, roll_out(backend, tokenizer), tolerance=0.01)
         with torch.no_grad():
             for name, parameter in tuned.named_parameters():
                 if "lora_B" in name:

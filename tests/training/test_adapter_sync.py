@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
-import httpx
 import pytest
 from accelerate import Accelerator
 from openai_server import CompletionServer
 from peft import LoraConfig, get_peft_model
 
+from gtpo._http import Answer
 from gtpo.errors import BackendError
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import ChatEncoder, RolloutEngine, get_format
@@ -60,8 +61,9 @@ def world(tmp_path, monkeypatch):
     server.stop()
 
 
-def roll_out(engine, backend, count=40):
-    return engine.run([[{"role": "user", "content": f"q{i}"}] for i in range(count)], backend).trajectories
+def roll_out(engine, sync, tokenizer, count=40):
+    with sync.backend(tokenizer) as backend:
+        return engine.run([[{"role": "user", "content": f"q{i}"}] for i in range(count)], backend).trajectories
 
 
 def test_a_server_that_was_started_anew_in_the_middle_of_a_batch_is_given_the_adapter_again(world):
@@ -79,7 +81,7 @@ def test_a_server_that_was_started_anew_in_the_middle_of_a_batch_is_given_the_ad
 
     thread = threading.Thread(target=restart)
     thread.start()
-    rollouts = roll_out(engine, sync.backend(tokenizer))
+    rollouts = roll_out(engine, sync, tokenizer)
     thread.join()
     assert [r.answer_text for r in rollouts] == ["\\boxed{42}"] * 40
     assert all(r.token_exact for r in rollouts)
@@ -90,18 +92,17 @@ def test_a_server_that_was_started_anew_before_the_rollouts_is_given_the_adapter
     server, sync, engine, tokenizer, loads = world
     sync.sync_weights()
     server.adapters = set()
-    assert len(roll_out(engine, sync.backend(tokenizer), 4)) == 4
+    assert len(roll_out(engine, sync, tokenizer, 4)) == 4
     assert loads == [sync.name] * 2
 
 
 def test_a_server_that_never_knows_the_model_is_an_error(world):
     server, sync, engine, tokenizer, _ = world
     sync.sync_weights()
-    backend = sync.backend(tokenizer)
     usual = server.script
     server.script = lambda body: (404, {"error": "no such model"}) if "model" in body else usual(body)
     with pytest.raises(BackendError, match="404"):
-        roll_out(engine, backend, 2)
+        roll_out(engine, sync, tokenizer, 2)
 
 
 def test_a_sync_waits_for_a_server_that_is_away(world):
@@ -114,7 +115,7 @@ def test_a_sync_waits_for_a_server_that_is_away(world):
     sync.sync_weights()
     assert server.adapters == {sync.name}
     assert sync.name != first
-    assert len(roll_out(engine, sync.backend(tokenizer), 4)) == 4
+    assert len(roll_out(engine, sync, tokenizer, 4)) == 4
 
 
 def test_a_server_that_stays_away_or_takes_no_adapters_is_an_error(world):
@@ -140,11 +141,11 @@ def test_a_server_whose_log_probabilities_bias_the_correction_is_told_of(world, 
     server, sync, *_ = world
     asked = []
 
-    def get(url, **options):
+    def ask(method, url, **options):
         asked.append(url)
-        return httpx.Response(status, json={"vllm_config": {"model_config": {"logprobs_mode": mode}}})
+        return Answer(status, {}, json.dumps({"vllm_config": {"model_config": {"logprobs_mode": mode}}}).encode())
 
-    monkeypatch.setattr("gtpo.training.vllm.httpx.get", get)
+    monkeypatch.setattr("gtpo.training.vllm.ask", ask)
     found = sync.wrong_logprobs()
     assert asked == [f"{server.url.removesuffix('/v1')}/server_info"]
     assert (found is None) == (said is None)

@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._options import check_numbers
+from gtpo._text import show
+from gtpo._yaml import read_yaml
 from gtpo.commands.help_text import help_parser
 from gtpo.errors import ConfigError
 from gtpo.tasks.row_forms import Columns, parse_columns
@@ -56,8 +57,7 @@ class CommandLine:
         """
         argv = [_unaliased(arg) for arg in argv]
         if shown := {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
-            self.help_parser(everything=any("all" in arg for arg in shown)).print_help()
-            sys.stdout.flush()  # a reader that has left is noticed here, not as Python ends
+            show(self.help_parser(everything=any("all" in arg for arg in shown)).format_help())
             raise SystemExit(0)
         parser = self._parser()
         known = {field.name for kind in self.types for field in dataclasses.fields(kind)}
@@ -70,16 +70,19 @@ class CommandLine:
                 argv = _with_config(["--config", str(path), *argv], known, origins)
         _check_flags(argv, known)
         try:
-            return parser.parse_args_and_config(argv)
+            parsed = parser.parse_args_and_config(argv)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        for options in parsed:
+            check_numbers(options)
+        return parsed
 
     def help_parser(self, *, everything: bool = False) -> argparse.ArgumentParser:
         """What `--help` prints and a shell completes; see `gtpo.commands.help_text`."""
         parser = self._parser()
         if self.defaults:
             with self._defaults() as path:
-                parser.set_defaults(**yaml.safe_load(path.read_text(encoding="utf-8")))
+                parser.set_defaults(**read_yaml(path))
         return help_parser(parser, self.types, ALIASES, usage=self.usage, everything=everything)
 
     def _parser(self) -> TrlParser:
@@ -110,11 +113,9 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
         raise ConfigError("--config needs a file")
     path = Path(argv[place + 1])
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        config = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must hold a mapping from settings to values")
     for key in config:
@@ -133,6 +134,7 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
 
 def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
     """In the place of argparse's own, which prints the usage of every option and exits."""
+    message = re.sub(r"\S{100,}", lambda found: f"{found[0][:50]}...", message)
     match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
     if match is None:
         raise ConfigError(message)
@@ -240,8 +242,3 @@ class ColumnArguments:
             ConfigError: it can't be used.
         """
         return parse_columns(self.columns)
-
-
-def say(message: str) -> None:
-    """One line to the person at the terminal."""
-    print(message, file=sys.stderr, flush=True)

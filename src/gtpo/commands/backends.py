@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from gtpo._http import key_for
-from gtpo.commands.arguments import GenerationModelConfig, load_model, say
+from gtpo._text import say
+from gtpo.commands.arguments import GenerationModelConfig, load_model
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout import RolloutConfig
 from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, TransformersBackend, VLLMBackend

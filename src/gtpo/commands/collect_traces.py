@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gtpo._files import write_text
-from gtpo.commands.arguments import CommandLine, GenerationModelConfig, say
+from gtpo._text import say
+from gtpo.commands.arguments import CommandLine, GenerationModelConfig
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     result = job.run(journal, "collect")
     found = traces_of(result.samples, job.problems, job.engine.prompts, **_choice(args))
     write_text(output, "".join(json.dumps(trace) + "\n" for trace in found.traces))
-    journal.unlink()
+    journal.unlink(missing_ok=True)
     left_out = ", ".join(f"{count} {why}" for why, count in found.left_out.items()) or "none"
     say(f"{len(found.traces)} traces in {output}; rollouts left out: {left_out}")
     return 0

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from gtpo._terminal import show_table
-from gtpo.commands.arguments import CommandLine, positional, say
+from gtpo._text import say, show
+from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.evaluation import Comparison, compare
 from gtpo.evaluation.statistics import Difference
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     show_table(rows(found))
     for note in found.notes:
         say(f"note: {note}")
-    print(json.dumps(asdict(found), indent=1))
+    show(json.dumps(asdict(found), indent=1))
     return 0
 
 
@@ -49,6 +50,7 @@ def rows(comparison: Comparison) -> list[list[str]]:
     """The differences as a table: a line per domain, and one in all."""
     found = [["", "second - first", "95 % interval", "p", "problems", "that differ"]]
     named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
+    named |= {"reward": comparison.reward} if comparison.reward else {}
     for name, d in named.items():
         interval = f"[{d.low:+.4f}, {d.high:+.4f}]"
         found.append([name, f"{d.value:+.4f}", interval, f"{d.p_value:.4f}", str(d.problems), str(d.changed)])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gtpo._terminal import show_table
-from gtpo.commands.arguments import CommandLine, say
+from gtpo._text import say
+from gtpo.commands.arguments import CommandLine
 from gtpo.lab.tiny.pipeline import TinyArguments, rows, run_tiny
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder

@@ -10,6 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 
+from gtpo._text import show
 from gtpo.errors import ConfigError, GtpoError
 from gtpo.models import load_tokenizer
 from gtpo.rollout import PromptConfig, build_encoder
@@ -31,7 +32,7 @@ EXTRAS = {
 def main(argv: Sequence[str]) -> int:
     """Print the findings; status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
     if "-h" in argv or "--help" in argv:
-        help_parser().print_help()
+        show(help_parser().format_help())
         return 0
     if argv:
         options = _options(argv)
@@ -39,16 +40,16 @@ def main(argv: Sequence[str]) -> int:
             return _model(options.model, options.tool_format)
         return max([_verify(source, options.verifier, options.adversarial) for source in options.verify])
     versions = installed_versions()
-    print(f"system    {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores")
-    print("versions  " + ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
-    print(f"device    {_device()}")
+    show(f"system    {platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores")
+    show("versions  " + ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()))
+    show(f"device    {_device()}")
     sandbox_works, finding = _sandbox()
-    print(f"sandbox   {finding}")
+    show(f"sandbox   {finding}")
     for extra, (module, purpose) in EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
-        print(f"extra     {extra}: " + ("installed" if found else f"missing ({purpose}): pip install 'gtpo[{extra}]'"))
+        show(f"extra     {extra}: " + ("installed" if found else f"missing ({purpose}): pip install 'gtpo[{extra}]'"))
     if importlib.util.find_spec("verl") is not None:
-        print(f"verl      {_verl()}")
+        show(f"verl      {_verl()}")
     return 0 if sandbox_works else 1
 
 
@@ -108,10 +109,10 @@ def _model(name: str, tool_format: str) -> int:
     config = PromptConfig(tool_format=tool_format)
     encoder = build_encoder(config, load_tokenizer(name), config.specs())
     ends = ", ".join(repr(encoder.decode([i])) for i in sorted(encoder.end_ids))
-    print(f"tool format   {encoder.choice}")
-    print(f"a call        {encoder.format.render_call('print(6 * 7)')!r}")
-    print(f"a result      {encoder.decode(encoder.observation_ids(['42']))!r}")
-    print(f"ends a turn   {ends}")
+    show(f"tool format   {encoder.choice}")
+    show(f"a call        {encoder.format.render_call('print(6 * 7)')!r}")
+    show(f"a result      {encoder.decode(encoder.observation_ids(['42']))!r}")
+    show(f"ends a turn   {ends}")
     return 0
 
 
@@ -125,9 +126,9 @@ def _verify(source: str, name: str, adversarial: bool) -> int:
         verifier.close()
     counts = Counter(finding.what for finding in check.findings)
     shown = ", ".join(f"{counts[what]} {what}" for what in ("unusable", "gold fails", "wrong passes"))
-    print(f"{source}: {check.problems} problems, {check.wrong_answers} wrong answers: {shown}")
+    show(f"{source}: {check.problems} problems, {check.wrong_answers} wrong answers: {shown}")
     for finding in check.findings:
-        print(f"  {finding.problem_id}: {finding.what}: {finding.answer[:80]!r}: {finding.reason}")
+        show(f"  {finding.problem_id}: {finding.what}: {finding.answer[:80]!r}: {finding.reason}")
     return 1 if check.findings else 0
 
 

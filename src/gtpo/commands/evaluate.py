@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gtpo._lock import locked
 from gtpo._terminal import show_table
-from gtpo.commands.arguments import CommandLine, GenerationModelConfig, say
+from gtpo._text import say, show
+from gtpo.commands.arguments import CommandLine, GenerationModelConfig
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, Figures
+from gtpo.evaluation.statistics import Mean
 
 
 @dataclass
@@ -50,18 +53,27 @@ def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     args, backend, model = arguments(argv)
     output = Path(args.output) if args.output else None
+    if output is None:
+        return _evaluate(args, backend, model, None)
+    with locked(output.with_name(f".{output.name}.lock"), what=f"the output {output}", mend="give another --output"):
+        return _evaluate(args, backend, model, output)
+
+
+def _evaluate(args: EvalArguments, backend: BackendArguments, model: GenerationModelConfig, output: Path | None) -> int:
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} exists: give another --output, or --overwrite true")
     journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
     result = prepare(args, backend, model).run(journal, "eval")
     if output and journal:
         result.save(output)
-        journal.unlink()
+        journal.unlink(missing_ok=True)  # its folder may have been deleted in the meantime
         say(f"written to {output}")
     show_table(rows(result))
+    for name, mean in result.figures.rewards.items():
+        say(f"{name}: {_mean(mean)}")
     reasons = ", ".join(f"{name} {share:.3f}" for name, share in result.figures.stop_reasons.items())
     say(f"ended by: {reasons}")
-    print(json.dumps(result.summary(), indent=1))
+    show(json.dumps(result.summary(), indent=1))
     return 0
 
 
@@ -80,3 +92,8 @@ def rows(result: EvalResult) -> list[list[str]]:
         tokens = f"{figures.sampled_tokens_per_rollout:.0f}"
         found.append([name, str(figures.problems), *shown, *(f"{mean:.2f}" for mean in means), tokens])
     return found
+
+
+def _mean(mean: Mean) -> str:
+    interval = "" if mean.low is None or mean.high is None else f" [{mean.low:.4g}, {mean.high:.4g}]"
+    return f"{mean.value:.4g}{interval}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gtpo.commands.arguments import ColumnArguments, CommandLine, say
+from gtpo._text import say
+from gtpo.commands.arguments import ColumnArguments, CommandLine
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.rows import write_parquet
 from gtpo.tasks.sources import problems_from, verifiable

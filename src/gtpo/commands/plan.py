@@ -11,6 +11,7 @@ from typing import Literal
 from trl import ModelConfig
 
 from gtpo._files import write_text
+from gtpo._text import show
 from gtpo.commands.arguments import CommandLine
 from gtpo.commands.train import ProblemArguments
 from gtpo.errors import ConfigError
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     shape, device = shape_of(name), hardware(plan_args)
     work = workload(plan_args, args, model_args, shape)
     plan = make_plan(shape, work, device)
-    print(table(name, plan, shape, work, device))
+    show(table(name, plan, shape, work, device))
     if plan_args.output:
         document = {"model": name, "shape": asdict(shape), "workload": asdict(work), "device": asdict(device)}
         write_text(Path(plan_args.output), json.dumps({**document, "plan": asdict(plan)}, indent=1) + "\n")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gtpo.commands.arguments import CommandLine, positional, say
+from gtpo._text import say
+from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.report import serve, write_page
 

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from gtpo._files import fingerprint
-from gtpo._terminal import Progress
-from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer, say
+from gtpo._text import say
+from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
+from gtpo.evaluation.progress import progress_bar
 from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends.base import Backend
+from gtpo.scoring import RewardConfig, Scorer, make_scorer
 from gtpo.tasks.benchmarks import BENCHMARKS
 from gtpo.tasks.problems import Problem, sample
 from gtpo.tasks.sources import problems_from, verifiable
-from gtpo.tasks.verifiers import Verifier, get_verifier
 
 
 @dataclass
-class SamplesArguments(ColumnArguments, RolloutConfig):
+class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
     """Data."""
 
     problems: list[str] = field(
@@ -47,6 +48,10 @@ class SamplesArguments(ColumnArguments, RolloutConfig):
     )
     seed: int = field(default=0, metadata={"help": "Seed for sampling tokens."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_rewards()
+
 
 @dataclass(frozen=True)
 class Job:
@@ -55,36 +60,36 @@ class Job:
     problems: list[Problem]
     engine: RolloutEngine
     backend: Backend
-    verifier: Verifier
+    scorer: Scorer
     protocol: EvalProtocol
     about: dict[str, Any]
     max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
         """Make and verify them, and show how far it is. Samples that the journal holds are not made again."""
-        with Progress(label, len(self.problems) * self.protocol.samples, "rollouts") as shown:
-
-            def progress(done: int, of: int, passed: int) -> None:
-                shown.update(done, f"pass rate {passed / done:.3f}")
-
-            try:
+        try:
+            with progress_bar(len(self.problems) * self.protocol.samples, label) as progress:
                 return evaluate(
                     self.problems,
                     self.engine,
                     self.backend,
-                    self.verifier,
+                    self.scorer,
                     self.protocol,
                     about=self.about,
                     max_concurrency=self.max_concurrency,
                     journal=journal,
                     progress=progress,
                 )
-            finally:
-                self.verifier.close()
+        finally:
+            self.scorer.close()
 
 
-def load_problems_of(args: SamplesArguments) -> list[Problem]:
+def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Problem]:
     """The problems of all sources, each of which stands in its problems' extras as `from`.
+
+    Args:
+        args: which ones.
+        answers: whether each row must have an answer.
 
     Raises:
         ConfigError: none was named, or there is no such source.
@@ -95,7 +100,7 @@ def load_problems_of(args: SamplesArguments) -> list[Problem]:
     found: list[Problem] = []
     columns = args.row_columns()
     for source in args.problems:
-        problems = problems_from(source, data_dir=args.data_dir, columns=columns)
+        problems = problems_from(source, data_dir=args.data_dir, columns=columns, answers=answers)
         if args.max_problems is not None and args.max_problems < len(problems):
             problems = sample(problems, args.max_problems, args.sample_seed)
         found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
@@ -122,8 +127,10 @@ def samples_of(args: SamplesArguments) -> int:
 def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: GenerationModelConfig) -> Job:
     """Check everything, then load the model."""
     samples = samples_of(args)
-    verifier = get_verifier(args.verifier)
-    problems = verifiable(load_problems_of(args), verifier, say)
+    scorer = make_scorer(args)
+    scorer.check_functions()
+    problems = load_problems_of(args, answers=scorer.verifier is not None)
+    problems = verifiable(problems, scorer.verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
     engine = build_engine(args, tokenizer)
     say(f"tool format: {engine.encoder.choice}")
@@ -144,9 +151,10 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     for problem_id, why in too_long.items():
         say(f"left out: problem {problem_id}: {why}")
     say(f"{len(problems)} problems, {samples} {'sample' if samples == 1 else 'samples'} each")
-    protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed)
+    rewards = args.recorded_rewards()
+    protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed, rewards=rewards)
     concurrency = args.max_concurrency or backend_args.max_concurrency
-    return Job(problems, engine, backend, verifier, protocol, about, concurrency)
+    return Job(problems, engine, backend, scorer, protocol, about, concurrency)
 
 
 def _hash_of(value: Sequence[Any]) -> str:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gtpo.commands.arguments import CommandLine, say
+from gtpo._text import say
+from gtpo.commands.arguments import CommandLine
 from gtpo.errors import ConfigError
 from gtpo.sandbox import LocalSandbox, Require
 from gtpo.sandbox.service import SandboxService

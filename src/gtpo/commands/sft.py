@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, say, take_model_options
+from gtpo._text import say
+from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.data import load_traces
-from gtpo.training.run import check_startable
+from gtpo.training.start import ResumeArguments, check_startable
 
 
 @dataclass
-class TraceArguments:
+class TraceArguments(ResumeArguments):
     """Data."""
 
     traces: str | None = field(
@@ -26,7 +27,6 @@ class TraceArguments:
     max_traces: int | None = field(
         default=None, metadata={"help": "Number of traces to use, from the first; by default all."}
     )
-    resume: bool = field(default=False, metadata={"help": "Continue from the newest checkpoint in run_dir."})
 
 
 COMMAND_LINE = CommandLine(
@@ -47,14 +47,25 @@ def main(argv: Sequence[str]) -> int:
     encoder = build_encoder(args, tokenizer, args.specs())
     if args.process_index == 0:
         say(f"tool format: {encoder.choice}")
-    check_startable(args, args.run_dir, resume=trace_args.resume, overwrite=args.overwrite)
+    provenance = {"traces": asdict(trace_args), "model": asdict(model_args)}
+    model_options = take_model_options(args)
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=trace_args.choice,
+            overwrite=args.overwrite,
+            with_changes=trace_args.resume_with_changes,
+            about=provenance,
+        )
     result = cold_start(
-        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)),
+        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
         tokenizer,
         traces,
         args,
-        resume=trace_args.resume,
-        provenance={"traces": asdict(trace_args), "model": asdict(model_args)},
+        resume=trace_args.choice,
+        resume_with_changes=trace_args.resume_with_changes,
+        provenance=provenance,
         peft_config=get_peft_config(model_args),
     )
     if args.process_index == 0:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
+from gtpo._text import say
 from gtpo.commands import evaluate, train
-from gtpo.commands.arguments import CommandLine, positional, say
+from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.lab.study import Cell, read_study, run_cells, write_report
 

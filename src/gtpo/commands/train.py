@@ -7,18 +7,20 @@ from dataclasses import asdict, dataclass, field
 
 from trl import ModelConfig, get_peft_config
 
-from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, say, take_model_options
+from gtpo._text import say
+from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
+from gtpo.scoring import make_scorer
 from gtpo.tasks.sources import problems_from, verifiable
-from gtpo.tasks.verifiers import get_verifier
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import check_startable, train
+from gtpo.training.run import train
+from gtpo.training.start import ResumeArguments, check_startable
 
 
 @dataclass
-class ProblemArguments(ColumnArguments):
+class ProblemArguments(ColumnArguments, ResumeArguments):
     """Data."""
 
     train_file: str | None = field(
@@ -30,7 +32,6 @@ class ProblemArguments(ColumnArguments):
     max_problems: int | None = field(
         default=None, metadata={"help": "Number of problems to use, from the first; by default all."}
     )
-    resume: bool = field(default=False, metadata={"help": "Continue from the newest checkpoint in run_dir."})
 
 
 COMMAND_LINE = CommandLine(
@@ -58,12 +59,27 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
-    verifier = get_verifier(args.verifier)
-    found = problems_from(problem_args.train_file, limit=problem_args.max_problems, columns=problem_args.row_columns())
+    verifier = make_scorer(args).verifier
+    found = problems_from(
+        problem_args.train_file,
+        limit=problem_args.max_problems,
+        columns=problem_args.row_columns(),
+        answers=verifier is not None,
+    )
     problems = verifiable(found, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
-    check_startable(args, args.run_dir, resume=problem_args.resume, overwrite=args.overwrite)
+    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
+    model_options = take_model_options(args)
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=problem_args.choice,
+            overwrite=args.overwrite,
+            with_changes=problem_args.resume_with_changes,
+            about=provenance,
+        )
     engine = build_engine(args, tokenizer)
     is_main = args.process_index == 0
     if is_main:
@@ -71,16 +87,14 @@ def main(argv: Sequence[str]) -> int:
         level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
         say(f"{len(problems)} problems{level}")
         say(f"tool format: {engine.encoder.choice}")
-    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
-    model = load_model(
-        model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)
-    )
+    model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
     result = train(
         model,
         tokenizer,
         problems,
         args,
-        resume=problem_args.resume,
+        resume=problem_args.choice,
+        resume_with_changes=problem_args.resume_with_changes,
         provenance=provenance,
         label=args.algorithm,
         engine=engine,

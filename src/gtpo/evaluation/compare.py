@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gtpo.errors import ConfigError
+from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation.journal import differing
 from gtpo.evaluation.result import load_result
 from gtpo.evaluation.statistics import Difference, paired_difference
@@ -25,6 +25,7 @@ class Comparison:
         first, second: avg@n of each.
         overall: over all problems.
         domains: by domain, where there are several.
+        reward: of the mean outcome reward, where not the verdict alone scores and each rollout has one.
         notes: differences that do not forbid the comparison, such as versions.
     """
 
@@ -33,13 +34,14 @@ class Comparison:
     overall: Difference
     domains: dict[str, Difference]
     notes: list[str]
+    reward: Difference | None = None
 
 
 def compare(first: str | Path, second: str | Path) -> Comparison:
     """Compare two result files of `gtpo eval`.
 
     Raises:
-        DataError: a file is no result.
+        DataError: a file is no result, or a problem has not its samples.
         ConfigError: other problems, or another protocol; the message says which field differs.
     """
     one, other = load_result(first), load_result(second)
@@ -56,7 +58,10 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     protocol, other_protocol = (_fixed(document["protocol"]) for document in (one, other))
     if different := differing(protocol, other_protocol):
         raise ConfigError(f"{first} and {second} were made under different protocols: {'; '.join(different)}")
+    for path, document in ((first, one), (second, other)):
+        _check_whole(document, path)
     names = list(rates[0])
+    rewards = [found for document in (one, other) if (found := _mean_rewards(document))]
     domain_of = {sample["problem_id"]: sample["domain"] for sample in one["samples"]}
     domains = sorted(set(domain_of.values()))
     return Comparison(
@@ -68,14 +73,31 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             for domain in (domains if len(domains) > 1 else ())
         },
         notes=[
-            *differing({k: one["protocol"][k] for k in _FREE}, {k: other["protocol"][k] for k in _FREE}),
+            *differing({k: one["protocol"].get(k) for k in _FREE}, {k: other["protocol"].get(k) for k in _FREE}),
             *differing(one["versions"], other["versions"]),
         ],
+        reward=_difference(rewards, names) if len(rewards) == 2 else None,
     )
 
 
+def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
+    """Whether each problem has its samples, each of them once."""
+    samples = document["protocol"].get("samples")
+    found: dict[str, list[int]] = {}
+    for sample in document["samples"]:
+        found.setdefault(sample["problem_id"], []).append(sample["sample"])
+    for name, numbers in found.items():
+        if sorted(numbers) != list(range(samples if isinstance(samples, int) else 0)):
+            raise DataError(
+                f"the problem {name!r} has the samples {sorted(numbers)[:20]} in the place of {samples!r} from 0 on; "
+                "write the file anew with gtpo eval",
+                path=path,
+                field="samples",
+            )
+
+
 def _fixed(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in protocol.items() if name not in _FREE}
+    return {name: value for name, value in {"rewards": {}, **protocol}.items() if name not in _FREE}
 
 
 def _rates(document: Mapping[str, Any]) -> dict[str, float]:
@@ -84,6 +106,16 @@ def _rates(document: Mapping[str, Any]) -> dict[str, float]:
     for sample in document["samples"]:
         passed.setdefault(sample["problem_id"], []).append(sample["passed"])
     return {name: fmean(values) for name, values in passed.items()}
+
+
+def _mean_rewards(document: Mapping[str, Any]) -> dict[str, float] | None:
+    """The mean outcome reward, by problem; None where the verdict alone scores, or some rollout has none."""
+    found: dict[str, list[float]] = {}
+    if "reward" not in document.get("rewards", {}) or document.get("unscored"):
+        return None
+    for sample in document["samples"]:
+        found.setdefault(sample["problem_id"], []).append(sample["reward"])
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def _difference(rates: list[dict[str, float]], names: list[str]) -> Difference:

@@ -10,10 +10,12 @@ from statistics import fmean
 from typing import Any
 
 from gtpo._files import write_text
-from gtpo.errors import DataError
-from gtpo.evaluation.statistics import Estimate, maj_at_k, mean_with_interval, pass_at_k
+from gtpo.errors import ConfigError, DataError
+from gtpo.evaluation.journal import check_sample
+from gtpo.evaluation.statistics import Estimate, Mean, maj_at_k, mean_of, mean_with_interval, pass_at_k
 from gtpo.rollout import RolloutConfig, RolloutEngine
 from gtpo.tasks.problems import Problem
+from gtpo.types import Trajectory
 from gtpo.versions import installed_versions
 
 SCHEMA_VERSION = 3
@@ -28,20 +30,29 @@ class EvalProtocol:
         seed: of the sampling.
         system_prompts: as the model saw them, by type of answer; None if there was none.
         rollout: how rollouts were made; see `gtpo.rollout.RolloutConfig.recorded`.
+        rewards: what they were scored by, where that is not the verdict alone; see `gtpo.scoring.RewardConfig`.
     """
 
     samples: int = 1
     seed: int = 0
     system_prompts: Mapping[str, str | None] = field(default_factory=dict)
     rollout: Mapping[str, Any] = field(default_factory=dict)
+    rewards: Mapping[str, Any] = field(default_factory=dict)
 
 
 def protocol_of(
-    config: RolloutConfig, engine: RolloutEngine, problems: Sequence[Problem], *, samples: int = 1, seed: int = 0
+    config: RolloutConfig,
+    engine: RolloutEngine,
+    problems: Sequence[Problem],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    rewards: Mapping[str, Any] | None = None,
 ) -> EvalProtocol:
     """The protocol of an evaluation of these problems with this engine, which was built of that configuration."""
     types = sorted(set(map(engine.prompts.answer_type, problems)))
-    return EvalProtocol(samples, seed, {name: engine.prompts.system_prompt(name) for name in types}, config.recorded())
+    prompts = {name: engine.prompts.system_prompt(name) for name in types}
+    return EvalProtocol(samples, seed, prompts, config.recorded(), dict(rewards or {}))
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,9 @@ class Figures:
     Attributes:
         scores: avg@n, pass@k, maj@k (`gtpo.evaluation.statistics`), and `score` where a verifier gives more than pass
             and fail: the mean score.
+        rewards: means where not the verdict alone scores: `reward` (the outcome reward), `reward/NAME` (what a reward
+            function gave, unweighted), `turn_reward/NAME` (weighted, summed over a rollout's turns).
+        unscored: rollouts that no reward function applies to; they did not pass, and are in no mean reward.
         problems: number of problems.
         rollouts: number of rollouts.
         turns_per_rollout, calls_per_rollout, invalid_calls_per_rollout: means.
@@ -69,6 +83,8 @@ class Figures:
     observed_tokens_per_rollout: float
     stop_reasons: dict[str, float]
     call_statuses: dict[str, float]
+    rewards: dict[str, Mean] = field(default_factory=dict)
+    unscored: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class EvalResult:
         protocol: how it was done.
         about: which model, problems and backend.
         samples: one record a rollout, in the order of the problems.
+        rollouts: the rollouts themselves, if they were kept; None for one that an earlier process made.
     """
 
     figures: Figures
@@ -92,6 +109,32 @@ class EvalResult:
     protocol: EvalProtocol
     about: dict[str, Any]
     samples: list[dict[str, Any]]
+    rollouts: tuple[Trajectory | None, ...] | None = field(default=None, repr=False)
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The rollouts, in the order of `samples`.
+
+        Raises:
+            ConfigError: they were not kept, or an earlier process made some of them.
+        """
+        found = [rollout for rollout in self.rollouts or () if rollout is not None]
+        if len(found) < len(self.samples):
+            raise ConfigError(
+                f"{len(self.samples) - len(found)} of {len(self.samples)} rollouts are not in memory: keep them with "
+                "keep_trajectories, and without a journal of an earlier process; `samples` holds their texts"
+            )
+        return found
+
+    @property
+    def passed(self) -> list[bool]:
+        """Whether each rollout passed, in the order of `samples`."""
+        return [sample["passed"] for sample in self.samples]
+
+    @property
+    def groups(self) -> list[int]:
+        """For each rollout the place of its problem, in the order of `samples`."""
+        return [place // self.protocol.samples for place in range(len(self.samples))]
 
     @property
     def pass_rate(self) -> float:
@@ -134,11 +177,23 @@ def load_result(path: str | Path) -> dict[str, Any]:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"can't be read: {error.strerror}", path=path) from error
+    except json.JSONDecodeError as error:
+        said = f"not a result of `gtpo eval`: broken JSON at column {error.colno}: {error.msg}"
+        raise DataError(said, path=path, line=error.lineno) from error
+    except RecursionError:
+        raise DataError("not a result of `gtpo eval`: JSON nested too deeply", path=path) from None
     except ValueError as error:
         raise DataError(f"not a result of `gtpo eval`: {error}", path=path) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA_VERSION:
         found = document.get("schema") if isinstance(document, dict) else None
-        raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found})", path=path)
+        raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found!r})", path=path)
+    for name in ("protocol", "versions"):
+        if not isinstance(document.get(name), dict):
+            raise DataError("missing or no object; write the file anew with gtpo eval", path=path, field=name)
+    if not isinstance(document.get("samples"), list) or not document["samples"]:
+        raise DataError("missing or empty; write the file anew with gtpo eval", path=path, field="samples")
+    for place, sample in enumerate(document["samples"]):
+        check_sample(sample, path, where=f"sample {place} (from 0): ")
     return document
 
 
@@ -167,7 +222,32 @@ def figures_of(samples: Sequence[Mapping[str, Any]], per_problem: int) -> Figure
         observed_tokens_per_rollout=fmean(sample["observed_tokens"] for sample in samples),
         stop_reasons=_shares([sample["stop_reason"] for sample in samples]),
         call_statuses=_shares(statuses),
+        rewards=_mean_rewards(problems),
+        unscored=sum(sample["reward"] is None for sample in samples),
     )
+
+
+def _mean_rewards(problems: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Mean]:
+    """Means over problems of the rewards by name; none where the verdict alone scores."""
+    found: dict[str, list[list[float | None]]] = {}
+    for group in problems:
+        for name in {name: None for sample in group for name in _named_rewards(sample)}:
+            found.setdefault(name, []).append([_named_rewards(sample).get(name) for sample in group])
+    samples = [sample for group in problems for sample in group]
+    if not any(sample["rewards"] or sample["reward"] != float(sample["passed"]) for sample in samples):
+        del found["reward"]
+    means = {name: [fmean(given) for group in groups if (given := _there(group))] for name, groups in found.items()}
+    return {name: mean_of(values) for name, values in means.items() if values}
+
+
+def _named_rewards(sample: Mapping[str, Any]) -> dict[str, float | None]:
+    own = {f"reward/{name}": value for name, value in sample["rewards"].items()}
+    turns = {f"turn_reward/{name}": sum(values) for name, values in sample["turn_rewards"].items()}
+    return {"reward": sample["reward"], **own, **turns}
+
+
+def _there(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _ks(samples: int) -> list[int]:

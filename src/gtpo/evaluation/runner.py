@@ -11,59 +11,66 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gtpo._async import run_async
-from gtpo.errors import SandboxError
+from gtpo.errors import SandboxError, VerifierError
 from gtpo.evaluation.journal import Journal
 from gtpo.evaluation.result import EvalProtocol, EvalResult, Figures, figures_of
+from gtpo.reward_functions import columns_of
 from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends.base import Backend
+from gtpo.scoring import Scored, Scorer
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict, Verifier
+from gtpo.tasks.verifiers import Verifier
 from gtpo.types import Trajectory, Turn
 
 Progress = Callable[[int, int, int], None]
-"""Called as progress(done, of, passed) when a sample is verified."""
+"""Called as progress(done, of, passed) when a sample is scored."""
 
 
 def evaluate(
     problems: Sequence[Problem],
     engine: RolloutEngine,
     backend: Backend,
-    verifier: Verifier,
+    scorer: Scorer | Verifier,
     protocol: EvalProtocol,
     *,
     about: Mapping[str, Any] | None = None,
     max_concurrency: int | None = None,
     journal: Path | None = None,
     progress: Progress | None = None,
+    keep_trajectories: bool = False,
 ) -> EvalResult:
-    """Roll out each problem `protocol.samples` times and verify the answers.
+    """Roll out each problem `protocol.samples` times and score the rollouts.
 
     Args:
         problems: at least one, with different ids.
         engine: with the prompts, tools, limits and sampling that the protocol states.
         backend: generates.
-        verifier: checks the final answers.
+        scorer: says what a rollout is worth; a verifier stands for one that goes by its verdicts.
         protocol: how many samples, how they are drawn.
         about: which model and problems; goes into the result.
         max_concurrency: rollouts under way at once; None: as many as the backend takes.
         journal: where samples are kept until all are there. If it holds some of the same evaluation, only the others
             are generated. Delete it once the result is written.
-        progress: told about verified samples.
+        progress: told about scored samples.
+        keep_trajectories: whether the result holds the rollouts themselves, with their tokens.
 
     Raises:
+        RewardError: a reward function gave something that is no reward.
+        VerifierError: the verifier broke.
         BackendError: the model is unavailable. What was verified is in the journal.
         SandboxError: samples whose sandbox failed, twice; the others are in the journal.
         ConfigError: the journal belongs to another evaluation.
     """
-    return run_async(
-        _Evaluation(problems, engine, backend, verifier, protocol, dict(about or {}), max_concurrency, progress).run(
-            journal
-        )
-    )
+    scorer = scorer if isinstance(scorer, Scorer) else Scorer(scorer)
+    scorer.check_functions()
+    evaluation = _Evaluation(problems, engine, backend, scorer, protocol, dict(about or {}), max_concurrency, progress)
+    evaluation.trajectories = {} if keep_trajectories else None
+    return run_async(evaluation.run(journal))
 
 
 @dataclass
@@ -73,12 +80,13 @@ class _Evaluation:
     problems: Sequence[Problem]
     engine: RolloutEngine
     backend: Backend
-    verifier: Verifier
+    scorer: Scorer
     protocol: EvalProtocol
     about: dict[str, Any]
     max_concurrency: int | None
     progress: Progress | None
     seconds: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "tools": 0.0})
+    trajectories: dict[int, Trajectory] | None = None
 
     @property
     def total(self) -> int:
@@ -95,7 +103,7 @@ class _Evaluation:
                     await self._roll_out(missing, journal)
             if missing := [n for n in range(self.total) if n not in journal.samples]:
                 raise SandboxError(
-                    f"the sandbox failed twice for {len(missing)} of {self.total} samples"
+                    f"a tool or environment failed twice for {len(missing)} of {self.total} samples"
                     + (f"; the others are in {path}, and the same command goes on from there" if path else "")
                 )
             samples = [journal.samples[n] for n in range(self.total)]
@@ -103,6 +111,7 @@ class _Evaluation:
         finally:
             journal.close()
         wall = time.perf_counter() - start
+        kept = self.trajectories
         other = max(0.0, wall - sum(self.seconds.values()))
         return EvalResult(
             figures=figures_of(samples, self.protocol.samples),
@@ -112,7 +121,13 @@ class _Evaluation:
             protocol=self.protocol,
             about=self.about,
             samples=samples,
+            rollouts=None if kept is None else tuple(kept.get(number) for number in range(self.total)),
         )
+
+    @cached_property
+    def _further(self) -> list[str]:
+        """Names of the further fields of all problems."""
+        return list(dict.fromkeys(name for problem in self.problems for name in problem.extras))
 
     def _problem(self, number: int) -> Problem:
         return self.problems[number // self.protocol.samples]
@@ -127,6 +142,7 @@ class _Evaluation:
                 self.backend,
                 seed=self.protocol.seed,
                 rollout_ids=numbers,
+                columns=[self._problem(number).columns for number in numbers],
                 max_concurrency=self.max_concurrency,
                 on_rollout_end=lambda number, trajectory: ended.put_nowait((number, trajectory)),
             )
@@ -147,27 +163,49 @@ class _Evaluation:
             while not ended.empty():
                 items.append(ended.get_nowait())
             last = None in items
-            scored = [item for item in items if item and not item[1].stop_reason.is_failure]
-            if not scored:
+            whole = dict(item for item in items if item and not item[1].stop_reason.is_failure)
+            if not whole:
                 continue
-            problems = [self._problem(number) for number, _ in scored]
-            texts = [trajectory.answer_text for _, trajectory in scored]
-            verdicts = await asyncio.to_thread(self.verifier.verify_many, texts, problems)
-            for (number, trajectory), problem, verdict in zip(scored, problems, verdicts, strict=True):
-                journal.add(number, sample_record(problem, number % self.protocol.samples, trajectory, verdict))
+            await asyncio.to_thread(self._score, whole, journal)
             if self.progress:
                 self.progress(len(journal.samples), self.total, journal.passed)
+
+    def _score(self, trajectories: Mapping[int, Trajectory], journal: Journal) -> None:
+        """Score rollouts, given by their numbers, and keep them."""
+        problems = [self._problem(number) for number in trajectories]
+        rows = [
+            {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, "extras": dict(p.extras)}
+            for p in problems
+        ]
+        found = self.scorer.score(
+            list(trajectories.values()),
+            problems,
+            prompts=[self.engine.prompts.messages(problem) for problem in problems],
+            columns=columns_of(rows, self._further),
+        )
+        for (number, trajectory), problem, scored in zip(trajectories.items(), problems, found, strict=True):
+            if scored.failure is None:
+                journal.add(number, sample_record(problem, number % self.protocol.samples, trajectory, scored))
+                if self.trajectories is not None:
+                    self.trajectories[number] = trajectory
+        if broken := next((scored.failure for scored in found if scored.failure), None):
+            raise VerifierError(broken.note)
 
     def _count_votes(self, samples: Sequence[dict[str, Any]]) -> None:
         """Gives each sample's answer the number of its class: 0 for those that pass, then the others by equivalence."""
         for sample in samples:
             sample["vote"] = None
+        verifier = self.scorer.verifier
         if self.protocol.samples == 1:
+            return
+        if verifier is None or not self.scorer.by_verdict:  # answers of one class need not pass together
+            for sample in samples:
+                sample["vote"] = "unknown"
             return
         for i, problem in enumerate(self.problems):
             group = samples[i * self.protocol.samples : (i + 1) * self.protocol.samples]
             wrong = [sample for sample in group if not sample["passed"] and sample["extracted"] is not None]
-            classes = self.verifier.classes([sample["extracted"] for sample in wrong], problem)
+            classes = verifier.classes([sample["extracted"] for sample in wrong], problem)
             for sample in group if classes is None else ():
                 sample["vote"] = "unknown"
             for sample in group if classes is not None else ():
@@ -182,8 +220,9 @@ class _Evaluation:
         return {name: figures_of(part, self.protocol.samples) for name, part in sorted(parts.items())}
 
 
-def sample_record(problem: Problem, number: int, trajectory: Trajectory, verdict: Verdict) -> dict[str, Any]:
+def sample_record(problem: Problem, number: int, trajectory: Trajectory, scored: Scored) -> dict[str, Any]:
     """A sample as it stands in the result file."""
+    verdict = scored.verdict
     return {
         "problem_id": problem.id,
         "sample": number,
@@ -191,8 +230,11 @@ def sample_record(problem: Problem, number: int, trajectory: Trajectory, verdict
         "source": str(problem.extras.get("from", "")),
         "prompt": problem.prompt(None),
         "answer": problem.answer,
-        "passed": verdict.passed,
+        "passed": scored.passed,
         "score": verdict.score,
+        "reward": scored.reward,
+        "rewards": dict(scored.parts),
+        "turn_rewards": {name: list(values) for name, values in scored.turn_rewards.items()},
         "verdict": verdict.reason,
         "extracted": verdict.extracted,
         "stop_reason": trajectory.stop_reason.value,
@@ -211,4 +253,5 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         "text": turn.text,
         "results": list(seen.results) if seen else [],
         "statuses": list(seen.statuses) if seen else [],
+        **({"role": seen.role} if seen and seen.role != "tool" else {}),
     }

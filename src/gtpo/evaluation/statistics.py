@@ -110,6 +110,25 @@ def mean_with_interval(values: Sequence[float], samples: int = 1) -> Estimate:
 
 
 @dataclass(frozen=True)
+class Mean:
+    """A mean over problems of numbers of any size, with Student's 95 % interval; None where one problem gives none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    problems: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """The mean of finite values, one per problem, at least one."""
+    count, mean = len(values), fmean(values)
+    if count == 1:
+        return Mean(mean, None, None, 1)
+    half = float(scipy.special.stdtrit(count - 1, 0.975)) * math.sqrt(variance(values) / count)
+    return Mean(mean, mean - half, mean + half, count)
+
+
+@dataclass(frozen=True)
 class Difference:
     """A paired difference of means over the same problems.
 

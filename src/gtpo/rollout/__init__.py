@@ -1,11 +1,14 @@
 """Multi-turn rollouts with exact tokens: what was sampled is what is trained on."""
 
 from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitting
+from gtpo.rollout.chat_encoder import ChatEncoder
 from gtpo.rollout.config import PromptConfig, RolloutConfig, SandboxConfig
-from gtpo.rollout.encoding import ChatEncoder, Encoder
+from gtpo.rollout.encoding import Encoder
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
+from gtpo.rollout.mcp import MCPTools
 from gtpo.rollout.prompts import Prompts
 from gtpo.rollout.search import SearchTool
 from gtpo.rollout.settings import RolloutLimits, Sampling
@@ -16,8 +19,10 @@ __all__ = [
     "FORMATS",
     "ChatEncoder",
     "Encoder",
+    "Environments",
     "FencedFormat",
     "FunctionTool",
+    "MCPTools",
     "PromptConfig",
     "Prompts",
     "PythonTool",

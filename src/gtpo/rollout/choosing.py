@@ -20,12 +20,13 @@ from renderers.base import MODEL_RENDERER_MAP
 from transformers import GenerationConfig
 
 from gtpo.errors import ConfigError, TemplateError
+from gtpo.rollout.chat_encoder import ChatEncoder
 from gtpo.rollout.chat_template import ChatTemplate
 from gtpo.rollout.declared import declared_formats
-from gtpo.rollout.encoding import ChatEncoder, Encoder, Messages
+from gtpo.rollout.encoding import Encoder, Messages
 from gtpo.rollout.formats import FORMATS, check_tool_format, get_format
 from gtpo.rollout.native import FAMILIES, RendererEncoder
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
 from gtpo.types import InvalidCall
 
 _DATED = {"llama-3": {"date_string": "26 Jul 2024"}}
@@ -163,7 +164,7 @@ def renders_alike(encoder: RendererEncoder, template_kwargs: Mapping[str, Any]) 
     Compared are prompts, with tools; a turn with a call and one without; and what follows a turn with a call. How
     turns change once others follow them is not: no turn is ever rendered again.
     """
-    spec = next(iter(encoder.format.specs), PYTHON)
+    spec = typical(encoder.format.specs or (PYTHON,))
     template = ChatTemplate(encoder.tokenizer, encoder.tools, template_kwargs)
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
     answer = {"role": "assistant", "content": "2"}
@@ -175,7 +176,7 @@ def renders_alike(encoder: RendererEncoder, template_kwargs: Mapping[str, Any]) 
                 return False
         if not encoder.tools:
             return True
-        call = template.calling("", {"name": spec.name, "arguments": {spec.required[0]: spec.sample}})
+        call = template.calling("", {"name": spec.name, "arguments": spec.arguments(spec.sample)})
         call["tool_calls"][0]["id"] = call_id = f"functions.{spec.name}:0"
         result = {"role": "tool", "name": spec.name, "tool_call_id": call_id, "content": "2"}
         if not _same_turn(encoder, template, [*prompt, call]):

@@ -9,17 +9,20 @@ from __future__ import annotations
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
-
-import yaml
+from typing import Any, cast, get_type_hints
 
 from gtpo._imports import imported
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import check_tool_format
-from gtpo.rollout.function_tool import FunctionTool
+from gtpo.rollout.function_tool import TIMEOUT_S, FunctionTool
+from gtpo.rollout.mcp import MCPTools
+from gtpo.rollout.mcp.options import PREFIX, MCPConfig, split_tools
 from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.settings import RolloutLimits, Sampling
 from gtpo.rollout.tool_spec import ToolSpec, python_spec
@@ -27,9 +30,11 @@ from gtpo.rollout.tools import PythonTool, Tool, ToolState
 from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
 from gtpo.sandbox.service import KEY_HEADER
 
-_MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency"}
+_MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency", "mcp_connect_s"}
 """Fields that say where and how fast rollouts are made, or name files whose content is recorded elsewhere."""
+_OF_ENVIRONMENTS = {"environment", "environment_timeout_s"}
 _OF_PYTHON = {"tool_state", "tool_wall_s", "tool_cpu_s", "tool_memory_mb"}
+_OF_MCP = {item.name for item in fields(MCPConfig)}
 
 
 @dataclass
@@ -78,14 +83,28 @@ class SandboxConfig:
 
 
 @dataclass
-class PromptConfig:
+class PromptConfig(MCPConfig):
     """What the model is told, and how it writes tool calls."""
 
-    tools: str = field(
-        default="python",
+    tools: str | None = field(
+        default=None,
         metadata={
-            "help": "Tools, separated by commas: python, search, your own as MODULE:NAME or ./FILE.py:NAME; or none."
+            "help": "Tools, separated by commas: python, search, your own as MODULE:NAME or ./FILE.py:NAME, "
+            "mcp:COMMAND or "
+            "mcp:URL for those of an MCP server (#TOOL+TOOL for some of them); or none. By default python, or "
+            "none with "
+            "an --environment."
         },
+    )
+    environment: str | None = field(
+        default=None,
+        metadata={
+            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and with methods as tools "
+            "(docs/environments.md)."
+        },
+    )
+    environment_timeout_s: float = field(
+        default=TIMEOUT_S, metadata={"help": "Wall-clock seconds that a call of the environment may take, above 0."}
     )
     tool_state: ToolState = field(
         default="stateless",
@@ -115,30 +134,48 @@ class PromptConfig:
     def __post_init__(self) -> None:
         self.chat_template_kwargs = _mapping(self.chat_template_kwargs, "chat_template_kwargs")
         check_tool_format(self.tool_format)
+        self.check_mcp()
         names = self.tool_names()
         if unknown := [name for name in names if name not in ("python", "search") and ":" not in name]:
-            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: python, search, MODULE:FUNCTION, none")
+            known = "python, search, MODULE:FUNCTION, mcp:COMMAND, mcp:URL, none"
+            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: {known}")
         if len(set(names)) < len(names):
             raise ConfigError(f"tools: {self.tools!r} names a tool twice")
 
     def tool_names(self) -> list[str]:
         """The tools as they were asked for."""
-        return [name.strip() for name in self.tools.split(",")] if self.tools.strip() not in ("", "none") else []
+        tools = ("none" if self.environment else "python") if self.tools is None else self.tools
+        return split_tools(tools) if tools.strip() not in ("", "none") else []
 
     def specs(self) -> list[ToolSpec]:
-        """What the model is told of the tools, where none of them is going to be used. Builds a tool of the user's own.
+        """What the model is told of the tools, where none is used. Builds tools of the user's own, asks MCP servers.
 
         Raises:
-            ConfigError: a tool of the user's own can't be imported, or two tools have one name.
+            ConfigError: a tool or environment of the user's own can't be used, a server can't be reached, or two tools
+                have one name.
         """
-        return distinct([self._spec(name) for name in self.tool_names()])
+        environments = self.make_environments()
+        own = [spec for name in self.tool_names() for spec in self._specs(name)]
+        return distinct([*own, *(environments.specs if environments else ())])
 
-    def _spec(self, name: str) -> ToolSpec:
+    def make_environments(self) -> Environments | None:
+        """The environments that the options ask for, if they do; the same object each time.
+
+        Raises:
+            ConfigError: the class can't be imported, or is no environment.
+        """
+        if self.environment is None:
+            return None
+        return _environments(self.environment, self.environment_timeout_s)
+
+    def _specs(self, name: str) -> list[ToolSpec]:
         if name == "python":
-            return python_spec(keeps_state=self.tool_state == "session")
+            return [python_spec(keeps_state=self.tool_state == "session")]
         if name == "search":
-            return search_spec(self.search_results)
-        return _own_tool(imported(name, "tools"), None).spec
+            return [search_spec(self.search_results)]
+        if name.startswith(PREFIX):
+            return [tool.spec for tool in self.mcp_tools(name)]
+        return [_own_tool(imported(name, "tools"), None).spec]
 
 
 @dataclass
@@ -246,9 +283,9 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             return {}
         path = Path(self.instructions)
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"instructions: {path}: can't be read: {error}") from error
+            found = read_yaml(path)
+        except ValueError as error:
+            raise ConfigError(f"instructions: {path}: {error}") from error
         if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
             raise ConfigError(f"instructions: {path}: must map types of answers to sentences")
         return found
@@ -260,34 +297,69 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             sandbox: for Python, in place of the one that the options ask for.
 
         Raises:
-            ConfigError: a tool can't be imported, two have one name, or search lacks its package.
+            ConfigError: a tool can't be imported, two have one name, search or MCP lacks its package, or an MCP server
+                can't be reached.
             DataError: the passages can't be read.
             SandboxError: see `make_sandbox`.
         """
-        tools = [self._tool(name, sandbox) for name in self.tool_names()]
+        return self.given_tools(self.tool_names(), sandbox)
+
+    def given_tools(self, given: Iterable[Any], sandbox: Sandbox | None = None) -> list[Tool]:
+        """The tools that were given from Python: names as in `tools`, functions, `MCPTools`, and tools of ours.
+
+        Raises:
+            ConfigError, DataError, SandboxError: see `make_tools`.
+        """
+        tools = [tool for item in given for tool in self._tools(item, sandbox)]
         distinct([tool.spec for tool in tools])
         return tools
 
-    def _tool(self, name: str, sandbox: Sandbox | None) -> Tool:
-        if name == "python":
-            return PythonTool(sandbox or self.make_sandbox(), self.tool_state)
-        if name == "search":
-            return SearchTool.from_file(str(self.passages), results=self.search_results)
-        return _own_tool(imported(name, "tools"), self)
+    def _tools(self, given: Any, sandbox: Sandbox | None) -> Sequence[Tool]:
+        if isinstance(given, MCPTools):
+            return given.tools
+        if not isinstance(given, str):
+            return [given if hasattr(given, "spec") else FunctionTool(given)]
+        if given == "python":
+            return [PythonTool(sandbox or self.make_sandbox(), self.tool_state)]
+        if given == "search":
+            return [SearchTool.from_file(str(self.passages), results=self.search_results)]
+        if given.startswith(PREFIX):
+            return self.mcp_tools(given).tools
+        return [_own_tool(imported(given, "tools"), self)]
 
     def recorded(self) -> dict[str, Any]:
         """What of it decides how rollouts come out, as plain values: for records and comparisons."""
-        left_out = _MACHINE if "python" in self.tool_names() else _MACHINE | _OF_PYTHON
-        return {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        names = self.tool_names()
+        left_out = _MACHINE if "python" in names else _MACHINE | _OF_PYTHON
+        if not any(name.startswith(PREFIX) for name in names):
+            left_out = left_out | _OF_MCP
+        if not self.environment:
+            left_out = left_out | _OF_ENVIRONMENTS
+        found = {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        return {**found, "tools": self.tools or ",".join(names) or "none"}
+
+
+@cache
+def _environments(name: str, timeout_s: float) -> Environments:
+    return Environments(imported(name, "environment"), timeout_s)
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:
-    """What an option named: a function with parameters is a tool itself, anything else makes one."""
+    """What an option named: a function that returns a result is a tool itself, anything else makes one."""
     if config is not None and hasattr(found, "from_options"):
         return cast(Tool, found.from_options(config))
-    if inspect.isroutine(found) and inspect.signature(found).parameters:
+    if inspect.isroutine(found) and (inspect.signature(found).parameters or _says_a_result(found)):
         return FunctionTool(found)
     return cast(Tool, found())
+
+
+def _says_a_result(function: Callable[..., Any]) -> bool:
+    """Whether the type hint of what a function returns is there, and is that of no tool."""
+    try:
+        returned = get_type_hints(function).get("return")
+    except NameError:
+        return False
+    return returned not in (None, Any) and not hasattr(returned, "open")
 
 
 def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:
@@ -298,7 +370,9 @@ def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:
     """
     names = [spec.name for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"tools: two of them are named {twice[0]!r}; give them different names")
+        raise ConfigError(
+            f"tools: two of them are named {twice[0]!r}; give them different names, or leave one of them out"
+        )
     return list(specs)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import tokenizers
 
+from gtpo._text import well_formed
+
 _SHORT, _MOST_KNOWN = 64, 4096
 """Characters of a text whose ids are kept, and how many texts' ids are kept."""
 
@@ -42,6 +44,7 @@ class CutTokenizer:
 
     def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
         """As the tokenizer does without the tokens that it puts around a text, piece by piece."""
+        text = well_formed(text)
         if len(text) <= _SHORT and text in self._known:
             return list(self._known[text])
         pieces = text.split(self._cut) if self._cut else [text]

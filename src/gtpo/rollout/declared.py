@@ -19,7 +19,7 @@ from gtpo.errors import ConfigError, TemplateError
 from gtpo.rollout.call_syntax import foreign_call, json_call, named_call, scan_json, without_thoughts
 from gtpo.rollout.chat_template import ChatTemplate
 from gtpo.rollout.native import FAMILIES, RendererEncoder
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
 from gtpo.types import InvalidCall, ToolCall
 
 Calls = tuple[ToolCall | InvalidCall, ...]
@@ -74,7 +74,7 @@ class DeclaredFormat:
 
     def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_turn`."""
-        call = None if argument is None else {"name": spec.name, "arguments": {spec.required[0]: argument}}
+        call = None if argument is None else {"name": spec.name, "arguments": spec.arguments(argument)}
         return without_ends(self._template.written_turn(text, call), self._template.tokenizer)
 
 
@@ -85,17 +85,17 @@ def declared_formats(
 
     Each of them reads a call that the template wrote.
     """
-    spec = specs[0]
+    spec = typical(specs)
     template = ChatTemplate(tokenizer, [spec.schema for spec in specs], template_kwargs)
     try:
         if template.ignores_tools():
             return
-        argument = _ARGUMENT if spec.parameters[spec.required[0]]["type"] == "string" else spec.sample
-        call = {"name": spec.name, "arguments": {spec.required[0]: argument}}
+        argument = _ARGUMENT if isinstance(spec.sample, str) else spec.sample
+        call = {"name": spec.name, "arguments": spec.arguments(argument)}
         written = without_ends(template.written_turn("", call), tokenizer)
     except TemplateError:
         return
-    wanted = (spec.call({spec.required[0]: argument}),)
+    wanted = (spec.call(spec.arguments(argument)),)
     for family in FAMILIES:
         if family == "gpt-oss":  # its calls are read below, without the vocabulary that its renderer downloads
             continue
@@ -173,18 +173,20 @@ class _Marked:
 
 def _marked_json(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
     """A reader of calls in JSON that are written so."""
+    spec = typical(specs)
     for start in (match.start() for match in re.finditer(r"[\[{]", written)):
         try:
             value, end = scan_json(written, start)
         except ValueError:
             continue
-        if _ARGUMENT not in str(value) and str(specs[0].sample) not in str(value):
+        named = value == {} if spec.argument is None else isinstance(value, dict) and spec.argument in value
+        given = named or spec.name in str(value) if spec.argument is None else str(spec.sample) in str(value)
+        if _ARGUMENT not in str(value) and not given:
             continue
         opening, closing = written[:start].strip(), written[end:].strip()
-        named = not isinstance(value, list) and specs[0].required[0] in value
-        if not opening or (named and specs[0].name not in opening):
+        if not opening or (named and spec.name not in opening):
             return None
-        opening = opening.replace(specs[0].name, "NAME") if named else opening
+        opening = opening.replace(spec.name, "NAME") if named else opening
         return _Marked(opening, closing, specs, _example(written), _json_payload(specs))
     return None
 
@@ -205,10 +207,15 @@ def _json_payload(specs: Sequence[ToolSpec]) -> Any:
 
 def _marked_python(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
     """A reader of calls in Python, in a list, that are written so."""
-    start = written.find(f"[{specs[0].name}(")
+    start = written.find(f"[{typical(specs).name}(")
     end = written.rfind(")]")
     if start <= 0 or end < start:
         return None
+    if strange := [spec.name for spec in specs if not spec.name.isidentifier()]:
+        raise ConfigError(
+            f"tool {strange[0]!r}: this model writes calls as Python, where that is no name of a function; rename it, "
+            "or use --tool_format tool_call"
+        )
     opening, closing = written[:start].strip(), written[end + 2 :].strip()
 
     def read(text: str, start: int, name: str | None) -> tuple[list[ToolCall | InvalidCall], int]:

@@ -37,7 +37,7 @@ _OTHER_TOOLS = {"bash", "sh", "shell", "javascript", "js", "c", "cpp", "c++", "j
 
 @dataclass(frozen=True)
 class FencedFormat:
-    """A fenced block per call; it holds the tool's one required argument. Results are one `user` message."""
+    """A fenced block per call; it holds the tool's one text, or is empty. Results are one `user` message."""
 
     specs: tuple[ToolSpec, ...] = (PYTHON,)
     name = "fenced"
@@ -45,15 +45,21 @@ class FencedFormat:
 
     def __post_init__(self) -> None:
         for spec in self.specs:
-            if spec.parameters[spec.required[0]]["type"] != "string" or len(spec.required) > 1:
+            if len(spec.required) > 1 or (spec.required and not isinstance(spec.sample, str)):
                 raise ConfigError(
                     f"tool {spec.name!r} does not fit into a fenced block, which holds one text; use tool_call"
+                )
+            if not spec.is_python and _label(spec.name) != (spec.name, ""):
+                raise ConfigError(
+                    f"tool {spec.name!r} can't be the label of a fenced block, which is read in lower case and up to a "
+                    "blank; rename it, or use tool_call"
                 )
 
     def usage(self, spec: ToolSpec) -> str:
         """See `ToolFormat.usage`."""
+        block = "a block" if spec.required else "an empty block"
         return (
-            f"You can {spec.ability}: write a block that starts with a line ```{spec.name} and ends with a line ```, "
+            f"You can {spec.ability}: write {block} that starts with a line ```{spec.name} and ends with a line ```, "
             f"and end your turn; you will be shown its output. {spec.note}".strip()
         )
 
@@ -76,7 +82,7 @@ class FencedFormat:
 
     def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""
-        return f"```{spec.name}\n{argument}\n```"
+        return f"```{spec.name}\n{argument}\n```" if spec.argument else f"```{spec.name}\n```"
 
     def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_turn`."""
@@ -138,7 +144,7 @@ class _Reader:
         return stop + 1
 
     def _starts_too_early(self, spec: ToolSpec) -> None:
-        what = "code" if spec.is_python else f"the {spec.required[0]}"
+        what = "code" if spec.is_python else f"the {spec.argument or 'end of the block'}"
         self.found.append(InvalidCall(f"{what} must start on the line after ```{spec.name}"))
 
     def _block(self, fence: re.Match[str], start: int) -> int:
@@ -151,8 +157,7 @@ class _Reader:
         elif spec and not closed:
             self.found.append(InvalidCall(f"the ```{spec.name} block was not closed with a line ```"))
         elif spec:
-            body = self.text[start : max(start, body_end)]
-            self.found.append(spec.call({spec.required[0]: _dedented(body)}))
+            self.found.append(_call(spec, _dedented(self.text[start : max(start, body_end)])))
         elif closed and label in _OTHER_TOOLS | {"python", "search"}:
             blocks = " and ".join(f"```{spec.name}" for spec in self.specs)
             self.found.append(InvalidCall(f"there is no tool for {label}; only {blocks} blocks are run"))
@@ -173,6 +178,16 @@ class _Reader:
                 first = first or found
             at = stop + 1
         return first or (len(self.text), len(self.text), False)
+
+
+def _call(spec: ToolSpec, body: str) -> ToolCall | InvalidCall:
+    if spec.required:
+        return spec.call(spec.arguments(body))
+    if not body.strip():
+        return spec.call({})
+    if isinstance(spec.sample, str):
+        return spec.call(spec.arguments(body))
+    return InvalidCall(f"the ```{spec.name} block must be empty")
 
 
 def _label(info: str) -> tuple[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
+import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -12,7 +11,9 @@ from transformers.utils import get_json_schema
 from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
 from gtpo.errors import ConfigError
+from gtpo.rollout.tool_process import Processes, RaisedError, ToolProcessError
 from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.tool_threads import LateError, Threads, ToolStuckError
 from gtpo.rollout.tools import ToolResult
 from gtpo.types import ToolCall
 
@@ -20,40 +21,35 @@ TIMEOUT_S = 30.0
 
 
 class FunctionTool:
-    """Calls a function, sync (in a thread) or async. What it raises, and a call past its time, is an observation.
+    """Calls a function, sync or async, beside the event loop. What it raises, and a call past its time, are shown.
 
     It returns text, anything that JSON can say, or a `ToolResult`; with `ToolResult(..., final=True)` the rollout ends.
-    A sync function that is cut off at its time goes on in its thread, where nothing waits for it.
+    An async function runs in an event loop of the tool's own. At its limit it is cancelled, where it waits for
+    something; a sync function, or an async one that blocks, can't be ended: it goes on in its thread, for which nothing
+    waits, and when too many do so, further calls fail (`gtpo.rollout.tool_threads`). C code that holds the interpreter
+    lock stops the trainer while it runs. With `process=True` calls are made in processes of the function's own, which
+    are killed at the limit, whatever they do (`gtpo.rollout.tool_process`).
 
     Args:
         function: with type hints, and a docstring in Google style that describes it and its arguments.
-        timeout_s: wall-clock seconds that a call may take.
+        timeout_s: wall-clock seconds that a call may take; above 0.
+        process: call it in processes of its own. It must be defined at the top of a module or file; arguments and
+            result cross as JSON.
 
     Raises:
-        ConfigError: the docstring or a type hint is missing; names the function and what to add.
+        ConfigError: the docstring or a type hint is missing, a process can't load the function, or `timeout_s` is not
+            above 0; names the function and what to do.
     """
 
-    def __init__(self, function: Callable[..., Any], timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, function: Callable[..., Any], timeout_s: float = TIMEOUT_S, *, process: bool = False) -> None:
         name = getattr(function, "__name__", type(function).__name__)
         if not callable(function):
             raise ConfigError(f"tools: {function!r} is not a function")
-        try:
-            schema = get_json_schema(function)["function"]
-        except (DocstringParsingException, TypeHintParsingException) as error:
-            raise ConfigError(
-                f"tools: the function {name!r} can't be a tool: {error}. Give it type hints, and a docstring with a "
-                "description and a section 'Args:' that describes each argument"
-            ) from error
-        parameters = schema["parameters"]
-        self.spec = ToolSpec(
-            schema["name"],
-            schema["description"],
-            parameters["properties"],
-            tuple(parameters.get("required", ())),
-            ability=f"call `{schema['name']}`",
-            note=schema["description"],
-        )
-        self._function, self._timeout_s = function, timeout_s
+        self.spec = spec_of(function, f"tools: the function {name!r}")
+        if not (math.isfinite(timeout_s) and timeout_s > 0):
+            raise ConfigError(f"tools: the function {name!r}: timeout_s must be finite and above 0, not {timeout_s!r}")
+        self._timeout_s = timeout_s
+        self._calls: Threads | Processes = (Processes if process else Threads)(function, timeout_s)
 
     def open(self, key: Hashable) -> FunctionTool:
         """Returns self: a function is the same for all rollouts."""
@@ -61,20 +57,75 @@ class FunctionTool:
 
     async def run(self, call: ToolCall) -> ToolResult:
         """Call the function with the call's arguments."""
-        arguments = dict(call.arguments) or ({"code": call.code} if self.spec.is_python else {})
+        arguments = arguments_of(call, self.spec)
         try:
-            if inspect.iscoroutinefunction(self._function):
-                running = self._function(**arguments)
-            else:
-                running = asyncio.to_thread(self._function, **arguments)
-            result = await asyncio.wait_for(running, self._timeout_s)
-        except TimeoutError:
-            return ToolResult(f"TimeoutError: no result within {self._timeout_s:g} s", "timeout")
+            return as_result(await self._calls.call(arguments))
+        except (ToolStuckError, ToolProcessError):
+            raise  # the tool's own failure, which masks the rollout
+        except LateError:
+            return timed_out(self._timeout_s)
         except Exception as error:
-            return ToolResult(f"{type(error).__name__}: {error}", "error")
-        if isinstance(result, ToolResult):
-            return result
-        return ToolResult(result if isinstance(result, str) else json.dumps(result, default=str, ensure_ascii=False))
+            return raised(error)
 
     async def aclose(self) -> None:
         """Nothing to close."""
+
+
+def spec_of(function: Callable[..., Any], what: str) -> ToolSpec:
+    """What the model is told of a function: its name, type hints and docstring.
+
+    Args:
+        function: the function, or a bound method.
+        what: names it in messages.
+
+    Raises:
+        ConfigError: the docstring or a type hint is missing; says what to add.
+    """
+    try:
+        schema = get_json_schema(function)["function"]
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise ConfigError(
+            f"{what} can't be a tool: {error}. Give it type hints, and a docstring with a description and a section "
+            "'Args:' that describes each argument"
+        ) from error
+    parameters = schema["parameters"]
+    return ToolSpec(
+        schema["name"],
+        schema["description"],
+        parameters["properties"],
+        tuple(parameters.get("required", ())),
+        ability=f"call `{schema['name']}`",
+        note=schema["description"],
+    )
+
+
+def arguments_of(call: ToolCall, spec: ToolSpec) -> dict[str, Any]:
+    """The arguments of a call by name; of the tool `python` the program."""
+    return dict(call.arguments) or ({"code": call.code} if spec.is_python else {})
+
+
+def as_result(returned: Any) -> ToolResult:
+    """What a function returned, as the model is told it: text as it is, anything else as JSON."""
+    if isinstance(returned, ToolResult):
+        return returned
+    text = returned if isinstance(returned, str) else json.dumps(returned, default=str, ensure_ascii=False)
+    return ToolResult(text)
+
+
+def raised(error: Exception) -> ToolResult:
+    """What a function raised, as the model is told it."""
+    said = str(error) if isinstance(error, RaisedError) else f"{type(error).__name__}: {text_of(error)}"
+    return ToolResult(said, "error")
+
+
+def timed_out(timeout_s: float) -> ToolResult:
+    """What the model is told of a call that was cut off."""
+    return ToolResult(f"TimeoutError: no result within {timeout_s:g} s", "timeout")
+
+
+def text_of(error: Exception) -> str:
+    """An exception's text, whatever its class makes of it."""
+    try:
+        return str(error)
+    except Exception:
+        return "(without text)"

@@ -36,8 +36,9 @@ from gtpo.rollout.chat_template import shared_length
 from gtpo.rollout.cut_tokenizer import CutTokenizer
 from gtpo.rollout.encoding import Calls, Encoder, Messages
 from gtpo.rollout.native_calls import FAULTS, whole_arguments
+from gtpo.rollout.native_format import NativeFormat
 from gtpo.rollout.tagged_json import read_tagged_calls
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import ToolSpec, typical
 from gtpo.types import InvalidCall, ToolCall
 
 _USER, _THOUGHT, _TURN, _ARGUMENT, _RESULT = "USER-TEXT", "THOUGHT-TEXT", "MODEL-TEXT", "ARGUMENT-TEXT", "TOOL-TEXT"
@@ -124,6 +125,30 @@ class RendererEncoder(Encoder):
         found = self._bridged(results, turn_ids, context) if turn_ids and context else None
         return found if found is not None else self._frame_after_call(results)
 
+    def reply_ids(self, text: str, turn_ids: Sequence[int] = (), context: Sequence[int] = ()) -> list[int]:
+        """See `Encoder.reply_ids`. What a small conversation has after its turn; the same after every turn."""
+        with self._plain.cutting([text], self._pieces) as contents:
+            return self._conversation_with_reply(contents[0])[self._reply_start :]
+
+    def check_replies(self) -> None:
+        """See `Encoder.check_replies`."""
+        if _RESULT not in self.decode(self.reply_ids(_RESULT)):
+            raise TemplateError(f"the renderer {self.family} can't go on after a user's reply")
+
+    def _conversation_with_reply(self, reply: Any) -> list[int]:
+        turn = {"role": "assistant", "content": _TURN}
+        return self._ids([{"role": "user", "content": _USER}, turn, {"role": "user", "content": reply}], generate=True)
+
+    @cached_property
+    def _reply_start(self) -> int:
+        """Where a reply's frame begins in `_conversation_with_reply`: after the end token of the turn."""
+        ids = self._conversation_with_reply(_RESULT)
+        said = next((k for k in range(len(ids)) if _TURN in self.decode(ids[: k + 1])), len(ids))
+        end = next((k for k in range(said, len(ids)) if ids[k] == self.end_id), None)
+        if end is None:
+            raise TemplateError(f"the renderer {self.family} does not end a turn before a user's reply")
+        return end + 1
+
     def _without_draft(self, ids: list[int], context: Sequence[int]) -> list[int]:
         """The turn without its thought if that holds a call: some renderers take the call for the thought's end."""
         close, opening = (self.tokenizer.convert_tokens_to_ids(tag) for tag in (CLOSE_THOUGHT, OPEN_THOUGHT))
@@ -137,7 +162,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def expected(self) -> str:
         """How a call is written, on one line."""
-        written = self.format.render_call("...", self.format.specs[0])
+        written = self.format.render_call("...", typical(self.format.specs))
         return re.sub(r"\s*\n\s*", " ", written).strip()
 
     def written_turn(self, text: str, argument: Any = None, spec: ToolSpec | None = None) -> str:
@@ -151,7 +176,7 @@ class RendererEncoder(Encoder):
         turn: dict[str, Any] = {"role": "assistant", "content": text}
         follow: dict[str, Any] = {"role": "user", "content": _USER}
         if spec is not None:
-            function = {"name": spec.name, "arguments": {spec.required[0]: argument}}
+            function = {"name": spec.name, "arguments": spec.arguments(argument)}
             call_id = f"functions.{spec.name}:0"
             turn["tool_calls"] = [{"id": call_id, "type": "function", "function": function}]
             follow = {"role": "tool", "name": spec.name, "tool_call_id": call_id, "content": _RESULT}
@@ -172,7 +197,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _call_ids(self) -> list[int]:
         """Ids of a turn with a call and of an observation after it."""
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         return self._turn_ids("", spec.sample, spec, followed=True)
 
     def _first_stop(self, ids: Sequence[int]) -> int:
@@ -193,7 +218,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _reader(self) -> Any:
         """The reader of ours that reads the family's calls, if one does."""
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         text = self.written_turn("", spec.sample, spec)
         for reader in (read_tagged_calls, read_bare_calls):
             calls = reader(text, self.format.specs)
@@ -222,7 +247,7 @@ class RendererEncoder(Encoder):
     @cached_property
     def _marks(self) -> re.Pattern[str]:
         """Matches what only a call holds: the special tokens of one, and words in <>."""
-        written = self.format.render_call("", self.format.specs[0])
+        written = self.format.render_call("", typical(self.format.specs))
         marks = {self.decode([i]) for i in self._encode(written) if i in self._added}
         marks |= set(re.findall(r"<[^\s<>]+>", written))
         return re.compile("|".join(sorted(map(re.escape, marks), key=len, reverse=True)) or r"(?!)")
@@ -234,8 +259,10 @@ class RendererEncoder(Encoder):
     @cached_property
     def _tags(self) -> tuple[frozenset[int], frozenset[int]]:
         """Added tokens before the argument of a call and after it."""
-        ids = self._encode(self.format.render_call(_ARGUMENT, self.format.specs[0]))
-        place = next((k for k in range(len(ids)) if _ARGUMENT in self.decode(ids[: k + 1])), len(ids))
+        spec = typical(self.format.specs)
+        mark = spec.name if spec.argument is None else _ARGUMENT
+        ids = self._encode(self.format.render_call(_ARGUMENT, spec))
+        place = next((k for k in range(len(ids)) if mark in self.decode(ids[: k + 1])), len(ids))
         opening = frozenset(i for i in ids[:place] if i in self._added)
         return opening, frozenset(i for i in ids[place:] if i in self._added) - opening
 
@@ -269,8 +296,8 @@ class RendererEncoder(Encoder):
 
     def _rendered_frame(self, results: Sequence[str]) -> list[int]:
         """What a small conversation has after its turn with a call, for families that never extend what there is."""
-        spec = self.format.specs[0]
-        function = {"name": spec.name, "arguments": {spec.required[0]: spec.sample}}
+        spec = typical(self.format.specs)
+        function = {"name": spec.name, "arguments": spec.arguments(spec.sample)}
         call_ids = [f"functions.{spec.name}:{number}" for number in range(len(results))]
         calls = [{"id": call_id, "type": "function", "function": function} for call_id in call_ids]
         with self._plain.cutting(results, self._pieces) as contents:
@@ -303,7 +330,7 @@ class RendererEncoder(Encoder):
         """Whether the frame of a result depends on which call it answers."""
         ids = self._call_ids
         turn = ids[: ids.index(self._end_of_call) + 1] if self._end_of_call in ids else [*ids, self._end_of_call]
-        spec = self.format.specs[0]
+        spec = typical(self.format.specs)
         frames = []
         for name, call_id in ((spec.name, f"functions.{spec.name}:0"), (f"{spec.name}s", f"functions.{spec.name}s:7")):
             result = {"role": "tool", "name": name, "tool_call_id": call_id, "content": _RESULT}
@@ -325,46 +352,6 @@ class RendererEncoder(Encoder):
             call_id = (attempt.id if attempt else None) or f"functions.{name}:{number}"
             messages.append({"role": "tool", "name": name, "tool_call_id": call_id, "content": content})
         return messages
-
-
-class NativeFormat:
-    """The calls of a family, written and read by its renderer: the `ToolFormat` of a `RendererEncoder`."""
-
-    name = "native"
-
-    def __init__(self, encoder: RendererEncoder, specs: tuple[ToolSpec, ...]) -> None:
-        self._encoder, self.specs = encoder, specs
-
-    @property
-    def tools(self) -> list[dict[str, Any]] | None:
-        """The schemas, for the renderer."""
-        return [spec.schema for spec in self.specs] or None
-
-    def usage(self, spec: ToolSpec) -> str:
-        """See `ToolFormat.usage`. How calls are written, the family's prompt says itself."""
-        return f"You can {spec.ability} with the tool `{spec.name}`; {spec.note}".strip("; ")
-
-    def parse(self, text: str) -> Calls:
-        """See `ToolFormat.parse`."""
-        return self._encoder.parse(text)
-
-    def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `tool` message a call."""
-        sender = {"name": self.specs[0].name} if len(self.specs) == 1 else {}
-        return [{"role": "tool", **sender, "content": result} for result in results]
-
-    def escape(self, result: str) -> str:
-        """See `ToolFormat.escape`. Marks of the family are special tokens, which no result holds."""
-        return result
-
-    def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
-        """See `ToolFormat.render_call`."""
-        whole, plain = self._encoder.written_turn("", argument, spec), self._encoder.written_turn(_TURN)
-        return whole.removeprefix(plain.partition(_TURN)[0]).strip("\n")
-
-    def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
-        """See `ToolFormat.render_turn`."""
-        return self._encoder.written_turn(text, argument, None if argument is None else spec)
 
 
 def _renderer(tokenizer: CutTokenizer, family: str, template_kwargs: Mapping[str, Any] | None) -> Any:

@@ -148,7 +148,7 @@ class ToolCallFormat:
 
     def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""
-        call = json.dumps({"name": spec.name, "arguments": {spec.required[0]: argument}}, ensure_ascii=False)
+        call = json.dumps({"name": spec.name, "arguments": spec.arguments(argument)}, ensure_ascii=False)
         return f"{_OPEN}\n{call}\n{_CLOSE}"
 
     def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:

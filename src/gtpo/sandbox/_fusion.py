@@ -7,21 +7,19 @@ ended by itself is "Finished" whatever its return code; "Error" is a failure of 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import math
 import re
 import signal
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from http.client import HTTPException
 from importlib.resources import files
 from typing import Any
 
-from gtpo._http import retry_after_s
+import httpx
+
+from gtpo._http import ask, retry_after_s
 from gtpo.errors import SandboxError
 from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.preload import needs_science
@@ -40,6 +38,10 @@ class RetryableError(Exception):
     def __init__(self, cause: str, wait_s: float = 0.0) -> None:
         super().__init__(cause[:_NOTE_CHARS])
         self.wait_s = wait_s
+
+
+class NotBegunError(RetryableError):
+    """The script says that it could not run the program; a program that overwrites what was said can say so too."""
 
 
 @dataclass(frozen=True)
@@ -92,22 +94,30 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
         RetryableError: no answer, or one that says to try later.
         SandboxError: the server refuses.
     """
-    data = None if payload is None else json.dumps(payload).encode()
-    headers = {"Content-Type": "application/json", "Accept": "application/json", **headers}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=timeout_s) as response:
-            return response.read(_ANSWER_BYTES)
-    except urllib.error.HTTPError as error:
-        said = b""
-        with error, contextlib.suppress(OSError, HTTPException):
-            said = error.read(500)
-        problem = f"{url}: HTTP status {error.code}: {said.decode(errors='replace')}"
-        if error.code in _RETRIED or error.code >= 500:
-            raise RetryableError(problem, retry_after_s(error.headers.get("Retry-After"))) from error
-        raise SandboxError(problem) from error
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise RetryableError(f"{url}: no answer ({type(error).__name__}: {reason})") from error
+        answer = ask(
+            "GET" if payload is None else "POST",
+            url,
+            timeout_s=timeout_s,
+            document=payload,
+            headers={"Accept": "application/json", **headers},
+            most_bytes=_ANSWER_BYTES,
+        )
+    except httpx.TransportError as error:
+        raise RetryableError(f"{url}: no answer ({type(error).__name__}: {error})") from error
+    except httpx.InvalidURL as error:
+        raise SandboxError(f"{url}: not a URL ({error})") from error
+    status = answer.status_code
+    if status == 200:
+        return answer.content
+    if 300 <= status < 400:
+        raise SandboxError(
+            f"{url}: HTTP status {status}, a redirect to {answer.headers.get('Location')}; give that URL itself"
+        )
+    problem = f"{url}: HTTP status {status}: {answer.text[:_NOTE_CHARS]}"
+    if status in _RETRIED or status >= 500:
+        raise RetryableError(problem, retry_after_s(answer.headers.get("Retry-After")))
+    raise SandboxError(problem)
 
 
 def ended(body: bytes) -> Ended:
@@ -137,7 +147,7 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     """What became of the program: by the streams' length, the server's clock, the report, the return code.
 
     Raises:
-        RetryableError: the script failed around the program.
+        NotBegunError: the script says that it failed around the program.
     """
     before, begun, after = end.stderr.partition(f"{word} begun\n")
     said, found, tail = (before + after if begun else end.stderr).rpartition(word)
@@ -153,7 +163,7 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     elif status == "tool_failure" and begun:  # the program itself can have written that
         status, error_type = "error", None
     elif status == "tool_failure":
-        raise RetryableError(f"the program could not be run there: {detail}")
+        raise NotBegunError(f"the program could not be run there: {detail}")
     elif signal_name := "" if status else _signal_name(end.code):
         status = "crashed"
         if signal_name == "SIGXCPU":

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gtpo._text import well_formed
 from gtpo.errors import GtpoError
 
 
@@ -91,7 +92,7 @@ class EmbeddingSimilarity(ABC):
         Raises:
             SimilarityError: the model or its endpoint failed, or gave what is not one finite vector a text.
         """
-        unique, places = distinct(texts)
+        unique, places = distinct([well_formed(text) for text in texts])
         written = [text for text in unique if text.strip()]
         if not written:
             return torch.zeros(len(texts), len(texts))

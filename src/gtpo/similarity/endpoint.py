@@ -5,7 +5,6 @@ The code of the rollouts is sent there. An API key is sent only to the host it w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,16 @@ from tenacity import (
 )
 from torch import Tensor
 
-from gtpo._http import bearer_headers, is_this_machine, key_for, parse_url, retry_after_s
+from gtpo._http import (
+    ANSWER_BYTES,
+    AnswerTooLargeError,
+    ask,
+    bearer_headers,
+    is_this_machine,
+    key_for,
+    parse_url,
+    retry_after_s,
+)
 from gtpo.errors import ConfigError
 from gtpo.similarity.base import EmbeddingSimilarity, SimilarityError
 
@@ -51,7 +59,7 @@ class EndpointSimilarity(EmbeddingSimilarity):
         api_key_env: name of the environment variable with the key for this URL. None: `OPENAI_API_KEY` if the host is
             api.openai.com, else no key.
         batch_size: texts a request.
-        timeout_s: seconds that a request may take.
+        timeout_s: seconds that a request may take, from its connection to the last byte of the answer.
         server_timeout_s: seconds to go on trying before that is an error; 0: one try.
         backoff_s: seconds before the second try, plus as many at random; doubled each time up to 8.
         cache_size: embeddings kept.
@@ -83,12 +91,8 @@ class EndpointSimilarity(EmbeddingSimilarity):
         option = "similarity endpoint"
         parsed = parse_url(self._url, option=option)
         headers = bearer_headers(self._url, key_for(self._url, api_key_env, option=option), option=option)
-        # A proxy of the environment is for other machines.
-        self._client = httpx.Client(
-            headers={"Content-Type": "application/json", "Accept": "application/json", **headers},
-            timeout=timeout_s,
-            trust_env=not is_this_machine(parsed),
-        )
+        self._headers, self._timeout_s = {"Accept": "application/json", **headers}, timeout_s
+        self._trust_env = not is_this_machine(parsed)  # a proxy of the environment is for other machines
         self._model, self._batch_size = model, batch_size
         self._server_timeout_s = server_timeout_s
         self._backoff = wait_exponential(backoff_s, max=_LONGEST_WAIT_S) + wait_random(0, backoff_s)
@@ -139,7 +143,7 @@ class EndpointSimilarity(EmbeddingSimilarity):
             stop=stop_before_delay(self._server_timeout_s),
         )
         try:
-            return retrying(self._ask, json.dumps(payload).encode())
+            return retrying(self._ask, payload)
         except RetryError as error:
             last = error.last_attempt
             tried = f"{last.attempt_number} tries within {self._server_timeout_s:g} s"
@@ -149,13 +153,23 @@ class EndpointSimilarity(EmbeddingSimilarity):
         failure = state.outcome.exception() if state.outcome else None
         return max(self._backoff(state), failure.wait_s if isinstance(failure, _TryLaterError) else 0.0)
 
-    def _ask(self, content: bytes) -> Any:
+    def _ask(self, payload: Mapping[str, Any]) -> Any:
         try:
-            response = self._client.post(self._url, content=content)
+            response = ask(
+                "POST",
+                self._url,
+                timeout_s=self._timeout_s,
+                document=payload,
+                headers=self._headers,
+                trust_env=self._trust_env,
+                most_bytes=ANSWER_BYTES,
+            )
+        except AnswerTooLargeError as error:
+            raise SimilarityError(f"{self._url}: {error}") from error
         except httpx.RequestError as error:
             raise _TryLaterError(f"{self._url}: no response ({type(error).__name__}: {error})") from error
         status = response.status_code
-        if response.is_redirect:
+        if 300 <= status < 400 and "Location" in response.headers:
             target = response.headers.get("Location")
             raise SimilarityError(f"{self._url}: HTTP status {status}, a redirect to {target}; give that URL itself")
         if status != 200:

@@ -164,7 +164,7 @@ class _Draft:
             elif answer is not None:
                 self.messages.append({"role": "tool", "content": answer})
             else:
-                argument = call.code if self.spec.is_python else str(call.arguments[self.spec.required[0]])
+                argument = call.code if self.spec.is_python else str(call.arguments.get(self.spec.argument or "", ""))
                 self.messages.append({"role": "tool", "content": argument, "pending": True})
                 self.calls.append(argument)
 

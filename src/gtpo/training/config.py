@@ -6,6 +6,7 @@ ours. Every option of `GRPOConfig` keeps its name and meaning, or is refused by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -13,6 +14,7 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
+from gtpo._options import check_numbers
 from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
@@ -40,7 +42,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "rloo, mt_grpo and turn_loo to compare."
         },
     )
-    gamma: float = field(default=0.9, metadata={"help": "Discount of later turns' rewards, in [0, 1]. [paper]"})
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount of later turns' rewards, in [0, 1]; by default 0.9 [paper], or by first_turn_share."
+        },
+    )
+    first_turn_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Chooses gamma such that the first of max_turns turns keeps this share of a success's reward, in "
+            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default it does not."
+        },
+    )
     alpha: float = field(
         default=0.5, metadata={"help": "Weight of the code similarity of failed rollouts, in [0, 1]; 0: off. [paper]"}
     )
@@ -85,6 +99,13 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
         },
     )
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
+            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
+        },
+    )
     record_every: int = field(
         default=1, metadata={"help": "Steps between recorded rollouts in run_dir; 0: record none."}
     )
@@ -121,6 +142,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "folder)."
         },
     )
+    overlap: int | None = field(
+        default=None,
+        metadata={
+            "help": "Batches whose rollouts are made while the trainer updates; 0: none. By default 1 with a vLLM "
+            "server and its importance sampling correction, else 0: generation needs hardware of its own."
+        },
+    )
+    max_staleness: int | None = field(
+        default=None,
+        metadata={
+            "help": "Refuse an overlap with which rollouts are trained on more optimizer steps after their weights."
+        },
+    )
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
@@ -131,14 +165,69 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         for name in F.PAPER:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
+        self.gamma = self._chosen_gamma()
         self.credit_settings()
-        for name in ("record_every", "record_max_tokens"):
+        for name in ("record_every", "record_max_tokens", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_numbers(self)
         self.check_rewards()
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
         self._check_vllm()
+        self._settle_overlap()
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Optimizer steps, rounded up, that train on one generation batch."""
+        micro_steps = (self.steps_per_generation or 1) * self.num_iterations
+        return -(-micro_steps // self.gradient_accumulation_steps)
+
+    def _settle_overlap(self) -> None:
+        allowed = math.inf if self.max_staleness is None else self.max_staleness
+        serves = self.use_vllm and self.vllm_mode == "server"
+        if self.overlap is None:
+            self.overlap = int(serves and self.vllm_importance_sampling_correction and self._oldest(1) <= allowed)
+        if self.overlap < 0:
+            raise ConfigError(f"overlap must be at least 0, got {self.overlap}")
+        if self.overlap and not serves:
+            raise ConfigError(
+                f"overlap {self.overlap}: rollouts are made while the trainer updates only on a vLLM server: use "
+                "--use_vllm true --vllm_mode server, or --overlap 0"
+            )
+        if self.overlap and not self.vllm_importance_sampling_correction:
+            raise ConfigError(
+                f"overlap {self.overlap}: rollouts from older weights need --vllm_importance_sampling_correction true; "
+                "or use --overlap 0"
+            )
+        if self.overlap > 1 and self.vllm_sync != "adapter":
+            raise ConfigError(
+                f"overlap {self.overlap}: above 1 it needs --vllm_sync adapter: nccl replaces the weights of all "
+                "rollouts under way"
+            )
+        if self._oldest(self.overlap) > allowed:
+            raise ConfigError(
+                f"max_staleness {self.max_staleness}: with overlap {self.overlap} and {self.updates_per_batch} updates "
+                f"per generation batch, rollouts get {self._oldest(self.overlap)} optimizer steps old: lower --overlap "
+                "or --num_iterations"
+            )
+
+    def _oldest(self, overlap: int) -> int:
+        """Optimizer steps between the weights that a rollout was sampled from and the last update that uses it."""
+        return (overlap + 1) * self.updates_per_batch - 1
+
+    def _chosen_gamma(self) -> float:
+        if self.first_turn_share is None:
+            return CreditSettings.gamma if self.gamma is None else self.gamma
+        if not 0 < self.first_turn_share <= 1:
+            raise ConfigError(f"first_turn_share must be in (0, 1], got {self.first_turn_share}")
+        chosen = F.gamma_for_turns(self.max_turns, first_share=self.first_turn_share)
+        if self.gamma not in (None, chosen):
+            raise ConfigError(
+                f"first_turn_share {self.first_turn_share} and max_turns {self.max_turns} make gamma {chosen:.4g}, and "
+                f"gamma is {self.gamma}: give one of the two"
+            )
+        return chosen
 
     def _check_vllm(self) -> None:
         if not self.use_vllm:

@@ -26,10 +26,14 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
+        yield from self.of_epoch(self.epoch())
+
+    def of_epoch(self, epoch: int) -> Iterator[int]:
+        """The indices of that epoch, from 0, in their order; read whole before another epoch is asked for."""
         if self.sampler.shuffle:
             generator = self.sampler.generator
             generator.manual_seed(cast(int, self.sampler.seed))
-            for _ in range(self.epoch()):
+            for _ in range(epoch):
                 torch.randperm(self.sampler.num_samples, generator=generator)
         yield from self.sampler
 

@@ -7,18 +7,25 @@ server can read too, and has the server load it.
 
 from __future__ import annotations
 
+import functools
 import shutil
+import threading
 import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from accelerate.utils import gather_object
 
+from gtpo._http import ask
 from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout.backends import OpenAIBackend, VLLMBackend
 from gtpo.rollout.backends.openai import until_answered
 
-_LOAD_S = 300.0
+_LOAD_S, _INFO_S = 300.0, 30.0
 
 
 def colocated(generation: Any) -> VLLMBackend:
@@ -88,6 +95,8 @@ class AdapterSync:
         self.folder = Path(folder).resolve()
         self.name, self.server_timeout_s = "", server_timeout_s
         self._run, self._count = uuid.uuid4().hex[:8], 0
+        self._users: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def wrong_logprobs(self) -> str | None:
         """What is wrong with the server's log-probabilities for TRL's correction; None if nothing is known to be.
@@ -96,7 +105,7 @@ class AdapterSync:
         """
         try:
             url = f"{self.url.removesuffix('/v1')}/server_info"
-            found = httpx.get(url, params={"config_format": "json"}, timeout=30)
+            found = ask("GET", url, params={"config_format": "json"}, timeout_s=_INFO_S)
             mode = found.json()["vllm_config"]["model_config"]["logprobs_mode"] if found.status_code == 200 else None
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             mode = None
@@ -109,34 +118,43 @@ class AdapterSync:
         )
 
     def sync_weights(self) -> None:
-        """Have the server sample from the adapter as it is now.
+        """Have the server sample from the adapter as it is now; older ones stay as long as rollouts use them.
 
         Raises:
             BackendError: the server does not load it; the message has what it said and how it must be started.
         """
         self._count += 1
-        former, self.name = self.name, f"gtpo-{self._run}-{self._count}"
+        self.name = f"gtpo-{self._run}-{self._count}"
         model = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model)  # gathers over processes: all must take part
         if self.accelerator.is_main_process:
-            target = self.folder / self.name
-            model.save_pretrained(target, state_dict=state)
-            self._load()
-            if former:
-                self._tell("unload_lora_adapter", {"lora_name": former}, gone=404)
-                shutil.rmtree(self.folder / former, ignore_errors=True)
+            model.save_pretrained(self.folder / self.name, state_dict=state)
+            self._load(self.name)
+        self._users[self.name] = 0
+        with self._lock:
+            unused = [name for name, users in self._users.items() if name != self.name and not users]
+        for name in self._unused_everywhere(unused):
+            del self._users[name]
+            if self.accelerator.is_main_process:
+                self._tell("unload_lora_adapter", {"lora_name": name}, gone=404)
+                shutil.rmtree(self.folder / name, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _load(self) -> None:
+    def _unused_everywhere(self, unused: list[str]) -> list[str]:
+        """Of these adapters, those that no process uses."""
+        everywhere = [set(names) for names in gather_object([unused])]
+        return [name for name in unused if all(name in names for names in everywhere)]
+
+    def _load(self, name: str) -> None:
         """Also a second time: a server that was started anew knows the base only."""
-        body = {"lora_name": self.name, "lora_path": str(self.folder / self.name)}
+        body = {"lora_name": name, "lora_path": str(self.folder / name)}
         self._tell("load_lora_adapter", body, gone=400, said="already")
 
     def _tell(self, what: str, body: dict[str, str], *, gone: int, said: str = "") -> None:
         """Tell the server; `gone` is the status, with `said` in it, of what is so already."""
         url = f"{self.url}/{what}"
         answer = until_answered(
-            lambda: httpx.post(url, json=body, timeout=_LOAD_S),
+            lambda: ask("POST", url, document=body, timeout_s=_LOAD_S),
             self.server_timeout_s,
             f"{url}: no answer for {self.server_timeout_s:g} s",
         )
@@ -147,8 +165,20 @@ class AdapterSync:
                 f"processed_logprobs, and let it see {self.folder} under the same path"
             )
 
-    def backend(self, tokenizer: Any) -> OpenAIBackend:
-        """The server, sampling from the adapter as it was synced last."""
-        return OpenAIBackend(
-            self.url, tokenizer, model=self.name, server_timeout_s=self.server_timeout_s, reload=self._load
-        )
+    @contextmanager
+    def backend(self, tokenizer: Any) -> Iterator[OpenAIBackend]:
+        """The server, sampling from the adapter as it was synced last, which it keeps until the context ends."""
+        name = self.name
+        with self._lock:
+            self._users[name] += 1
+        try:
+            yield OpenAIBackend(
+                self.url,
+                tokenizer,
+                model=name,
+                server_timeout_s=self.server_timeout_s,
+                reload=functools.partial(self._load, name),
+            )
+        finally:
+            with self._lock:
+                self._users[name] -= 1

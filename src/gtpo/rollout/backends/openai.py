@@ -5,15 +5,15 @@ trained on. Another server (`dialect="openai"`) gives text only, which is tokeni
 is not exact. With `api="chat"` the server renders the conversation itself, from messages; that is never exact.
 
 A request that finds no server, or one that is starting or overloaded, is tried again after growing waits, until the
-server has not answered anybody for `server_timeout_s`.
+server has not answered anybody for `server_timeout_s`. An answer that can't be used (`gtpo.rollout.backends.answers`),
+or that is not whole after `timeout_s`, is asked for three times.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import json
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,8 +22,10 @@ from typing import Any, Literal
 
 import httpx
 
-from gtpo._http import bearer_headers, parse_url
-from gtpo.errors import BackendError, ConfigError, ServerGoneError
+from gtpo._http import Answer, AnswerTooLargeError, ask, ask_async, bearer_headers, certificates, parse_url
+from gtpo._text import well_formed
+from gtpo.errors import BackendError, BadAnswerError, ConfigError, ServerGoneError
+from gtpo.rollout.backends.answers import checked_generation, ended_by_itself, only_choice, text_of
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
@@ -32,11 +34,16 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
 _RELOADS = 5
 """Times that one request may find the model gone."""
+_BAD_ANSWERS = 3
+"""Times that one request may get an answer that can't be used, or none in its time."""
+_ANSWER_BYTES, _BYTES_PER_TOKEN = 8 << 20, 1 << 10
+"""What an answer may weigh: so much, and so much for each token of the context and the turn."""
+_MODELS_S = 30.0
 _CONNECTIONS = 16
 """Of one HTTP client: httpx looks at all of a client's connections for each request."""
 
 
-def until_answered(ask: Callable[[], httpx.Response], server_timeout_s: float, otherwise: str) -> httpx.Response:
+def until_answered(ask: Callable[[], Answer], server_timeout_s: float, otherwise: str) -> Answer:
     """Ask until there is an answer that is about the request, and not about a server that is starting or overloaded.
 
     Args:
@@ -74,7 +81,7 @@ class OpenAIBackend:
         api_key: sent as a bearer token; never over plain http to another machine, never along a redirect.
         max_context: longest context in tokens; by default what the server says.
         concurrency: requests at once.
-        timeout_s: for one request.
+        timeout_s: for one request, from its connection to the last byte of the answer.
         server_timeout_s: how long a server may be away before that is an error.
         extra: further fields of each request.
         reload: makes the server know the model again when it does not (HTTP status 404), as after a start; called in a
@@ -102,7 +109,7 @@ class OpenAIBackend:
         server_timeout_s: float = 120.0,
         extra: Mapping[str, Any] | None = None,
         reload: Callable[[], None] | None = None,
-        transport: httpx.AsyncBaseTransport | httpx.BaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         parse_url(base_url, option="base_url")
         self.base_url, self.tokenizer = base_url.rstrip("/"), tokenizer
@@ -110,7 +117,7 @@ class OpenAIBackend:
         self.concurrency, self.timeout_s, self.server_timeout_s = concurrency, timeout_s, server_timeout_s
         self.reload = reload
         self._headers = bearer_headers(base_url, api_key, option="api_key")
-        self._transport: Any = transport
+        self._transport = transport
         known = {} if model and max_context else self._models()
         if known and reload and model not in known:  # a server that was started anew
             reload()
@@ -129,17 +136,21 @@ class OpenAIBackend:
 
     def _models(self) -> dict[str, int | None]:
         """Names and longest contexts of the models that the server lists; an adapter has that of its base."""
-        with httpx.Client(headers=self._headers, timeout=30.0, transport=self._transport) as client:
-            answer = until_answered(
-                lambda: client.get(f"{self.base_url}/models"),
-                self.server_timeout_s,
-                f"{self.base_url}: no server answers",
-            )
+        url = f"{self.base_url}/models"
+        answer = until_answered(
+            lambda: ask("GET", url, timeout_s=_MODELS_S, headers=self._headers, transport=self._transport),
+            self.server_timeout_s,
+            f"{self.base_url}: no server answers",
+        )
         if answer.status_code != 200:
-            raise ConfigError(f"{self.base_url}/models: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
-        models = {model["id"]: model for model in answer.json().get("data", [])}
-        stated = {name: model.get("max_model_len") for name, model in models.items()}
-        return {name: stated[name] or stated.get(model.get("parent")) for name, model in models.items()}
+            raise ConfigError(f"{url}: HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}")
+        try:
+            models = {str(model["id"]): model for model in answer.json()["data"]}
+            stated = {name: _whole_number(model.get("max_model_len")) for name, model in models.items()}
+            return {name: stated[name] or stated.get(str(model.get("parent"))) for name, model in models.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = ascii(answer.text[:_SAID_CHARS])
+            raise ConfigError(f"{url}: not a list of models of OpenAI's API ({error}): {said}") from error
 
     @asynccontextmanager
     async def serve(
@@ -147,7 +158,7 @@ class OpenAIBackend:
     ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
         limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS)
-        timeout = httpx.Timeout(self.timeout_s, pool=None)
+        timeout = httpx.Timeout(self.timeout_s, pool=None)  # of a read; `ask_async` bounds the whole
         async with AsyncExitStack() as stack:
             clients = [
                 httpx.AsyncClient(
@@ -155,7 +166,7 @@ class OpenAIBackend:
                     limits=limits,
                     timeout=timeout,
                     transport=self._transport,
-                    verify=_certificates(),
+                    verify=certificates(),
                 )
                 for _ in range(-(-self.concurrency // _CONNECTIONS))
             ]
@@ -188,10 +199,11 @@ class _Client:
     under_way: int = 0
 
 
-@functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Read once: it takes longer than a request."""
-    return httpx.create_ssl_context()
+def _whole_number(value: Any) -> int | None:
+    """A longest context as a server states it; ValueError if that is none."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError(f"max_model_len is {ascii(value)[:_SAID_CHARS]}")
 
 
 class _HttpSession:
@@ -222,45 +234,54 @@ class _HttpSession:
             body["messages"] = [dict(message) for message in request.messages]
         else:
             body["prompt"] = list(request.context)
-        return self._read(await self._post(body), request)
+        return await self._post(body, request)
 
     def finish(self, rollout: int) -> None:
         """See `GenerationSession.finish`."""
 
-    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer, however often it has to be asked for."""
-        wait_s = _FIRST_WAIT_S
-        asked_at = time.monotonic()
-        reloads = 0
+    async def _post(self, body: Mapping[str, Any], request: Request) -> Generation:
+        """What was generated, however often it has to be asked for."""
+        wait_s, asked_at = _FIRST_WAIT_S, time.monotonic()
+        reloads = bad = 0
         while True:
             try:
                 async with self._turnstile:
                     sent_at = time.monotonic()
-                    answer = await self._send(body)
+                    answer = await self._send(body, request)
                 if answer.status_code == 200:
+                    found = self._read(answer, request)
                     self._answered_at = time.monotonic()
-                    return answer.json()
+                    return found
                 cause = f"HTTP status {answer.status_code}: {answer.text[:_SAID_CHARS]}"
                 if answer.status_code == 404 and self._backend.reload and reloads < _RELOADS:
                     reloads += 1
                     await self._reload(sent_at)
                 elif answer.status_code not in _PASSING:
                     raise BackendError(f"{self._url}: {cause}")
+            except (BadAnswerError, AnswerTooLargeError, httpx.ReadTimeout) as error:
+                cause, bad = str(error).removeprefix(f"{self._url}: "), bad + 1
+                if bad == _BAD_ANSWERS:
+                    raise BadAnswerError(f"{self._url}: {cause} ({bad} tries)") from error
             except httpx.TransportError as error:
                 cause = f"{type(error).__name__}: {error}"
-            except ValueError as error:
-                cause = f"not JSON: {error}"
             if time.monotonic() + wait_s > max(self._answered_at, asked_at) + self._backend.server_timeout_s:
                 raise ServerGoneError(f"{self._url}: no answer for {self._backend.server_timeout_s:g} s ({cause})")
             await asyncio.sleep(wait_s * self._jitter.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
-    async def _send(self, body: Mapping[str, Any]) -> httpx.Response:
+    async def _send(self, body: Mapping[str, Any], request: Request) -> Answer:
         """By the client with the fewest requests under way."""
         client = min(self._clients, key=lambda client: client.under_way)
         client.under_way += 1
         try:
-            return await client.http.post(self._url, json=body)
+            return await ask_async(
+                client.http,
+                "POST",
+                self._url,
+                timeout_s=self._backend.timeout_s,
+                content=json.dumps(body).encode(),
+                most_bytes=_ANSWER_BYTES + _BYTES_PER_TOKEN * (len(request.context) + request.max_new_tokens),
+            )
         finally:
             client.under_way -= 1
 
@@ -272,21 +293,48 @@ class _HttpSession:
                 self._reloaded_at = time.monotonic()
         self._answered_at = max(self._answered_at, self._reloaded_at)  # the server did answer
 
-    def _read(self, answer: Mapping[str, Any], request: Request) -> Generation:
+    def _read(self, answer: Answer, request: Request) -> Generation:
+        """What was generated.
+
+        Raises:
+            BadAnswerError: it can't be what was asked for.
+        """
         try:
-            choice = answer["choices"][0]
-            ended = choice["finish_reason"] == "stop"
-            ids = None if self._backend.api == "chat" else choice.get("token_ids")
-            exact = ids is not None
-            if ids is None:
-                text = choice["message"]["content"] if self._backend.api == "chat" else choice["text"]
-                ids = self._backend.tokenizer.encode(text or "", add_special_tokens=False)[: request.max_new_tokens]
-            logprobs = choice["logprobs"]["token_logprobs"] if exact and choice.get("logprobs") else None
-        except (KeyError, IndexError, TypeError) as error:
-            raise BackendError(f"{self._url}: an answer that can't be read ({error!r}): {str(answer)[:200]}") from error
-        if ended and not (ids and ids[-1] in self._end_ids):
-            exact, logprobs = False, None  # the server kept the end token to itself
-            ids = [*ids, self._backend.tokenizer.eos_token_id]
+            document = answer.json()
+        except ValueError as error:
+            raise BadAnswerError(f"{self._url}: not JSON: {error}") from error
+        choice = only_choice(document, self._url)
+        ended = ended_by_itself(choice, self._url)
+        chat = self._backend.api == "chat"
+        ids = None if chat else choice.get("token_ids")
+        if ids is None:
+            return self._encoded(text_of(choice, chat, self._url), ended, request)
+        logprobs = choice.get("logprobs")
+        if not ids and ended:
+            return self._with_end([], request)
+        found = checked_generation(
+            ids,
+            logprobs.get("token_logprobs", "nothing") if isinstance(logprobs, dict) else "nothing",
+            request,
+            source=self._url,
+            end_ids=self._end_ids,
+            vocabulary=len(self._backend.tokenizer),
+        )
+        if ended and found.token_ids[-1] not in self._end_ids:  # the server kept the end token to itself
+            return self._with_end(found.token_ids, request)
+        return found
+
+    def _encoded(self, text: str, ended: bool, request: Request) -> Generation:
+        ids = self._backend.tokenizer.encode(well_formed(text), add_special_tokens=False)
+        if ended and len(ids) <= request.max_new_tokens:
+            return self._with_end(ids, request)
         if not ids:
-            raise BackendError(f"{self._url}: an answer without a token: {str(answer)[:200]}")
-        return Generation(tuple(ids), tuple(logprobs) if logprobs else None, exact)
+            raise BadAnswerError(f"{self._url}: an answer without a token")
+        return Generation(tuple(ids[: request.max_new_tokens]), None, token_exact=False)
+
+    def _with_end(self, ids: Sequence[int], request: Request) -> Generation:
+        """With an end token that the server did not show, so that these are not the ids that were sampled."""
+        if ids and ids[-1] in self._end_ids:
+            return Generation(tuple(ids), None, token_exact=False)
+        kept = ids[: request.max_new_tokens - 1]
+        return Generation((*kept, self._backend.tokenizer.eos_token_id), None, token_exact=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from gtpo.errors import ConfigError, ServerGoneError
+from gtpo.errors import BackendError, BadAnswerError, ConfigError, ServerGoneError
 from gtpo.rollout.backends.base import Backend, Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
@@ -13,8 +13,8 @@ from gtpo.rollout.settings import Sampling
 class BackendPool:
     """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
 
-    One that is gone (`ServerGoneError`) is left out for the rest of the batch, and its rollouts go on
-    elsewhere; sampling goes by rollout and turn, so where does not matter.
+    One that is gone (`ServerGoneError`) or gives nonsense (`BadAnswerError`) is left out for the rest of the batch, and
+    its rollouts go on elsewhere; sampling goes by rollout and turn, so where does not matter.
 
     Args:
         backends: at least one; they sample from the same model.
@@ -47,7 +47,7 @@ class _PoolSession:
     def __init__(self, servers: Sequence[GenerationSession]) -> None:
         self._servers = list(servers)
         self._under_way = [0] * len(servers)
-        self._lost: dict[int, ServerGoneError] = {}
+        self._lost: dict[int, BackendError] = {}
         self._place: dict[int, int] = {}
 
     async def generate(self, request: Request) -> Generation:
@@ -56,7 +56,7 @@ class _PoolSession:
             place = self._place_of(request.rollout)
             try:
                 return await self._servers[place].generate(request)
-            except ServerGoneError as error:
+            except (ServerGoneError, BadAnswerError) as error:
                 self._lost[place] = error
                 self.finish(request.rollout)
                 if len(self._lost) == len(self._servers):

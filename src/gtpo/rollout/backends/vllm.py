@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from gtpo.errors import BadAnswerError
+from gtpo.rollout.backends.answers import checked_generation
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
 from gtpo.rollout.settings import Sampling
 
@@ -71,7 +73,9 @@ class _EngineSession:
             output_kind=RequestOutputKind.FINAL_ONLY,
             **own,
         )
+        self._end_ids, self._vocabulary = end_ids, int(engine.model_config.get_vocab_size())
         self._waiting: dict[str, asyncio.Future[Generation]] = {}
+        self._requests: dict[str, Request] = {}
         self._worker: asyncio.Task[None] | None = None
 
     async def generate(self, request: Request) -> Generation:
@@ -81,7 +85,7 @@ class _EngineSession:
         seed = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
         params = self._params(max_tokens=request.max_new_tokens, seed=seed)
         self._engine.add_request(name, {"prompt_token_ids": list(request.context)}, params)
-        self._waiting[name] = loop.create_future()
+        self._waiting[name], self._requests[name] = loop.create_future(), request
         if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
         try:
@@ -90,6 +94,8 @@ class _EngineSession:
             if self._waiting.pop(name, None) is not None:
                 self._engine.abort_request([name])
             raise
+        finally:
+            del self._requests[name]
 
     def finish(self, rollout: int) -> None:
         """See `GenerationSession.finish`."""
@@ -116,8 +122,28 @@ class _EngineSession:
 
     def _settle(self, output: Any) -> None:
         future = self._waiting.pop(output.request_id, None)
-        if future is not None and not future.done():
-            (completion,) = output.outputs
-            ids = tuple(completion.token_ids)
-            logprobs = tuple(step[token].logprob for token, step in zip(ids, completion.logprobs, strict=True))
-            future.set_result(Generation(ids, logprobs))
+        if future is None or future.done():
+            return
+        try:
+            future.set_result(self._read(output))
+        except BadAnswerError as error:
+            future.set_exception(error)
+
+    def _read(self, output: Any) -> Generation:
+        if len(output.outputs) != 1:
+            raise BadAnswerError(f"vLLM: {len(output.outputs)} completions where one was asked for")
+        (completion,) = output.outputs
+        ids = list(completion.token_ids)
+        found = completion.logprobs or []
+        try:
+            logprobs = [step[token].logprob for token, step in zip(ids, found, strict=True)]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadAnswerError(f"vLLM: {len(ids)} ids without log-probabilities of their own ({error!r})") from error
+        return checked_generation(
+            ids,
+            logprobs,
+            self._requests[output.request_id],
+            vocabulary=self._vocabulary,
+            end_ids=self._end_ids,
+            source="vLLM",
+        )

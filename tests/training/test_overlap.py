@@ -1,0 +1,307 @@
+"""Rollouts of the next batch under way while the trainer updates: their order, their weights, their faults."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
+from openai_server import CompletionServer
+from peft import LoraConfig
+from torch.utils.data import BatchSampler
+from trl.trainer.utils import RepeatSampler
+
+from gtpo.errors import BackendError, ConfigError
+from gtpo.lab.tiny.model import make_model
+from gtpo.run_directory import RunFiles
+from gtpo.training.overlap import BatchOrder, Overlap, share_cut
+from gtpo.training.progress import StepProgress
+from gtpo.training.run import train
+from gtpo.training.sampler import EpochOrder
+from gtpo.training.trainer import GTPOTrainer
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rows_read_ahead_are_those_that_the_data_loader_gives(processes, shuffle):
+    data = [{"prompt": i} for i in range(11)]
+    epoch = 0
+
+    def order():
+        sampler = RepeatSampler(data, mini_repeat_count=2, batch_size=4, repeat_count=3, shuffle=shuffle, seed=7)
+        return EpochOrder(sampler, lambda: epoch)
+
+    size = 4 * 2 // processes
+    for process in range(processes):
+        ahead = BatchOrder(order(), data, batch_size=size, process=process, processes=processes)
+        assert ahead.per_epoch == 2
+        for epoch in range(3):
+            batches = BatchSamplerShard(BatchSampler(order(), size, drop_last=False), processes, process)
+            expected = [[data[i] for i in batch] for batch in list(batches)[::3]]
+            assert [ahead.rows(2 * epoch), ahead.rows(2 * epoch + 1)] == expected
+        assert ahead.rows(1) != ahead.rows(3) or not shuffle, "an earlier epoch can be asked for again"
+
+
+def test_a_resumed_run_knows_the_number_of_its_next_batch():
+    data = list(range(12))
+    sampler = RepeatSampler(data, mini_repeat_count=1, batch_size=4, repeat_count=2, shuffle=False)
+    ahead = BatchOrder(EpochOrder(sampler, lambda: 0), data, batch_size=4, process=0, processes=1)
+    assert [ahead.number_at(epoch) for epoch in (0.0, 1 / 3, 2 / 3, 1.0, 1 + 1 / 3, 1.5)] == [0, 1, 2, 3, 4, 4]
+
+
+class Order:
+    def rows(self, number):
+        return [{"prompt": number}]
+
+
+def overlap(depth, seconds=0.0, fail=()):
+    begun, ended = [], []
+
+    def begin(rows, progress):
+        begun.append(rows[0]["prompt"])
+
+        async def roll_out():
+            progress("rollouts", 0, 1)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                ended.append(rows[0]["prompt"])
+            if rows[0]["prompt"] in fail:
+                raise BackendError("gone")
+            return rows[0]["prompt"]
+
+        return roll_out()
+
+    return Overlap(depth, begin), begun, ended
+
+
+def take(ahead, number, last=9, weights_step=0, progress=lambda *_: None):
+    return ahead.take(number, [{"prompt": number}], Order(), last, weights_step, progress)
+
+
+def test_the_next_batches_are_begun_with_the_weights_of_the_moment_and_none_after_the_last():
+    ahead, begun, _ = overlap(depth=2)
+    found = [take(ahead, number, last=4, weights_step=10 * number) for number in range(5)]
+    ahead.close()
+    assert begun == [0, 1, 2, 3, 4]
+    assert [f.batch for f in found] == [0, 1, 2, 3, 4]
+    assert [f.weights_step for f in found] == [0, 0, 0, 10, 20]
+
+
+def test_what_is_under_way_at_the_end_is_cancelled_and_cleans_up():
+    ahead, begun, ended = overlap(depth=1, seconds=30)
+    threads = threading.active_count()
+    told = []
+
+    def wait():
+        with pytest.raises(CancelledError):
+            take(ahead, 0, progress=lambda *state: told.append(state))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not told:
+        time.sleep(0.01)
+    start = time.monotonic()
+    ahead.close()
+    waiting.join()
+    assert time.monotonic() - start < 20
+    assert sorted(ended) == sorted(begun) == [0, 1]
+    assert told[0] == ("rollouts", 0, 1)
+    assert threading.active_count() == threads
+
+
+def test_what_fails_ahead_is_raised_when_the_batch_is_asked_for():
+    ahead, *_ = overlap(depth=1, fail={1})
+    assert take(ahead, 0).batch == 0
+    ahead.wait()
+    with pytest.raises(BackendError, match="gone"):
+        take(ahead, 1)
+    assert take(ahead, 2).batch == 2
+    ahead.close()
+
+
+def test_rows_that_changed_since_they_were_read_ahead_are_refused():
+    ahead, *_ = overlap(depth=1)
+    take(ahead, 0)
+    with pytest.raises(ConfigError, match=r"rows stay the same, or --overlap 0"):
+        ahead.take(1, [{"prompt": "other"}], Order(), 9, 0, lambda *_: None)
+    ahead.close()
+
+
+def test_time_without_work_is_counted():
+    ahead, *_ = overlap(depth=1, seconds=0.05)
+    take(ahead, 0, last=1)
+    ahead.wait()
+    ahead.idle_s()
+    time.sleep(0.3)
+    assert ahead.idle_s() >= 0.3
+    take(ahead, 1, last=1)
+    ahead.close()
+
+
+def test_the_share_of_ratios_that_were_cut_counts_tokens_of_the_loss_only():
+    class Args:
+        vllm_importance_sampling_clip_max, vllm_importance_sampling_clip_min = 3.0, None
+
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert share_cut(torch.tensor([[0.0], [1.0]]), mask, Args) == pytest.approx(2 / 3)
+    assert share_cut(torch.tensor([[1.0, 3.0, 3.0], [0.5, 3.0, 3.0]]), mask, Args) == pytest.approx(1 / 3)
+
+
+@pytest.fixture
+def server(tiny_tokenizer, monkeypatch):
+    """Stands for vLLM: knows adapters by name, and answers with one of a few turns."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    rng = random.Random(1)
+    turns = ("```python\n1+1\n```", "\\boxed{2}", "\\boxed{3}")
+
+    def script(body):
+        if "lora_path" in body:
+            server.adapters.add(body["lora_name"])
+            return 200, {}
+        if "lora_name" in body:
+            server.adapters.discard(body["lora_name"])
+            return 200, {}
+        if body["model"] not in server.adapters:
+            return 404, {"error": "no such model"}
+        ids = [*tiny_tokenizer.encode(rng.choice(turns), add_special_tokens=False), tiny_tokenizer.eos_token_id]
+        ids = ids[: body["max_tokens"]]
+        logprobs = {"token_logprobs": [-1.0] * len(ids)}
+        return 200, {"choices": [{"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}]}
+
+    server = CompletionServer(script)
+    server.adapters = set()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def run(server, config, tiny_tokenizer, problems):
+    def go(resume=False, resume_with_changes=False, **changes):
+        options = {"use_vllm": True, "vllm_mode": "server", "vllm_sync": "adapter", "max_steps": 4}
+        options |= {"vllm_server_base_url": server.url.removesuffix("/v1"), "vllm_server_timeout": 5.0}
+        args = config(**{**options, "vllm_importance_sampling_mode": "token_truncate", **changes})
+        lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
+        return args, train(
+            model,
+            tiny_tokenizer,
+            problems,
+            args,
+            resume=resume,
+            resume_with_changes=resume_with_changes,
+            peft_config=lora,
+        )
+
+    return go
+
+
+def records(args):
+    run = RunFiles(args.run_dir)
+    return [run.rollouts(step) for step in run.steps()]
+
+
+def logged(args):
+    return RunFiles(args.run_dir).metrics()
+
+
+@pytest.mark.parametrize("depth", [None, 0, 2])
+def test_every_batch_is_trained_on_once_and_says_how_old_its_weights_are(server, run, depth):
+    args, result = run(overlap=depth)
+    depth = 1 if depth is None else depth
+    assert args.overlap == depth
+    assert result.steps == 4
+    found = records(args)
+    assert [{row["weights_step"] for row in rows} for rows in found] == [{max(step - depth, 0)} for step in range(4)]
+    assert [log["staleness/max"] for log in logged(args)] == [min(step, depth) for step in range(4)]
+    assert all(0 <= log["sampling/importance_sampling_ratio/frac_cut"] <= 1 for log in logged(args))
+    problems = [sorted({row["problem_id"] for row in rows}) for rows in found]
+    assert len({tuple(pair) for pair in problems}) == 4, "as without overlap, each step has problems of its own"
+    names = list(dict.fromkeys(body["model"] for _, body, _ in server.bodies if "model" in body))
+    assert len(names) == max(4 - depth, 1), "a batch is sampled from one adapter, the newest at its beginning"
+    assert len(server.adapters) <= depth + 1, "those that no rollout needs are unloaded"
+
+
+def test_without_overlap_and_with_it_the_problems_come_in_the_same_order(run):
+    args, _ = run(overlap=0)
+    without = [[row["problem_id"] for row in rows] for rows in records(args)]
+    args, _ = run(overlap=1, overwrite=True)
+    assert [[row["problem_id"] for row in rows] for rows in records(args)] == without
+
+
+def test_a_resumed_run_rolls_out_again_what_was_under_way_and_nothing_twice(run):
+    args, _ = run(overlap=1)
+    whole = [[row["problem_id"] for row in rows] for rows in records(args)]
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    run(overlap=1, overwrite=True, max_steps=2, **saving)
+    args, result = run(overlap=1, resume=True, resume_with_changes=True, **saving)
+    assert result.steps == 4
+    assert [[row["problem_id"] for row in rows] for rows in records(args)] == whole
+    assert [{row["weights_step"] for row in rows} for rows in records(args)] == [{0}, {0}, {2}, {2}]
+
+
+def test_a_server_that_fails_in_the_overlap_masks_its_rollouts_and_the_run_goes_on(server, run):
+    usual, failing = server.script, threading.Event()
+
+    def script(body):
+        if "lora_path" in body:
+            (failing.set if body["lora_name"].endswith("-2") else failing.clear)()
+        return (400, {"error": "out of memory"}) if failing.is_set() and "prompt" in body else usual(body)
+
+    server.script = script
+    args, result = run(overlap=1, max_failed_batches=3)
+    assert result.steps == 4
+    failures = [[row["failure"] for row in rows] for rows in records(args)]
+    assert not any(failures[0])
+    assert set(failures[2]) == {"model_server"}, "begun from the second weights"
+    assert not any(failures[3])
+
+
+def test_weights_that_cannot_be_sent_end_the_run_and_leave_no_thread(server, run):
+    usual = server.script
+    server.script = lambda body: (405, {"error": "no"}) if str(body.get("lora_path")).endswith("-3") else usual(body)
+    with pytest.raises(BackendError, match=r"load_lora_adapter: HTTP status 405"):
+        run(overlap=1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "gtpo-overlap"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overlap": -1}, "overlap must be at least 0, got -1"),
+        ({"overlap": 1}, "overlap 1: .*only on a vLLM server"),
+        ({"overlap": 1, "use_vllm": True, "vllm_mode": "colocate"}, "only on a vLLM server"),
+        (
+            {"overlap": 1, "vllm_importance_sampling_correction": False},
+            "need --vllm_importance_sampling_correction true",
+        ),
+        ({"overlap": 2, "max_staleness": 1}, r"max_staleness 1: with overlap 2 .* get 2 optimizer steps old"),
+        ({"overlap": 1, "num_iterations": 2, "max_staleness": 2}, "get 3 optimizer steps old"),
+    ],
+)
+def test_an_overlap_that_cannot_be_is_refused(config, options, message):
+    server = {"use_vllm": True, "vllm_mode": "server", "vllm_sync": "adapter"}
+    with pytest.raises(ConfigError, match=message):
+        config(**({} if "only on a" in message else server), **options)
+
+
+def test_the_default_overlap_heeds_the_largest_staleness(config):
+    server = {"use_vllm": True, "vllm_mode": "server", "vllm_sync": "adapter"}
+    assert config().overlap == 0
+    assert config(**server).overlap == 1
+    assert config(**server, max_staleness=0).overlap == 0
+    assert config(**server, vllm_importance_sampling_correction=False).overlap == 0
+
+
+def test_a_data_set_that_is_streamed_is_not_read_ahead_and_that_is_said(config, capsys):
+    args = config(use_vllm=True, vllm_mode="server", vllm_sync="adapter")
+    stream = Dataset.from_list([{"prompt": "1"}]).to_iterable_dataset()
+    assert GTPOTrainer._overlap_for(None, stream, args, StepProgress(enabled=False)) is None
+    assert args.overlap == 0
+    assert "overlap 0: a train_dataset that is streamed can't be read ahead" in capsys.readouterr().err
