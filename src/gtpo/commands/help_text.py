@@ -28,15 +28,15 @@ NAMED = {
     "rollouts: the sandbox": "sandbox sandbox_require tool_wall_s tool_cpu_s tool_memory_mb",
     "rewards": "verifier reward_funcs reward_weights graded success_threshold format_penalty penalize_syntax_errors "
     "turn_reward_funcs turn_reward_weights",
-    "credit": "algorithm preset gamma first_turn_share alpha similarity normalize_over zero_uniform_groups advantage_clip turn_rewards "
-    "turn_returns no_answer_rollouts truncated_rollouts",
+    "credit": "algorithm preset gamma first_turn_share alpha similarity normalize_over zero_uniform_groups "
+    "advantage_clip turn_rewards turn_returns no_answer_rollouts truncated_rollouts",
     "optimisation": "learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs "
     "per_device_train_batch_size gradient_accumulation_steps num_iterations epsilon epsilon_high beta loss_type "
     "max_grad_norm weight_decay optim bf16 gradient_checkpointing seed",
     "generation with vLLM": "use_vllm vllm_mode vllm_server_base_url vllm_gpu_memory_utilization "
     "vllm_tensor_parallel_size vllm_sync overlap max_staleness",
-    "output, checkpoints and logging": "run_dir output overwrite resume resume_with_changes save_steps save_minutes save_total_limit logging_steps "
-    "record_every record_max_tokens report_to run_name disable_tqdm",
+    "output, checkpoints and logging": "run_dir output overwrite resume resume_with_changes save_steps "
+    "save_minutes save_total_limit logging_steps record_every record_max_tokens report_to run_name disable_tqdm",
     "failures": "max_failed_fraction max_failed_batches",
 }
 """Groups by the names of their options, in the order in which they are shown."""
