@@ -24,7 +24,8 @@ def is_terminal() -> bool:
 class Progress:
     """How far a command is: a bar on a terminal; elsewhere one line every few seconds, whatever the rate of updates.
 
-    Lines come every 5 seconds at first and every minute after an hour, so that the log of a long run stays short.
+    Lines come every 5 seconds at first and every minute after an hour, so that the log of a long run stays short. A
+    terminal that has hung up can't be written to; the command goes on without one.
 
     Args:
         label: stands before the bar.
@@ -61,7 +62,7 @@ class Progress:
 
     def write(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
-        with contextlib.suppress(OSError):  # a terminal that has hung up: the run goes on without one
+        with contextlib.suppress(OSError):
             if self._bar is not None:
                 self._bar.console.print(for_terminal(text), markup=False, highlight=False)
             else:
@@ -71,10 +72,10 @@ class Progress:
         """Show where it stands for the last time."""
         if self._enabled:
             self._show()
-        bar, self._enabled, self._bar = self._bar, False, None
-        if bar is not None:
+        if self._bar is not None:
             with contextlib.suppress(OSError):
-                bar.stop()
+                self._bar.stop()
+        self._enabled, self._bar = False, None
 
     def _wait(self, now: float) -> float:
         """Seconds between two lines, or two drawings of the bar."""
@@ -94,7 +95,7 @@ class Progress:
             f", {_clock(spent / new * (self._total - self._done))} left" if new > 0 and self._done < self._total else ""
         )
         note = f", {self._note}" if self._note else ""
-        say(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}")
+        print(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}", file=sys.stderr, flush=True)
 
 
 def _bar() -> progress.Progress:

@@ -72,7 +72,7 @@ def _main(argv: Sequence[str]) -> int:
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # see gtpo.rollout.backends.transformers
     quieten()
     try:
-        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run(argv)
+        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run_command(argv)
     except KeyboardInterrupt:
         _say(argv[0], "interrupted")
         return 130
@@ -81,7 +81,7 @@ def _main(argv: Sequence[str]) -> int:
 def _run_stoppable(argv: Sequence[str]) -> int:
     with stop_signals(lambda text: _say(argv[0], text)) as stop:
         try:
-            return _run(argv)
+            return _run_command(argv)
         except StoppedError as stopped:
             _say(argv[0], str(stopped))
         except KeyboardInterrupt:
@@ -91,14 +91,14 @@ def _run_stoppable(argv: Sequence[str]) -> int:
     return STOPPED_STATUS
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run_command(argv: Sequence[str]) -> int:
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except StoppedError:
         raise
     except GtpoError as error:
         _say(argv[0], str(error))
-    except OSError as error:
+    except OSError as error:  # a broken pipe among them
         if error.errno not in DISK_ERRNOS:
             raise
         _say(argv[0], f"{error.filename or 'a file'}: can't be written: {error.strerror}; free some space, then again")

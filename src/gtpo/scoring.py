@@ -65,7 +65,7 @@ class RewardConfig:
         default=None,
         metadata={
             "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
-            "only: how much more likely the policy finds the gold answer after each turn; costs one forward pass per "
+            "only: how much likelier the policy finds the gold answer after each turn, at one more forward pass per "
             "rollout), or your own as MODULE:FUNCTION or ./FILE.py:FUNCTION."
         },
     )

@@ -32,7 +32,7 @@ EXTRAS = {
 def main(argv: Sequence[str]) -> int:
     """Print the findings; status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
     if "-h" in argv or "--help" in argv:
-        show(help_parser().format_help())
+        help_parser().print_help()
         return 0
     if argv:
         options = _options(argv)

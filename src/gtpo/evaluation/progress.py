@@ -11,7 +11,7 @@ from gtpo.evaluation.runner import Progress
 
 @contextmanager
 def progress_bar(total: int, label: str, *, enabled: bool = True) -> Iterator[Progress]:
-    """A bar on a terminal, or a line every few seconds, with the pass rate so far.
+    """Shows how far it is, with the pass rate so far.
 
     Args:
         total: samples in all.

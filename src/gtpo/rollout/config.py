@@ -90,10 +90,8 @@ class PromptConfig(MCPConfig):
         default=None,
         metadata={
             "help": "Tools, separated by commas: python, search, your own as MODULE:NAME or ./FILE.py:NAME, "
-            "mcp:COMMAND or "
-            "mcp:URL for those of an MCP server (#TOOL+TOOL for some of them); or none. By default python, or "
-            "none with "
-            "an --environment."
+            "mcp:COMMAND or mcp:URL for the tools of an MCP server (#TOOL+TOOL for some of them); or none. By default "
+            "python; none beside an --environment."
         },
     )
     environment: str | None = field(
