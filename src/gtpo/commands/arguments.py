@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
+from gtpo._text import show
 from gtpo._yaml import read_yaml
 from gtpo.commands.help_text import help_parser
 from gtpo.errors import ConfigError
