@@ -143,7 +143,7 @@ def prepare(name: str, args: argparse.Namespace) -> None:
     folder = STUDIES / "start" / name
     if (folder / "problems" / "selection.jsonl").exists():
         return
-    options = [f"--{key}={value}" for key, value in STARTS[name].demo.items()]
+    options = [f"--{key}={value}" for key, value in {"cold_start_steps": 900, **STARTS[name].demo}.items()]
     command = [sys.executable, "-m", "gtpo", "demo", "--run_dir", str(folder), "--prepare_only=true"]
     subprocess.run([*command, "--eval_problems=512", "--seed=1", *options], check=True)
 

@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
+from gtpo._text import show
 from gtpo._yaml import read_yaml
 from gtpo.commands.help_text import help_parser
 from gtpo.errors import ConfigError
@@ -57,8 +57,7 @@ class CommandLine:
         """
         argv = [_unaliased(arg) for arg in argv]
         if shown := {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
-            self.help_parser(everything=any("all" in arg for arg in shown)).print_help()
-            sys.stdout.flush()  # a reader that has left is noticed here, not as Python ends
+            show(self.help_parser(everything=any("all" in arg for arg in shown)).format_help())
             raise SystemExit(0)
         parser = self._parser()
         known = {field.name for kind in self.types for field in dataclasses.fields(kind)}

@@ -20,22 +20,23 @@ NAMED = {
     "data": "train_file problems columns data_dir max_problems sample_seed samples traces max_traces max_length "
     "solutions max_solutions",
     "rollouts: prompt and tools": "tools tool_state search_results passages tool_format system_prompt instructions "
-    "chat_template_kwargs",
+    "chat_template_kwargs environment environment_timeout_s mcp_session mcp_connect_s mcp_call_s mcp_env "
+    "mcp_key_variable",
     "rollouts: limits and sampling": "max_turns max_turn_tokens max_completion_length max_context "
     "max_observation_tokens max_repeated_tokens temperature top_p top_k min_p repetition_penalty num_generations "
     "max_concurrency",
     "rollouts: the sandbox": "sandbox sandbox_require tool_wall_s tool_cpu_s tool_memory_mb",
     "rewards": "verifier reward_funcs reward_weights graded success_threshold format_penalty penalize_syntax_errors "
     "turn_reward_funcs turn_reward_weights",
-    "credit": "algorithm preset gamma alpha similarity normalize_over zero_uniform_groups advantage_clip turn_rewards "
-    "turn_returns no_answer_rollouts truncated_rollouts",
+    "credit": "algorithm preset gamma first_turn_share alpha similarity normalize_over zero_uniform_groups "
+    "advantage_clip turn_rewards turn_returns no_answer_rollouts truncated_rollouts",
     "optimisation": "learning_rate lr_scheduler_type warmup_steps max_steps num_train_epochs "
     "per_device_train_batch_size gradient_accumulation_steps num_iterations epsilon epsilon_high beta loss_type "
     "max_grad_norm weight_decay optim bf16 gradient_checkpointing seed",
     "generation with vLLM": "use_vllm vllm_mode vllm_server_base_url vllm_gpu_memory_utilization "
-    "vllm_tensor_parallel_size vllm_sync",
-    "output, checkpoints and logging": "run_dir output overwrite resume save_steps save_total_limit logging_steps "
-    "record_every record_max_tokens report_to run_name disable_tqdm",
+    "vllm_tensor_parallel_size vllm_sync overlap max_staleness",
+    "output, checkpoints and logging": "run_dir output overwrite resume resume_with_changes save_steps "
+    "save_minutes save_total_limit logging_steps record_every record_max_tokens report_to run_name disable_tqdm",
     "failures": "max_failed_fraction max_failed_batches",
 }
 """Groups by the names of their options, in the order in which they are shown."""
@@ -197,7 +198,7 @@ def _values(action: argparse.Action, hint: Any) -> dict[str, Any]:
     if action.choices:
         choices = list(action.choices)
         return {"choices": choices} | ({"metavar": "NAME"} if len(choices) > _CHOICES_SHOWN else {})
-    if action.nargs == "?" or getattr(action.type, "__name__", "") == "string_to_bool":
+    if getattr(action.type, "__name__", "") == "string_to_bool":
         return {"choices": ["true", "false"]}
     names = [name for part in (get_args(hint) or (hint,)) for name in (get_args(part) or (part,))]
     return {"metavar": next((shown for kind, shown in _KINDS.items() if kind in names), "TEXT")}

@@ -13,9 +13,9 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from gtpo._files import write_text
-from gtpo._terminal import Progress
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, evaluate, protocol_of
+from gtpo.evaluation.progress import progress_bar
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import RolloutEngine, build_engine
@@ -206,7 +206,7 @@ def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, 
     backend = TransformersBackend(model, batch_size=args.max_concurrency or 64)
     verifier = get_verifier(args.verifier)
     enabled = not args.disable_tqdm
-    with closing(verifier), Progress(f"evaluation {name}", len(problems), "rollouts", enabled=enabled) as shown:
+    with closing(verifier), progress_bar(len(problems), f"evaluation {name}", enabled=enabled) as progress:
         result = evaluate(
             problems,
             engine,
@@ -214,7 +214,7 @@ def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, 
             verifier,
             protocol_of(args, engine, problems),
             about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},
-            progress=lambda done, of, passed: shown.update(done, f"pass rate {passed / done:.3f}"),
+            progress=progress,
         )
     result.save(Path(args.run_dir) / "eval" / f"{name}.json")
     return result
