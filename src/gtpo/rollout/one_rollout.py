@@ -94,6 +94,7 @@ class OneRollout:
     ) -> None:
         self.mask_failures, self.note = mask_failures, ""
         self.number, self.prompt_ids, self.messages = number, prompt_ids, list(prompt)
+        self.prompt = prompt
         self.encoder, self.limits = encoder, limits
         self.tools: dict[str, ToolUse] = {name: tool.open(key=number) for name, tool in tools.items()}
         self.server, self.clock, self.max_context = server, clock, max_context
@@ -135,7 +136,7 @@ class OneRollout:
             pass
         if self.environment and not stop_reason.is_failure:
             with self.clock.calling():
-                self.reward = await self.environment.reward()
+                self.reward = await self.environment.reward(self.prompt, self._trajectory(stop_reason))
         return stop_reason
 
     async def _begin(self, environments: Environments) -> None:
@@ -151,6 +152,7 @@ class OneRollout:
         if not isinstance(last["content"], str):
             raise ConfigError(f"environment {environments.name}: the text of reset needs a prompt that is text")
         self.messages[-1] = {**last, "content": last["content"] + text}
+        self.prompt = list(self.messages)
         self.prompt_ids = self.encoder.prompt_ids(self.messages)
         self.context = list(self.prompt_ids)
         if not self.mask_failures:

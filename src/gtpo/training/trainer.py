@@ -136,7 +136,7 @@ class GTPOTrainer(BaseTrainer):
         self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
         environments = self.engine.environments
         if environments:
-            train_dataset = check_data(environments, train_dataset, args)
+            train_dataset = check_data(environments, train_dataset, args, self.engine.prompts)
         scorer = make_scorer(
             args,
             reward_funcs=reward_funcs,
