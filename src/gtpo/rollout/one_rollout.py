@@ -101,6 +101,7 @@ class OneRollout:
         self.environments, self.row, self.hold_environment = environments, row, hold_environment
         self.environment: EnvironmentUse | None = None
         self.reward: float | None = None
+        self.suffix = ""
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
@@ -147,7 +148,7 @@ class OneRollout:
         text = await environment.reset(self.row)
         if text is None:
             return
-        text = well_formed(text)
+        self.suffix = text = well_formed(text)
         last = self.messages[-1]
         if not isinstance(last["content"], str):
             raise ConfigError(f"environment {environments.name}: the text of reset needs a prompt that is text")
@@ -169,7 +170,7 @@ class OneRollout:
     def _trajectory(self, stop_reason: StopReason) -> Trajectory:
         turns = tuple(self.turns) or (Turn("", (self.encoder.end_id,)),)
         prompt_ids = self.prompt_ids[:1] if stop_reason is StopReason.PROMPT_TOO_LONG else self.prompt_ids
-        return Trajectory(tuple(prompt_ids), turns, stop_reason, self.note, self.reward)
+        return Trajectory(tuple(prompt_ids), turns, stop_reason, self.note, self.reward, self.suffix)
 
     def _budgets(self) -> list[tuple[int, StopReason]]:
         """Tokens that the next turn may hold under each limit, in the order in which ties are resolved."""

@@ -341,7 +341,7 @@ class GTPOTrainer(BaseTrainer):
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
-        prompts = [row["prompt"] for row in self._inputs]
+        prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, self._inputs, strict=True)]
         columns = columns_of(self._inputs)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
