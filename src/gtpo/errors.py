@@ -73,6 +73,10 @@ class TooManyFailuresError(GtpoError, RuntimeError):
     """Too many rollouts were lost to failures (`gtpo.failures`)."""
 
 
+class StoppedError(GtpoError):
+    """A signal ended a run between two steps; it can go on. `gtpo` then exits with status 75."""
+
+
 class VerifierError(GtpoError, RuntimeError):
     """A verifier broke (not: an answer was wrong)."""
 

@@ -23,6 +23,7 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
 from gtpo.turn_rewards import (
     TurnRewardFunction,
+    asks_for_answers,
     environment_turn_rewards,
     get_turn_reward,
     name_of,
@@ -61,8 +62,9 @@ class RewardConfig:
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, MODULE:FUNCTION or "
-            "./file.py:FUNCTION."
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
+            "only: how much likelier the policy finds the gold answer after each turn; one more forward pass per "
+            "rollout), MODULE:FUNCTION or ./file.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -232,7 +234,7 @@ class Scorer:
         ]
 
     def check_functions(self) -> None:
-        """Refuse reward models, which a trainer alone calls.
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
 
         Raises:
             ConfigError: names the first one.
@@ -243,6 +245,12 @@ class Scorer:
                 raise ConfigError(
                     f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
                     "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
+        for function in self.turn_reward_funcs:
+            if asks_for_answers(function):
+                raise ConfigError(
+                    f"turn_reward_funcs: for {name_of(function)} the policy in training scores the gold answer, and "
+                    "there is none here; leave it out"
                 )
 
     def close(self) -> None:

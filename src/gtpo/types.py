@@ -224,6 +224,22 @@ class Trajectory:
             return last.observation.text
         return last.text if self.stop_reason in (StopReason.ANSWER, StopReason.DONE) else None
 
+    def show(self) -> None:
+        """Display the rollout: HTML in a notebook, text on a terminal."""
+        from gtpo.show import show  # what displays knows these types
+
+        show(self)
+
+    def __str__(self) -> str:
+        from gtpo.show import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        from gtpo.show import as_html
+
+        return as_html(self)
+
 
 def _observed(turn: Turn) -> tuple[int, ...]:
     return turn.observation.token_ids if turn.observation else ()

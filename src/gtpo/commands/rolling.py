@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from gtpo._files import fingerprint
 from gtpo._text import say
 from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer
 from gtpo.commands.backends import BackendArguments, make_backend
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
+from gtpo.evaluation.progress import progress_bar
 from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends.base import Backend
 from gtpo.scoring import RewardConfig, Scorer, make_scorer
@@ -67,13 +66,8 @@ class Job:
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
         """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
-        with tqdm(total=len(self.problems) * self.protocol.samples, desc=label, dynamic_ncols=True) as bar:
-
-            def progress(done: int, of: int, passed: int) -> None:
-                bar.update(done - bar.n)
-                bar.set_postfix_str(f"pass rate {passed / done:.3f}")
-
-            try:
+        try:
+            with progress_bar(len(self.problems) * self.protocol.samples, label) as progress:
                 return evaluate(
                     self.problems,
                     self.engine,
@@ -85,8 +79,8 @@ class Job:
                     journal=journal,
                     progress=progress,
                 )
-            finally:
-                self.scorer.close()
+        finally:
+            self.scorer.close()
 
 
 def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Problem]:

@@ -15,9 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-import yaml
-
 from gtpo._imports import imported
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
 from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import check_tool_format
@@ -261,9 +260,9 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             return {}
         path = Path(self.instructions)
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"instructions: {path}: can't be read: {error}") from error
+            found = read_yaml(path)
+        except ValueError as error:
+            raise ConfigError(f"instructions: {path}: {error}") from error
         if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
             raise ConfigError(f"instructions: {path}: must map types of answers to sentences")
         return found

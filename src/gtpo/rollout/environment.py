@@ -19,6 +19,7 @@ rollout (`gtpo.failures`); a value of the wrong type is a mistake of the class, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import math
@@ -128,7 +129,7 @@ class Environments:
                 f"environment {self.name}: {len(self._stuck)} of them are in a call that goes on after its "
                 f"{self.timeout_s:g} s, and a thread can't be ended: let the method give up by itself"
             )
-        if self._free:
+        with contextlib.suppress(IndexError):  # none is free
             return EnvironmentUse(self, self._free.pop())
         try:
             return EnvironmentUse(self, self._factory())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
+from gtpo.credit_table import PARTS, turn_parts
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.training.batch import Batch
 from gtpo.types import InvalidCall, Turn
@@ -38,7 +39,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
         pieces: cuts the texts of turns at their tokens.
         groups: those to describe.
     """
-    values = {name: getattr(batch.credit, name).tolist() for name in _OF_CREDIT}  # entries of a tensor are slow
+    values = {name: getattr(batch.credit, name).tolist() for name in PARTS}  # entries of a tensor are slow
     group_of = batch.credit.group_B.tolist()
     described = enumerate(zip(batch.trajectories, batch.problems, batch.verdicts, strict=True), start=batch.first)
     return [
@@ -63,7 +64,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
                     **_turn_text(turn, pieces),
                     "invalid": batch.inputs[i].invalid_turns[j],
                     "turn_rewards": {name: own[j] for name, own in batch.inputs[i].turn_rewards.items()},
-                    **_turn_credit(values, i, j, len(trajectory.turns)),
+                    **turn_parts(values, i, j, len(trajectory.turns)),
                 }
                 for j, turn in enumerate(trajectory.turns)
             ],
@@ -73,17 +74,25 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
     ]
 
 
-def turn_columns(batch: Batch) -> dict[str, list[str]]:
-    """For the table of `log_completions`: each rollout's turn rewards, returns and advantages."""
+def turn_columns(batch: Batch) -> dict[str, list[Any]]:
+    """For the table of `log_completions`, of the rollouts of this process: what each reward function gave
+    (`reward/NAME`), and turn by turn the user's own rewards (`turn_reward/NAME`), rewards, returns and advantages."""
+    mine = batch.inputs[batch.first : batch.first + len(batch.trajectories)]
+    by_function = {f"reward/{name}": [parts[name] for parts in batch.parts] for name in next(iter(batch.parts), {})}
+    own = {f"turn_reward/{name}": [_row(item.turn_rewards[name]) for item in mine] for name in mine[0].turn_rewards}
     named = {"rewards": "rewards_B_K", "returns": "returns_B_K", "advantages": "advantages_B_K"}
     values = {name: getattr(batch.credit, field).tolist() for name, field in named.items()}
-    return {
+    credit = {
         f"turn_{name}": [
-            ", ".join(f"{value:.2f}" for value in rows[batch.first + i][: len(trajectory.turns)])
-            for i, trajectory in enumerate(batch.trajectories)
+            _row(rows[batch.first + i][: len(trajectory.turns)]) for i, trajectory in enumerate(batch.trajectories)
         ]
         for name, rows in values.items()
     }
+    return {**by_function, **own, **credit}
+
+
+def _row(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
 
 
 def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
@@ -100,30 +109,4 @@ def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
         "observation_tokens": len(observation.token_ids) if observation else 0,
         "statuses": list(observation.statuses) if observation else [],
         "tool_wall_s": round(observation.wall_s, 4) if observation else 0.0,
-    }
-
-
-_OF_CREDIT = (
-    "accuracy_B",
-    "shaped_B",
-    "own_B_K",
-    "format_B_K",
-    "rewards_B_K",
-    "returns_B_K",
-    "advantages_B_K",
-    "outcome_B",
-)
-
-
-def _turn_credit(values: dict[str, list[Any]], row: int, turn: int, num_turns: int) -> dict[str, float]:
-    last = turn == num_turns - 1
-    accuracy, shaped = values["accuracy_B"][row], values["shaped_B"][row]
-    return {
-        "r_acc": accuracy if last else 0.0,
-        "r_shaped": max(shaped - accuracy, 0.0) if last and shaped else 0.0,
-        "r_format": values["format_B_K"][row][turn],
-        "r_own": values["own_B_K"][row][turn],
-        "reward": values["rewards_B_K"][row][turn],
-        "return": values["returns_B_K"][row][turn],
-        "advantage": values["advantages_B_K"][row][turn],
     }
