@@ -95,12 +95,14 @@ def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Pr
         ConfigError: none was named, or there is no such source.
         DataError: a source can't be used, or two have the same id.
     """
-    if not args.problems:
+    environments = args.make_environments()
+    brought = environments.problems() if environments and not args.problems else []
+    if not args.problems and not brought:
         raise ConfigError("no problems: give --problems, a file or a benchmark such as gsm8k")
     found: list[Problem] = []
     columns = args.row_columns()
-    for source in args.problems:
-        problems = problems_from(source, data_dir=args.data_dir, columns=columns, answers=answers)
+    for source in args.problems or [str(args.environment)]:
+        problems = brought or problems_from(source, data_dir=args.data_dir, columns=columns, answers=answers)
         if args.max_problems is not None and args.max_problems < len(problems):
             problems = sample(problems, args.max_problems, args.sample_seed)
         found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
@@ -116,7 +118,7 @@ def samples_of(args: SamplesArguments) -> int:
         if args.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {args.samples}")
         return args.samples
-    reported = {BENCHMARKS[name].samples if name in BENCHMARKS else 1 for name in args.problems}
+    reported = {BENCHMARKS[name].samples if name in BENCHMARKS else 1 for name in args.problems} or {1}
     if len(reported) > 1:
         raise ConfigError(
             f"{', '.join(args.problems)}: the usual number of samples per problem differs between these; give --samples"

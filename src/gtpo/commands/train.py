@@ -55,18 +55,21 @@ def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelC
 def main(argv: Sequence[str]) -> int:
     """Parse, check everything that can be checked without training, then train."""
     problem_args, args, model_args = arguments(argv)
-    if problem_args.train_file is None:
+    environments = args.make_environments()
+    own = environments.problems()[: problem_args.max_problems] if environments else []
+    if problem_args.train_file is None and not own:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
     verifier = make_scorer(args).verifier
-    found = problems_from(
-        problem_args.train_file,
-        limit=problem_args.max_problems,
-        columns=problem_args.row_columns(),
-        answers=verifier is not None,
-    )
-    problems = verifiable(found, verifier, say)
+    if problem_args.train_file is not None:
+        own = problems_from(
+            problem_args.train_file,
+            limit=problem_args.max_problems,
+            columns=problem_args.row_columns(),
+            answers=verifier is not None,
+        )
+    problems = verifiable(own, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
     provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}

@@ -27,6 +27,8 @@ from gtpo.rollout.search import SearchTool, search_spec
 from gtpo.rollout.settings import RolloutLimits, Sampling
 from gtpo.rollout.tool_spec import ToolSpec, python_spec
 from gtpo.rollout.tools import PythonTool, Tool, ToolState
+from gtpo.rollout.verifiers_environment import PREFIX as OF_VERIFIERS
+from gtpo.rollout.verifiers_environment import VerifiersEnvironments
 from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
 from gtpo.sandbox.service import KEY_HEADER
 
@@ -97,8 +99,8 @@ class PromptConfig(MCPConfig):
     environment: str | None = field(
         default=None,
         metadata={
-            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and with methods as tools "
-            "(docs/environments.md)."
+            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and methods as tools; "
+            "or verifiers:NAME, an installed environment of verifiers with its problems (docs/environments.md)."
         },
     )
     environment_timeout_s: float = field(
@@ -339,6 +341,8 @@ class RolloutConfig(PromptConfig, SandboxConfig):
 
 @cache
 def _environments(name: str, timeout_s: float) -> Environments:
+    if name.startswith(OF_VERIFIERS):
+        return VerifiersEnvironments(name.removeprefix(OF_VERIFIERS), timeout_s)
     return Environments(imported(name, "environment"), timeout_s)
 
 

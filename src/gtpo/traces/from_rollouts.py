@@ -109,6 +109,8 @@ def _repaired(sample: Mapping[str, Any]) -> bool:
 
 def _trace(sample: Mapping[str, Any], prompt: list[dict[str, Any]]) -> dict[str, Any]:
     messages = list(prompt)
+    if suffix := sample.get("prompt_suffix"):  # what an environment put behind it
+        messages[-1] = {**messages[-1], "content": messages[-1]["content"] + suffix}
     for number, turn in enumerate(sample["turns"], 1):
         messages.append({"role": "assistant", "content": turn["text"]})
         if number == len(sample["turns"]):  # what ended the rollout, no turn followed
