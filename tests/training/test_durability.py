@@ -182,6 +182,13 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_status_75(runs, unbroken, 
     assert figures_of(runs.folder / "run") == unbroken
 
 
+def test_a_run_that_saves_weights_only_can_go_on_from_a_signal(runs, unbroken):
+    fault = {"at": "update", "step": 2, "signals": [signal.SIGTERM]}
+    assert runs.train(fault=fault, save_only_model=True, save_steps=1) == STOPPED_STATUS, runs.said()
+    assert runs.train(save_only_model=True, save_steps=1) == 0, runs.said()
+    assert figures_of(runs.folder / "run") == unbroken
+
+
 @pytest.mark.parametrize(("at", "step"), [("update", 4), ("final save", 4)])
 def test_a_signal_in_the_last_step_or_after_it_lets_the_run_end(runs, unbroken, at, step):
     assert runs.train(fault={"at": at, "step": step, "signals": [signal.SIGTERM]}) == 0, runs.said()

@@ -43,14 +43,15 @@ def main(argv: Sequence[str]) -> int:
         say(f"tool format: {encoder.choice}")
     provenance = {"traces": asdict(trace_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
-    check_startable(
-        args,
-        args.run_dir,
-        resume=trace_args.choice,
-        overwrite=args.overwrite,
-        with_changes=trace_args.resume_with_changes,
-        about=provenance,
-    )
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=trace_args.choice,
+            overwrite=args.overwrite,
+            with_changes=trace_args.resume_with_changes,
+            about=provenance,
+        )
     result = cold_start(
         load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
         tokenizer,

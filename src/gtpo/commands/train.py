@@ -66,14 +66,15 @@ def main(argv: Sequence[str]) -> int:
     RunRecorder(args.run_dir)
     provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
-    check_startable(
-        args,
-        args.run_dir,
-        resume=problem_args.choice,
-        overwrite=args.overwrite,
-        with_changes=problem_args.resume_with_changes,
-        about=provenance,
-    )
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=problem_args.choice,
+            overwrite=args.overwrite,
+            with_changes=problem_args.resume_with_changes,
+            about=provenance,
+        )
     engine = build_engine(args, tokenizer)
     is_main = args.process_index == 0
     if is_main:
