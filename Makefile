@@ -40,7 +40,7 @@ $(VENV)/.docs: $(VENV)/.installed requirements/docs.txt
 
 # Strict: a broken link, a page outside the navigation and an undocumented public name fail the build.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 dist: setup
 	rm -rf dist

@@ -42,7 +42,7 @@ PUBLIC = {
     "gtpo.training.trainer": ("GTPOTrainer",),
     "gtpo.training.config": ("GTPOConfig",),
     "gtpo.training.data": ("problem_dataset",),
-    "gtpo.turn_rewards": ("execution_feedback", "repeated_calls"),
+    "gtpo.turn_rewards": ("execution_feedback", "repeated_calls", "information_gain"),
     "gtpo.evaluation": (
         "Comparison",
         "EvalProtocol",
@@ -130,10 +130,10 @@ def generated_pages() -> dict[str, str]:
             if path.suffix in LANGUAGES:
                 parts.append(f"## {path.name}\n\n{_block(path.read_text(encoding='utf-8'), LANGUAGES[path.suffix])}")
         pages[f"recipes/{folder.name}.md"] = "\n".join(parts)
-    source = (ROOT / "examples" / "gtpo_minimal.py").read_text(encoding="utf-8")
-    pages["examples/gtpo_minimal.md"] = (
-        f"# GTPO in one file\n\n`examples/gtpo_minimal.py`\n\n{_block(source, 'python')}"
-    )
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        title = "GTPO in one file" if path.stem == "gtpo_minimal" else f"Example: {path.stem.replace('_', ' ')}"
+        pages[f"examples/{path.stem}.md"] = f"# {title}\n\n`examples/{path.name}`\n\n{_block(source, 'python')}"
     notebook = json.loads((ROOT / "examples" / "understand_credit.ipynb").read_text(encoding="utf-8"))
     pages["examples/understand_credit.md"] = "\n\n".join(_cell(cell) for cell in notebook["cells"])
     return pages

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 
 from pydantic import BaseModel
 
@@ -56,24 +55,10 @@ def boom() -> str:
 
 
 @server.tool()
-def die() -> str:
-    """End the server in the middle of a call."""
-    print("about to end", file=sys.stderr, flush=True)
-    os._exit(3)
-
-
-@server.tool()
 async def wait(seconds: float) -> str:
     """Wait, and let others be served."""
     await asyncio.sleep(seconds)
     return f"waited {seconds}"
-
-
-@server.tool()
-async def block(seconds: float) -> str:
-    """Wait, and let nobody be served."""
-    time.sleep(seconds)
-    return f"blocked {seconds}"
 
 
 @server.tool()

@@ -64,7 +64,7 @@ STARTS = {
     "desks": Start(_long("desks", 5, 0.2, 0.25, 0.12, 256), "gtpo.lab.tiny.desks:DeskLookupTool", 14, 320, _HARDER),
     "steps-long": Start(_long("steps", 8, 0.15, 0.1, 0.1, 288), _CALCULATOR, 14, 352, _HARDER),
     # 0.02 and 0.1, four turns; 0.02, eight turns
-    "hops-rare": Start(_hops(3, 0.5, 0.4, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8)),
+    "hops-rare": Start(_hops(3, 0.5, 0.4, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8), batches=12),
     "hops-some": Start(_hops(3, 0.32, 0.3, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8)),
     "hops-rare-long": Start(_hops(7, 0.25, 0.22, 288), _LOOKUP, 12, 320, thresholds=(0.1, 0.3, 0.5, 0.8)),
 }

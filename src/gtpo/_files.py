@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 from gtpo._text import well_formed
 
 _CHUNK_BYTES = 1 << 22
+_PARTIAL = ".partial"
 _SETTLED_NS = 2_000_000_000
 """A file written in this time may be written again without its time stamp showing it."""
 _hashes: dict[tuple[object, ...], str] = {}
@@ -25,12 +27,40 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file beside its place and move it there, so that no reader sees half of it; makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sweep_partial(folder: str | Path) -> None:
+    """Delete what kills left of files that were being written here. Nobody else may be writing."""
+    for path in Path(folder).glob(f".*{_PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def partial_folder(path: str | Path) -> Path:
+    """Where a folder is written before `replace_folder` moves it to its place; what was there is deleted."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}{_PARTIAL}")
+    shutil.rmtree(beside, ignore_errors=True)
+    return beside
+
+
+def replace_folder(path: str | Path, written: str | Path) -> None:
+    """Move a folder to its place, where another one may be."""
+    path = Path(path)
+    former = path.with_name(f".{path.name}.former{_PARTIAL}")
+    shutil.rmtree(former, ignore_errors=True)
+    if path.exists():
+        path.rename(former)
+    Path(written).rename(path)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def fingerprint(path: str | Path) -> str | None:
@@ -45,14 +75,19 @@ def fingerprint(path: str | Path) -> str | None:
     if not path:
         return None
     if os.path.isfile(path):  # unlike Path.is_file, False for what is too long to be a path
-        return _content_hash(Path(path))[:16]
+        return content_hash(Path(path))[:16]
     if not os.path.isdir(path):
         return None
     files = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name != "README.md")
-    return hashlib.sha256(json.dumps([[file.name, _content_hash(file)] for file in files]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([[file.name, content_hash(file)] for file in files]).encode()).hexdigest()[:16]
 
 
-def _content_hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, read once per process unless its inode, size or times change.
+
+    Raises:
+        OSError: it can't be read.
+    """
     stat = path.stat()
     key = (path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if (known := _hashes.get(key)) is not None:

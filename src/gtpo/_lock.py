@@ -22,13 +22,15 @@ from gtpo.errors import ConfigError, RecordError
 _LOG = logging.getLogger(__name__)
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 _TAKEN = {errno.EAGAIN, errno.EACCES}
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "ceph", "beegfs", "glusterfs", "9p", "afs", "fuse")
+_held: set[int] = set()
 
 
 @contextmanager
 def locked(path: str | Path, *, what: str, mend: str) -> Iterator[None]:
-    """Hold a lock for as long as the context lasts. Forked children share it; programs that are started do not.
+    """Hold a lock for as long as the context lasts. Neither forked children nor programs that are started keep it.
 
-    On a file system without locks there is none, and a warning says so.
+    On a file system without locks there is none, and a warning says so, as it does on one of the network.
 
     Args:
         path: of the lock's file, such as `run/.lock`; its folder is made.
@@ -41,13 +43,15 @@ def locked(path: str | Path, *, what: str, mend: str) -> Iterator[None]:
     """
     path = Path(path)
     descriptor = _take(path, what, mend)
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.discard(descriptor)
         with suppress(OSError):
             if _is_at(descriptor, path):
                 path.unlink()
-        with suppress(OSError):  # said aloud: a forked child that still lives has the descriptor too
+        with suppress(OSError):  # said aloud: a child that was forked in C has the descriptor too
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
@@ -70,6 +74,9 @@ def _take(path: Path, what: str, mend: str) -> int:
                 os.close(descriptor)
                 raise RecordError(f"{path}: can't be locked ({error.strerror})") from error
             _LOG.warning("%s: this file system has no locks; see to it that no other process writes %s", path, what)
+        else:
+            if (kind := file_system_of(path)) in _NETWORK:
+                _LOG.warning("%s: on a network file system (%s), so other machines may not see the lock", path, kind)
         if _is_at(descriptor, path):
             with suppress(OSError):  # a full disk keeps nobody out: the lock is not in the contents
                 os.ftruncate(descriptor, 0)
@@ -91,3 +98,29 @@ def _holder(descriptor: int) -> str:
         return f" (process {int(found['pid'])} on {str(found['host'])[:64]!r})"
     except (OSError, ValueError, TypeError, KeyError):
         return ""
+
+
+def file_system_of(path: Path) -> str:
+    """The type of the file system that a path lies on, as /proc/mounts names it; empty if that is unknown."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    resolved = str(path.resolve())
+    for fields in (line.split() for line in lines):
+        place = fields[1].encode().decode("unicode_escape")
+        inside = resolved == place or resolved.startswith(place.rstrip("/") + "/")
+        if inside and len(place) >= len(best):
+            best, kind = place, fields[2]
+    return "fuse" if kind.startswith("fuse.") else kind
+
+
+def _in_forked_child() -> None:
+    """The lock ends with the process that took it, even if a child that it forked lives on."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+DEFAULT_SHARE = 0.7
+"""What of its reward the first turn of the longest success keeps under `first_turn_share` as it is advised."""
 SMALL_GROUP = 4
 """From here on `first_turns` has at least the signal of the other choices (docs/results/tabular.md)."""
 
@@ -37,7 +39,7 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
         said.append(
             f"A failure after one call is paid up to alpha = {alpha:g} for looking like a success, the first turn of a "
             f"success of {turns:g} turns gamma^{turns - 1:g} = {first:.2g}, and long rollouts may be unlearnt: use "
-            "gamma 1."
+            f"{_higher_gamma(alpha)}."
         )
     return " ".join(said) or None
 
@@ -51,6 +53,11 @@ def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str 
         f"in groups of {group_size} the returns of first turns may hardly differ, and normalize_over first_turns "
         "divides by their deviation: use normalize_over all_turns, or larger groups."
     )
+
+
+def _higher_gamma(alpha: float) -> str:
+    """A discount under which no failure is shaped to more than the first turn of a success."""
+    return f"first_turn_share {DEFAULT_SHARE} (gamma by max_turns), or gamma 1" if alpha <= DEFAULT_SHARE else "gamma 1"
 
 
 def _number(value: Any) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from gtpo import __version__
+from gtpo._signals import STOPPED_STATUS, stop_signals
 from gtpo._text import say, show
-from gtpo.errors import GtpoError
+from gtpo.errors import GtpoError, StoppedError
 
 COMMANDS = {
     "demo": ("gtpo.commands.demo", "cold start and GTPO of a tiny model on the spot; needs nothing but this package"),
@@ -26,6 +29,16 @@ COMMANDS = {
     "export-verl": ("gtpo.commands.export_verl", "problems as a dataset for verl"),
     "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
 }
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+STOPPABLE = {
+    "train": "nothing to save before the first step",
+    "sft": "nothing to save before the first step",
+    "demo": "the same command with --resume auto goes on from the last stage that is done",
+    "study": "the same command goes on with the cells that are left",
+    "eval": "with --output, the samples that are verified are kept and the same command goes on from them",
+    "collect-traces": "the samples that are verified are kept, and the same command goes on from them",
+}
+"""Commands that SIGTERM, SIGUSR1 and SIGHUP end in good order, with status 75; and what is kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,13 +57,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # see gtpo.rollout.backends.transformers
     try:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
-    except GtpoError as error:
-        say(f"gtpo {argv[0]}: {error}")
-        return 2
+        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run(argv)
     except KeyboardInterrupt:
-        say(f"\ngtpo {argv[0]}: interrupted")
+        _say(argv[0], "interrupted")
         return 130
+
+
+def _run_stoppable(argv: Sequence[str]) -> int:
+    with stop_signals(lambda text: _say(argv[0], text)) as stop:
+        try:
+            return _run(argv)
+        except StoppedError as stopped:
+            _say(argv[0], str(stopped))
+        except KeyboardInterrupt:
+            if stop.requested is None:
+                raise
+            _say(argv[0], f"stopped by {stop.requested.name}; {STOPPABLE[argv[0]]}")
+    return STOPPED_STATUS
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except StoppedError:
+        raise
+    except GtpoError as error:
+        _say(argv[0], str(error))
+    except OSError as error:
+        if error.errno not in DISK_ERRNOS:
+            raise
+        _say(argv[0], f"{error.filename or 'a file'}: can't be written: {error.strerror}; free some space, then again")
+    return 2
+
+
+def _say(command: str, text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that has hung up
+        say(f"gtpo {command}: {text}")
 
 
 def _usage() -> str:

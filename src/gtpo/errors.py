@@ -49,6 +49,10 @@ class SandboxError(GtpoError, RuntimeError):
     """The sandbox itself failed, or does not hold what was asked of it; never the fault of the code it ran."""
 
 
+class EnvironmentFailedError(GtpoError, RuntimeError):
+    """An environment of the user's own raised or did not return; masks its rollout (`gtpo.failures`)."""
+
+
 class BackendError(GtpoError, RuntimeError):
     """The model that generates is unavailable: its server does not answer, refuses a request, or gives nonsense."""
 
@@ -67,6 +71,10 @@ class ModelError(GtpoError, ArithmeticError):
 
 class TooManyFailuresError(GtpoError, RuntimeError):
     """Too many rollouts were lost to failures (`gtpo.failures`)."""
+
+
+class StoppedError(GtpoError):
+    """A signal ended a run between two steps; it can go on. `gtpo` then exits with status 75."""
 
 
 class VerifierError(GtpoError, RuntimeError):

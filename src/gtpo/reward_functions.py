@@ -115,8 +115,9 @@ def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
     messages = []
     for turn in trajectory.turns:
         messages.append({"role": "assistant", "content": turn.text})
-        results = turn.observation.results if turn.observation else ()
-        messages += [{"role": "tool", "content": result} for result in results]
+        if turn.observation:
+            role = turn.observation.role
+            messages += [{"role": role, "content": result} for result in turn.observation.results]
     return messages
 
 

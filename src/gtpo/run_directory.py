@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from gtpo._yaml import read_yaml
 from gtpo.credit_assignment import CreditSettings
-from gtpo.errors import DataError
+from gtpo.errors import ConfigError, DataError
 
 SCHEMA_VERSION = 3
 """Changes whenever a recorded field changes its name or meaning. 3: the names of CHANGELOG.md."""
@@ -93,12 +92,11 @@ class RunFiles:
         Raises:
             DataError: config.yaml can't be read.
         """
-        path = self.path / CONFIG
         try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DataError(f"can't be read: {error}", path=path) from error
-        parts = [document.get(name) if isinstance(document, dict) else None for name in ("config", "model")]
+            document = read_config(self.path)
+        except ConfigError as error:
+            raise DataError(str(error)) from error
+        parts = [document.get(name) for name in ("config", "model")]
         config, model = (part if isinstance(part, dict) else {} for part in parts)
         config = _renamed(config)
         found = {name: config.get(name, default) for name, default in SETTINGS.items()}
@@ -111,8 +109,8 @@ class RunFiles:
 
     def steps(self) -> list[int]:
         """Steps whose rollouts are recorded, in order."""
-        found = (_STEP.fullmatch(path.name) for path in (self.path / ROLLOUTS).glob("step_*.jsonl*"))
-        return sorted({int(match[1]) for match in found if match})
+        found = map(step_of_rollouts, (self.path / ROLLOUTS).glob("step_*.jsonl*"))
+        return sorted({step for step in found if step is not None})
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         """The rollouts of a step; fields that schema 1 lacks are filled in, and names of schema 2 are today's.
@@ -146,6 +144,28 @@ class RunFiles:
                 raise DataError(f"not a recorded rollout: {error!r}", path=path, line=number) from error
             rows.append(row)
         return rows
+
+
+def step_of_rollouts(path: Path) -> int | None:
+    """The step of a file of rollouts, by its name; None for any other file."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """What config.yaml holds; nothing where there is none, or no mapping in it.
+
+    Raises:
+        ConfigError: it can't be read; says why, and what to do.
+    """
+    path = Path(run_dir) / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        document = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; mend it, or take it away: the records can be read without it") from error
+    return document if isinstance(document, dict) else {}
 
 
 def rollouts_path(run_dir: str | Path, step: int) -> Path:

@@ -1,7 +1,8 @@
 """What a rollout is worth, the same in training and in evaluation: verdict, rewards by name, passing, turn rewards.
 
 The outcome reward of a rollout is the sum of what the reward functions give, weighted by `reward_weights`; the verifier
-is one of them, under the name `verified`, and by default the only one. A rollout passes if its outcome reward reaches
+is one of them, under the name `verified`, and by default the only one; an environment's `get_reward` is one more, of
+weight 1, and the only one where no other is given, as in TRL. A rollout passes if its outcome reward reaches
 `success_threshold`. Where no function applies to a rollout it has no outcome reward, and does not pass.
 """
 
@@ -17,9 +18,17 @@ from torch import nn
 from gtpo.errors import ConfigError, VerifierError
 from gtpo.failures import Failure
 from gtpo.reward_functions import AUTO, call_all, guarded, is_verifier, listed, named
+from gtpo.rollout.environment import Environments
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
-from gtpo.turn_rewards import TurnRewardFunction, get_turn_reward, name_of, weighted_turn_rewards
+from gtpo.turn_rewards import (
+    TurnRewardFunction,
+    asks_for_answers,
+    environment_turn_rewards,
+    get_turn_reward,
+    name_of,
+    weighted_turn_rewards,
+)
 from gtpo.types import Trajectory
 
 VERIFIED = "verified"
@@ -53,8 +62,9 @@ class RewardConfig:
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, MODULE:FUNCTION or "
-            "./file.py:FUNCTION."
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
+            "only: how much likelier the policy finds the gold answer after each turn; one more forward pass per "
+            "rollout), MODULE:FUNCTION or ./file.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -101,17 +111,44 @@ class Scored:
     failure: Failure | None = None
 
 
+class EnvironmentReward:
+    """Stands for `get_reward` of the rollouts' environments among the reward functions.
+
+    Args:
+        name: what it is logged as: the class's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def of(self, trajectories: Sequence[Trajectory]) -> list[float | None]:
+        """What the environments gave; None for a rollout for which they gave nothing."""
+        return [trajectory.reward for trajectory in trajectories]
+
+    def as_function(self, trajectories: Callable[[], Sequence[Trajectory]]) -> Callable[..., list[float | None]]:
+        """A reward function as TRL calls it, of the rollouts that `trajectories` gives then."""
+
+        def given(**columns: Any) -> list[float | None]:
+            return self.of(trajectories())
+
+        given.__name__ = self.__name__
+        return given
+
+
 class Scorer:
     """Scores rollouts by a verifier, reward functions and turn rewards.
 
     Args:
         verifier: checks final answers; None: reward functions alone say what a rollout is worth.
-        reward_funcs: functions, and "auto" or a verifier where the verdict counts; by default that alone.
+        reward_funcs: functions, and "auto" or a verifier where the verdict counts; by default that alone, or the
+            environment alone.
         reward_weights: one for each; by default 1.
         graded: reward the verifier's score, not only whether it passes.
         success_threshold: outcome reward with which a rollout passes.
         turn_reward_funcs: see `gtpo.turn_rewards`.
         turn_reward_weights: one for each; by default 1.
+        environment: the name under which `get_reward` of environments is one more reward function of weight 1.
+        environment_turns: the name under which their `get_turn_reward` is one more turn reward of weight 1.
 
     Raises:
         ConfigError: weights that do not fit the functions, or something that is no reward function.
@@ -127,14 +164,23 @@ class Scorer:
         success_threshold: float = 1.0,
         turn_reward_funcs: Sequence[TurnRewardFunction] = (),
         turn_reward_weights: Sequence[float] | None = None,
+        environment: str | None = None,
+        environment_turns: str | None = None,
     ) -> None:
-        self.sources = listed(reward_funcs)
+        own = [EnvironmentReward(environment)] if environment is not None else []
+        others = [] if own and reward_funcs is None else listed(reward_funcs)
+        self.sources = [*others, *own]
+        self.sources_of_trainer = others or self.sources
+        self.added = own[0] if own and others else None
         self.verifier = verifier if any(map(is_verifier, self.sources)) else None
         self.graded, self.success_threshold = graded, success_threshold
         self.names = [VERIFIED if is_verifier(source) else name_of(source) for source in self.sources]
-        self.weights = _weights("reward", reward_weights, self.sources)
+        self.weights = [*_weights("reward", reward_weights, others), *(1.0 for _ in own)]
         self.turn_reward_funcs = list(turn_reward_funcs)
         self.turn_reward_weights = _weights("turn_reward", turn_reward_weights, self.turn_reward_funcs)
+        if environment_turns is not None:
+            self.turn_reward_funcs.append(environment_turn_rewards(environment_turns))
+            self.turn_reward_weights.append(1.0)
 
     @property
     def by_verdict(self) -> bool:
@@ -188,7 +234,7 @@ class Scorer:
         ]
 
     def check_functions(self) -> None:
-        """Refuse reward models, which a trainer alone calls.
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
 
         Raises:
             ConfigError: names the first one.
@@ -199,6 +245,12 @@ class Scorer:
                 raise ConfigError(
                     f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
                     "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
+        for function in self.turn_reward_funcs:
+            if asks_for_answers(function):
+                raise ConfigError(
+                    f"turn_reward_funcs: for {name_of(function)} the policy in training scores the gold answer, and "
+                    "there is none here; leave it out"
                 )
 
     def close(self) -> None:
@@ -220,9 +272,15 @@ class Scorer:
         prompts: Sequence[Any],
         columns: Mapping[str, Sequence[Any]],
     ) -> Rewards:
-        own = [guarded(source) for source in self.sources if not is_verifier(source)]
-        given = iter(call_all(own, trajectories, prompts, columns))
-        lists = [self.verified(verdicts) if is_verifier(source) else next(given) for source in self.sources]
+        others = [one for one in self.sources if not (is_verifier(one) or isinstance(one, EnvironmentReward))]
+        given = iter(call_all(list(map(guarded, others)), trajectories, prompts, columns))
+
+        def of(source: Any) -> Sequence[float | None]:
+            if isinstance(source, EnvironmentReward):
+                return source.of(trajectories)
+            return self.verified(verdicts) if is_verifier(source) else next(given)
+
+        lists = [of(source) for source in self.sources]
         return [list(row) for row in zip(*lists, strict=True)]
 
     def _weighted(self, rewards: Sequence[float | None]) -> float | None:
@@ -237,21 +295,29 @@ def make_scorer(
     reward_funcs: Any = None,
     verifier: Verifier | None = None,
     turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
+    environments: Environments | None = None,
+    turns: bool = True,
 ) -> Scorer:
     """The scorer that a configuration asks for.
 
     Args:
-        config: a `RewardConfig` with the option `verifier` of `RolloutConfig`.
+        config: a `RewardConfig` that is a `RolloutConfig`, too.
         reward_funcs, verifier, turn_reward_funcs: in place of those that the configuration names.
+        environments: of the rollouts, which may give rewards; by default those that the configuration asks for.
+        turns: whether their turn rewards are used.
 
     Raises:
         ConfigError: see `Scorer`; a name that can't be imported, or that is no verifier.
     """
-    sources = listed(named(config.reward_funcs) if reward_funcs is None else reward_funcs)
-    given = [source for source in sources if is_verifier(source) and source != AUTO]
+    environments = environments or config.make_environments()
+    sources = named(config.reward_funcs) if reward_funcs is None else reward_funcs
+    rewarded = environments is not None and environments.has_reward
+    if not (rewarded and sources is None):
+        sources = listed(sources)
+    given = [source for source in sources or () if is_verifier(source) and source != AUTO]
     if turn_reward_funcs is None:
         turn_reward_funcs = [get_turn_reward(name) for name in config.turn_reward_funcs or ()]
-    verifies = any(map(is_verifier, sources))
+    verifies = any(map(is_verifier, sources or ()))
     return Scorer(
         (verifier or (given[0] if given else get_verifier(config.verifier))) if verifies else None,
         reward_funcs=sources,
@@ -260,6 +326,8 @@ def make_scorer(
         success_threshold=config.success_threshold,
         turn_reward_funcs=turn_reward_funcs,
         turn_reward_weights=config.turn_reward_weights,
+        environment=environments.name if environments and rewarded else None,
+        environment_turns=environments.name if environments and environments.has_turn_reward and turns else None,
     )
 
 

@@ -33,8 +33,12 @@ class StopReason(StrEnum):
     """A turn said the same few tokens over and over and was ended there."""
     FINAL = "final"
     """A tool ended the rollout; its result is the final answer."""
+    DONE = "done"
+    """The environment was done after the turn; the turn is the final answer."""
     TOOL_FAILURE = "tool_failure"
     """A tool itself failed, such as the sandbox; not: the code that it ran."""
+    ENVIRONMENT_FAILURE = "environment_failure"
+    """The environment itself failed: its `reset`, `respond`, `get_reward` or the like raised or did not return."""
     MODEL_FAILURE = "model_failure"
     """What generates failed: its server did not answer, or gave nonsense."""
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -43,7 +47,15 @@ class StopReason(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Whether something around the model failed. Such a rollout is masked: neither scored nor trained on."""
-        return self in (StopReason.TOOL_FAILURE, StopReason.MODEL_FAILURE, StopReason.PROMPT_TOO_LONG)
+        return self in _FAILURES
+
+
+_FAILURES = {
+    StopReason.TOOL_FAILURE,
+    StopReason.ENVIRONMENT_FAILURE,
+    StopReason.MODEL_FAILURE,
+    StopReason.PROMPT_TOO_LONG,
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,8 @@ class Observation:
         token_ids: the ids appended to the context: the text and the template around it, up to where the model
             goes on.
         wall_s: seconds from the end of the turn to the last result.
-        results: the text of each call's result, in order.
+        results: the text of each call's result, in order; or the one reply.
+        role: "tool" for results of calls; "user" for an environment's reply to a turn without a call.
     """
 
     text: str
@@ -91,6 +104,7 @@ class Observation:
     token_ids: tuple[int, ...]
     wall_s: float = 0.0
     results: tuple[str, ...] = ()
+    role: str = "tool"
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,7 @@ class Turn:
         calls: valid and invalid calls in the order in which they stand in the turn.
         logprobs: log-probability of each sampled token under the sampling policy, if the backend gives them.
         token_exact: whether the ids are those that were sampled; False if a server gave text, tokenised here.
+        reward: what the rollout's environment gave for the turn; None if it gives none.
     """
 
     text: str
@@ -111,6 +126,7 @@ class Turn:
     observation: Observation | None = None
     logprobs: tuple[float, ...] | None = None
     token_exact: bool = True
+    reward: float | None = None
 
     @property
     def valid_calls(self) -> tuple[ToolCall, ...]:
@@ -132,12 +148,14 @@ class Trajectory:
         turns: at least one. A rollout that failed before its first turn has an empty one, of an end token alone.
         stop_reason: why it ended.
         note: of a failure, what failed; for logs.
+        reward: the outcome reward that the rollout's environment gave; None if it gives none.
     """
 
     prompt_ids: tuple[int, ...]
     turns: tuple[Turn, ...]
     stop_reason: StopReason
     note: str = ""
+    reward: float | None = None
 
     @property
     def completion_ids(self) -> list[int]:
@@ -194,7 +212,7 @@ class Trajectory:
         last = self.turns[-1]
         if self.stop_reason is StopReason.FINAL and last.observation:
             return last.observation.text
-        return last.text if self.stop_reason is StopReason.ANSWER else None
+        return last.text if self.stop_reason in (StopReason.ANSWER, StopReason.DONE) else None
 
     def show(self) -> None:
         """Display the rollout: HTML in a notebook, text on a terminal."""

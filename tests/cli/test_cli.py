@@ -99,7 +99,7 @@ def test_a_run_that_can_not_start_is_refused_before_its_weights_are_loaded(capsy
     shutil.copytree(model_dir, empty, ignore=shutil.ignore_patterns("*.safetensors"))
     argv = ["train", "--model", empty, "--train_file", problem_file, "--tool_format", "fenced", *CPU]
     assert "holds a run already" in fails(capsys, *argv, "--run_dir", tmp_path / "run")
-    assert "no checkpoint" in fails(capsys, *argv, "--run_dir", tmp_path / "run", "--resume", "true")
+    assert "no whole checkpoint" in fails(capsys, *argv, "--run_dir", tmp_path / "run", "--resume", "true")
     assert "can't be loaded" in fails(capsys, *argv, "--run_dir", tmp_path / "other"), (
         "the control: weights are missing"
     )

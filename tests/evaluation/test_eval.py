@@ -215,7 +215,7 @@ def test_what_was_begun_with_other_options_is_not_gone_on_with(server, byte_mode
     assert "protocol.seed: 9 and 0" in capsys.readouterr().err
     journal.write_text("{broken\n")
     assert main(["eval", *argv, "--overwrite", "true"]) == 2
-    assert "r.json.samples.jsonl:1: damaged" in capsys.readouterr().err
+    assert "r.json.samples.jsonl:1: broken JSON at column 2" in capsys.readouterr().err
 
 
 def test_a_server_that_dies_leaves_what_was_verified(

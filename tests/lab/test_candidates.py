@@ -42,15 +42,6 @@ def sharing(events, num_turns, groups, i, j):
     ]
 
 
-def test_gamma_leaves_the_first_turn_its_share():
-    assert C.gamma_for_turns(8, first_share=0.9) ** 7 == pytest.approx(0.9)
-    assert C.gamma_for_turns(2, first_share=0.5) == 0.5
-    assert C.gamma_for_turns(1) == 1.0
-    for turns, share in ((0, 0.9), (4, 0.0), (4, 1.1)):
-        with pytest.raises(ValueError, match="first_share"):
-            C.gamma_for_turns(turns, first_share=share)
-
-
 def test_shaping_is_bounded_by_the_least_first_turn_of_the_groups_successes():
     shaped = torch.tensor([0.0, 0.0, 0.5, 0.2, 0.4, 0.0, 0.3])
     first = torch.tensor([0.8, 0.4, 9.0, -1.0, 0.0, -0.2, 0.0])

@@ -13,6 +13,7 @@ import time
 import pytest
 import yaml
 
+from gtpo._signals import STOPPED_STATUS
 from gtpo.cli import main
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
@@ -86,7 +87,15 @@ def figures_of(output, cell):
     return metrics, [sample["turns"] for sample in result["samples"]]
 
 
-def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path):
+def wait_for(process, folder, pattern):
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     process = compare(write_study(tmp_path / "whole.yaml", start, whole), "--jobs", "2")
     output, _ = process.communicate(timeout=300)
@@ -95,11 +104,16 @@ def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path):
 
     path = write_study(tmp_path / "broken.yaml", start, broken)
     process = compare(path)
-    deadline = time.monotonic() + 200
-    while not list((broken / "cells").glob("*/checkpoints/checkpoint-2/trainer_state.json")):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(process, broken, "cells/*/checkpoints/checkpoint-1/manifest.json")
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does it: the study, the server of its cells, and the cell
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == STOPPED_STATUS, output
+    assert "grpo-1 stopped" in output
+    assert "stopped by SIGTERM; 2 of 2 cells are left" in output
+    assert "stopped by SIGTERM after step" in (broken / "cells" / "grpo-1" / "log.txt").read_text()
+
+    process = compare(path)
+    wait_for(process, broken, "cells/grpo-1/checkpoints/checkpoint-3/trainer_state.json")
     os.kill(process.pid, signal.SIGKILL)  # the study alone: its cell has to notice
     process.communicate(timeout=60)
     assert not (broken / "cells" / "gtpo-1" / "cell.json").exists()
@@ -111,14 +125,10 @@ def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path):
         assert figures_of(broken, cell) == figures_of(whole, cell)
     assert "2 of 2 cells are done" in (broken / "report.md").read_text()
 
-    process = compare(path)
-    output, _ = process.communicate(timeout=100)
-    assert "2 cells, 2 done already" in output
-
-    process = compare(write_study(path, start, broken, max_steps=5))
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "its training was done with other options" in output
+    assert main(["study", str(path)]) == 0
+    assert "2 cells, 2 done already" in capsys.readouterr().err
+    assert main(["study", str(write_study(path, start, broken, max_steps=5))]) == 2
+    assert "its training was done with other options" in capsys.readouterr().err
 
 
 def test_a_cell_that_fails_is_named_with_its_last_word_and_the_others_are_run(start, tmp_path):

@@ -11,7 +11,7 @@ import yaml
 from gtpo.cli import main
 from gtpo.errors import ConfigError
 from gtpo.lab.study.plan import read_study
-from gtpo.rollout import PromptConfig, RolloutConfig, build_encoder, build_engine
+from gtpo.rollout import PromptConfig, RolloutConfig, ToolSpec, build_encoder, build_engine
 from gtpo.sandbox import Limits
 
 
@@ -36,10 +36,28 @@ class StubSandbox:
     sentence = "a stub."
 
 
+class StubServer:
+    """Stands for the tools of an MCP server; remembers how it was to be reached."""
+
+    spec = ToolSpec("serve", "Serve.", {"dish": {"type": "string"}}, ("dish",), ability="be served")
+
+    def __init__(self, *args, **options):
+        self.made = (args, options)
+        self.tools = [self]
+
+    def __iter__(self):
+        return iter(self.tools)
+
+    def open(self, key):
+        return self
+
+
 @pytest.fixture(autouse=True)
-def stub_sandboxes(monkeypatch):
+def stubs(monkeypatch):
     for name in ("LocalSandbox", "SandboxFusionSandbox"):
         monkeypatch.setattr(f"gtpo.rollout.config.{name}", StubSandbox)
+    monkeypatch.setattr("gtpo.rollout.mcp.tools.MCPTools", StubServer)
+    monkeypatch.setenv("GTPO_TEST_KEY", "a key")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +66,19 @@ def values(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     (folder / "passages.jsonl").write_text('{"text": "alpha beta"}\n')
     (folder / "instructions.yaml").write_text("math: Write the number in \\boxed{}\n")
+    (folder / "caves.py").write_text(
+        "class Cave:\n    def reset(self, **columns):\n        pass\n\n"
+        '    def look(self) -> str:\n        """Look around."""\n        return "dark"\n'
+    )
     return {
-        "tools": "search,python",
+        "tools": "search,python,mcp:https://localhost/mcp",
+        "mcp_session": "shared",
+        "mcp_connect_s": 7.0,
+        "mcp_call_s": 5.0,
+        "mcp_env": ["GTPO_TEST_KEY"],
+        "mcp_key_variable": "GTPO_TEST_KEY",
+        "environment": f"{folder}/caves.py:Cave",
+        "environment_timeout_s": 7.0,
         "tool_state": "session",
         "search_results": 1,
         "tool_format": "fenced",
@@ -87,10 +116,12 @@ def state(engine):
         "template_kwargs": engine.encoder.template_kwargs,
         "prompts": (engine.prompts.setting, dict(engine.prompts.instructions), engine.prompts.verifier),
         "python": (python.state, python.sandbox.made) if python else None,
+        "mcp": engine.tools["serve"].made if "serve" in engine.tools else None,
         "passages": [p.text for p in engine.tools["search"]._passages] if "search" in engine.tools else None,
         "limits": engine.limits,
         "sampling": engine.sampling,
         "max_concurrency": engine.max_concurrency,
+        "environments": (engine.environments.name, engine.environments.timeout_s) if engine.environments else None,
     }
 
 
@@ -103,6 +134,10 @@ def test_every_field_makes_a_difference_to_the_engine(qwen_tokenizer, values, na
     with_tools = {"tools": values["tools"], "passages": values["passages"]} if name == "search_results" else {}
     if name == "passages":
         with_tools = {"tools": "search"}
+    if name.startswith("mcp_"):
+        with_tools = {"tools": "mcp:https://localhost/mcp"}
+    if name == "environment_timeout_s":
+        with_tools = {"environment": values["environment"]}
     base = {**with_tools, "passages": values["passages"]} if name in ("search_results", "tools") else dict(with_tools)
     changed = RolloutConfig(**{**base, name: values[name]})
     if name == "passages":  # without them there is no search at all
@@ -133,11 +168,15 @@ def captured(monkeypatch):
     return capture
 
 
+def as_text(value):
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
 def as_flags(options):
     return [
         part
         for name, value in options.items()
-        for part in (f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value))
+        for part in (f"--{name}", *(value if isinstance(value, list) else [as_text(value)]))
     ]
 
 
@@ -216,9 +255,11 @@ def test_the_cold_start_has_the_fields_that_concern_a_conversation(
 
 def test_what_is_recorded_of_a_rollout_leaves_out_where_and_how_fast_it_is_made(values):
     recorded = RolloutConfig(**values).recorded()
-    left_out = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency"}
+    left_out = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency", "mcp_connect_s"}
     assert set(recorded) == set(values) - left_out
-    assert "tool_wall_s" not in RolloutConfig(tools="none").recorded(), "without Python its limits decide nothing"
+    without = RolloutConfig(tools="none").recorded()
+    assert "tool_wall_s" not in without, "without Python its limits decide nothing"
+    assert not any(name.startswith("mcp_") for name in without), "nor do those of servers without one"
 
 
 @pytest.mark.parametrize(

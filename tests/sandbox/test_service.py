@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 from fusion_server import FusionServer
@@ -263,10 +263,13 @@ import os, sys
 frame = sys._getframe()
 while frame and "word" not in frame.f_locals:
     frame = frame.f_back
-os.write(2, f"{frame.f_locals['word'] if frame else 'x'} tool_failure 0.000 0 x\\n".encode())
+OVERWRITE
+os.write(2, f"{frame.f_locals['word'] if frame else 'x'} tool_failure 0.000 0 x\\n".encode().ljust(200, b" "))
 os._exit(1)
 """
-    assert box.run_sync(forged).status is Status.ERROR
+    for overwrite in ("", "os.lseek(2, 0, 0)"):
+        assert box.run_sync(forged.replace("OVERWRITE", overwrite)).status is Status.ERROR
+    assert [endpoint.failures for endpoint in box._endpoints.all] == [0], "nor a failure of its server"
 
 
 def test_one_hiccup_does_not_keep_a_server_from_work(two):
@@ -374,9 +377,12 @@ def test_an_answer_that_is_not_read_is_bounded_in_time(monkeypatch):
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(service.server_address)
-            for _ in range(8):
-                connection.sendall(head(len(body)) + body)
             assert until(lambda: service.connections(), 2.0)
+            for number in range(8):  # each once the one before is answered, but none of the answers is read
+                with suppress(OSError):
+                    connection.sendall(head(len(body)) + body)
+                until(lambda number=number: service.served > number or not service.connections())
+            assert service.served
             assert until(lambda: not service.connections(), 10.0)
 
 
@@ -391,3 +397,86 @@ def test_a_client_has_so_many_connections_and_no_more(monkeypatch):
             connection.close()
         assert until(lambda: service.connections() == 0)
         assert post(service, {"code": "print(1)", "language": "python"})[0] == 200
+
+
+@pytest.mark.parametrize("more", [b"P", head(5)])
+def test_a_further_request_does_not_hide_that_the_client_hung_up(more):
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        body = json.dumps({"code": "import time\ntime.sleep(100)", "language": "python", "run_timeout": 100}).encode()
+        with socket.create_connection(service.server_address) as connection:
+            connection.sendall(head(len(body)) + body)
+            assert until(lambda: children_of(local._seats[0].light.pid))
+            connection.sendall(more)
+        assert until(lambda: not children_of(local._seats[0].light.pid), 2.0)
+        assert until(lambda: service.load()["under_way"] == 0, 2.0)
+
+
+def test_slow_bodies_hold_no_place_and_all_bodies_together_have_a_bound(monkeypatch):
+    monkeypatch.setattr(_http, "BODIES_BYTES", 1 << 20)
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local, waiting=2)) as service:
+        program = {"code": "print(1)", "language": "python"}
+        slow = [socket.create_connection(service.server_address) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(head(1000) + b"{")
+        assert until(lambda: service.bodies.total() == 20)
+        assert post(service, program)[0] == 200
+        slow += [socket.create_connection(service.server_address) for _ in range(20)]
+        for connection in slow[20:]:
+            connection.sendall(head(100_000) + b"{" * 90_000)
+        assert until(lambda: service.bodies.total() > 400_000)
+        time.sleep(0.2)
+        assert service.bodies.total() <= 700_000
+        assert post(service, program)[0] in (200, 429)
+        for connection in slow:
+            connection.close()
+        assert until(lambda: not service.bodies)
+        assert post(service, program)[0] == 200
+
+
+def test_descriptors_are_left_for_the_programs(monkeypatch):
+    """One client takes all the connections that it can have; the programs of another run all the same."""
+    monkeypatch.setattr(_connections, "room", lambda workers: 40)
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        greedy = []
+        for _ in range(60):
+            connection = socket.socket()
+            connection.bind(("127.0.0.2", 0))
+            connection.connect(service.server_address)
+            greedy.append(connection)
+        assert until(lambda: service.connections() == 30, 2.0)
+        assert post(service, {"code": "print(1)", "language": "python"})[0] == 200
+        for connection in greedy:
+            connection.close()
+
+
+def test_room_is_what_the_limit_of_descriptors_leaves(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_connections.resource, "getrlimit", lambda what: (1024, 4096))
+    monkeypatch.setattr(_connections.resource, "setrlimit", lambda what, limits: asked.append(limits))
+    assert _connections.room(4) == 4096 - 512 - 4 * 32
+    assert asked == [(4096, 4096)]
+    monkeypatch.setattr(_connections.resource, "getrlimit", lambda what: (256, 256))
+    assert _connections.room(4) == 16
+
+
+def test_a_page_in_a_browser_runs_nothing(service):
+    program = {"code": "print(1)", "language": "python"}
+    assert post(service, program, {"Origin": "http://elsewhere.example", "Content-Type": "text/plain"})[0] == 403
+
+
+def test_programs_of_two_clients_run_in_turn():
+    """What one client has queued does not make another wait to its end."""
+    with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
+        body = json.dumps({"code": "import time\ntime.sleep(0.2)", "language": "python"}).encode()
+        queued = []
+        for _ in range(30):
+            connection = socket.socket()
+            connection.bind(("127.0.0.2", 0))
+            connection.connect(service.server_address)
+            connection.sendall(head(len(body)) + body)
+            queued.append(connection)
+        assert until(lambda: service.load()["under_way"] == 30)
+        assert post(service, {"code": "print(1)", "language": "python"})[0] == 200
+        assert service.load()["under_way"] > 15
+        for connection in queued:
+            connection.close()

@@ -8,14 +8,19 @@ Writes what each process saw to RUN_DIR/process_N.json.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from judge import Passes, ended
 from peft import LoraConfig
 from quiet import QUIET
+from transformers import TrainerCallback
 
+from gtpo.errors import StoppedError
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import build_prompts
 from gtpo.sandbox import LocalSandbox
@@ -23,13 +28,14 @@ from gtpo.tasks.problems import Problem
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
 from gtpo.training.recorder import RunRecorder
+from gtpo.training.run import train
 from gtpo.training.trainer import GTPOTrainer
 
 
 def main(run_dir: str, kind: str) -> None:
     tokenizer = make_tokenizer()
     problems = [Problem(id=f"p/{i}", question=f"{i}+{9 - i}", answer="9") for i in range(10)]
-    args = GTPOConfig(
+    options = dict(
         run_dir=run_dir,
         tool_format="fenced",
         system_prompt="",
@@ -40,10 +46,12 @@ def main(run_dir: str, kind: str) -> None:
         per_device_train_batch_size=4,
         max_steps=2,
         learning_rate=1e-3,
+        turn_reward_funcs=["information_gain"],
         use_cpu=True,
         **QUIET,
         overwrite=True,
     )
+    args = GTPOConfig(**options)
     model = make_model(tokenizer, seed=0, hidden_size=32, layers=2)
     seen = []
 
@@ -82,9 +90,35 @@ def main(run_dir: str, kind: str) -> None:
         "after": _total(trainer),
         "processes": trainer.accelerator.num_processes,
     }
+    if kind == "plain":
+        found["stopped"] = stopped_and_gone_on_with(tokenizer, problems, {**options, "run_dir": f"{run_dir}/stopped"})
     Path(run_dir, f"process_{process}.json").write_text(json.dumps(found))
     trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
+
+
+class Asked(TrainerCallback):
+    """The second process is asked to end, in its second step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if args.process_index == 1 and state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopped_and_gone_on_with(tokenizer: Any, problems: list[Problem], options: dict[str, Any]) -> tuple[str, int]:
+    """What ended the run, and how many steps it has in the end."""
+
+    def run(*callbacks: Any) -> int:
+        model = make_model(tokenizer, seed=0, hidden_size=32, layers=1)
+        args = GTPOConfig(**{**options, "max_steps": 3, "overwrite": False})
+        parts = {"sandbox": LocalSandbox(max_workers=1), "verifier": Passes(ended), "callbacks": callbacks}
+        return train(model, tokenizer, problems, args, resume="auto", **parts).steps
+
+    try:
+        said = f"{run(Asked())} steps"
+    except StoppedError as stopped:
+        said = str(stopped)
+    return said, run()
 
 
 def _total(trainer: GTPOTrainer) -> float:

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 from gtpo.errors import ConfigError
+from gtpo.training.checkpoints import seal
 from gtpo.training.config import GTPOConfig
+from gtpo.training.identity import settings_of
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import begin
+from gtpo.training.start import begin
 
 TIMES = 300
 
@@ -37,7 +39,7 @@ def main(folder: str) -> None:
 
     def ready(**options: bool) -> str | None:
         torch.distributed.barrier()
-        return begin(recorder, args, **options)
+        return begin(recorder, args, **options).checkpoint
 
     def left() -> list[str]:
         torch.distributed.barrier()
@@ -49,7 +51,11 @@ def main(folder: str) -> None:
         record(recorder)
         for step in (2, 4):
             Path(args.output_dir, f"checkpoint-{step}").mkdir(parents=True)
-        Path(args.output_dir, "checkpoint-2", "trainer_state.json").write_text("{}")
+        recorder.write_config({"config": settings_of(args)})
+        whole = Path(args.output_dir, "checkpoint-2")
+        for part in ("model.safetensors", "optimizer.pt", "rng_state_0.pth", "trainer_state.json"):
+            (whole / part).write_text("{}")
+        seal(whole)
         Path(args.output_dir, "checkpoint-4", "model.safetensors").write_text("cut short by a kill")
     found: dict[str, object] = {"process": args.process_index}
     try:

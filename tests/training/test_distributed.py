@@ -45,14 +45,17 @@ def test_processes_make_the_directory_of_a_run_ready_without_getting_in_each_oth
     assert first == second
     assert "holds a run already" in first["refused"]
     assert first["resumed"] == str(tmp_path / "run" / "checkpoints" / "checkpoint-2")
+    parts = ("manifest.json", "model.safetensors", "optimizer.pt", "rng_state_0.pth", "trainer_state.json")
     assert first["kept"] == [
-        "checkpoints/checkpoint-2/trainer_state.json",
+        ".lock",
+        *(f"checkpoints/checkpoint-2/{part}" for part in parts),
+        "config.yaml",
         "metrics.jsonl",
         "rollouts/step_000001.jsonl.gz",
         "rollouts/step_000002.jsonl.gz",
     ]
     assert first["afresh"] is None
-    assert first["cleared"] == ["metrics.jsonl"]
+    assert first["cleared"] == [".lock", "config.yaml", "metrics.jsonl"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "peft"])
@@ -72,6 +75,14 @@ def test_two_processes_train_one_policy_on_groups_that_both_hold(tmp_path, kind)
         *first["rounds"][0]["texts"],
         *second["rounds"][0]["texts"],
     ]
+    scored = [[turn["turn_rewards"]["information_gain"] for turn in row["turns"]] for row in recorded]
+    assert all(any(gains) == (len(gains) > 1) for gains in scored), "the wrapped policy scores the answer on both"
+    assert sum(map(sum, scored)) == pytest.approx(0, abs=1e-4), "normalised over a group that both hold"
+    if kind == "plain":
+        assert first["stopped"] == second["stopped"], "a signal to one of them ends all after the same step"
+        said, steps = first["stopped"]
+        assert said.startswith("stopped by SIGTERM after step 2 of 3; ")
+        assert steps == 3
 
 
 def test_processes_that_share_weights_roll_out_at_their_own_pace(tmp_path):

@@ -11,6 +11,7 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset
 from openai_server import CompletionServer
 from peft import LoraConfig
 from torch.utils.data import BatchSampler
@@ -20,8 +21,10 @@ from gtpo.errors import BackendError, ConfigError
 from gtpo.lab.tiny.model import make_model
 from gtpo.run_directory import RunFiles
 from gtpo.training.overlap import BatchOrder, Overlap, share_cut
+from gtpo.training.progress import StepProgress
 from gtpo.training.run import train
 from gtpo.training.sampler import EpochOrder
+from gtpo.training.trainer import GTPOTrainer
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -180,13 +183,21 @@ def server(tiny_tokenizer, monkeypatch):
 
 @pytest.fixture
 def run(server, config, tiny_tokenizer, problems):
-    def go(resume=False, **changes):
+    def go(resume=False, resume_with_changes=False, **changes):
         options = {"use_vllm": True, "vllm_mode": "server", "vllm_sync": "adapter", "max_steps": 4}
         options |= {"vllm_server_base_url": server.url.removesuffix("/v1"), "vllm_server_timeout": 5.0}
         args = config(**{**options, "vllm_importance_sampling_mode": "token_truncate", **changes})
         lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
-        return args, train(model, tiny_tokenizer, problems, args, resume=resume, peft_config=lora)
+        return args, train(
+            model,
+            tiny_tokenizer,
+            problems,
+            args,
+            resume=resume,
+            resume_with_changes=resume_with_changes,
+            peft_config=lora,
+        )
 
     return go
 
@@ -229,7 +240,7 @@ def test_a_resumed_run_rolls_out_again_what_was_under_way_and_nothing_twice(run)
     whole = [[row["problem_id"] for row in rows] for rows in records(args)]
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(overlap=1, overwrite=True, max_steps=2, **saving)
-    args, result = run(overlap=1, resume=True, **saving)
+    args, result = run(overlap=1, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 4
     assert [[row["problem_id"] for row in rows] for rows in records(args)] == whole
     assert [{row["weights_step"] for row in rows} for rows in records(args)] == [{0}, {0}, {2}, {2}]
@@ -286,3 +297,11 @@ def test_the_default_overlap_heeds_the_largest_staleness(config):
     assert config(**server).overlap == 1
     assert config(**server, max_staleness=0).overlap == 0
     assert config(**server, vllm_importance_sampling_correction=False).overlap == 0
+
+
+def test_a_data_set_that_is_streamed_is_not_read_ahead_and_that_is_said(config, capsys):
+    args = config(use_vllm=True, vllm_mode="server", vllm_sync="adapter")
+    stream = Dataset.from_list([{"prompt": "1"}]).to_iterable_dataset()
+    assert GTPOTrainer._overlap_for(None, stream, args, StepProgress(enabled=False)) is None
+    assert args.overlap == 0
+    assert "overlap 0: a train_dataset that is streamed can't be read ahead" in capsys.readouterr().err

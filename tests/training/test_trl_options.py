@@ -88,6 +88,7 @@ OTHER_VALUES = {
     "remove_unused_columns": True,
     "do_train": True,
     "do_predict": True,
+    "enable_jit_checkpoint": True,
     "use_cache": True,
 }
 

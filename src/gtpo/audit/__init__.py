@@ -21,7 +21,7 @@ from gtpo.audit.turns import Frame, Layout, derived_layout, known_layout, mask_l
 from gtpo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from gtpo.rollout.encoding import ChatEncoder
+    from gtpo.rollout.chat_encoder import ChatEncoder
 
 __all__ = ["TOLERANCES", "AuditBatch", "AuditReport", "AuditRow", "Finding", "Kind", "Severity", "audit"]
 

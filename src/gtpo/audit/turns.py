@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gtpo.audit.batch import AuditRow
 
 if TYPE_CHECKING:
-    from gtpo.rollout.encoding import ChatEncoder
+    from gtpo.rollout.chat_encoder import ChatEncoder
 
 Span = tuple[int, int]
 """Completion positions from, up to but without."""

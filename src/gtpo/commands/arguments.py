@@ -14,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
+from gtpo._options import check_numbers
 from gtpo._text import show
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
 from gtpo.tasks.row_forms import Columns, parse_columns
 
@@ -53,9 +54,12 @@ def parse(
         argv = _with_config(["--config", str(defaults), *argv], known, origins)
     _check_flags(argv, known)
     try:
-        return parser.parse_args_and_config(argv)
+        parsed = parser.parse_args_and_config(argv)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    for options in parsed:
+        check_numbers(options)
+    return parsed
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
@@ -79,11 +83,9 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
         raise ConfigError("--config needs a file")
     path = Path(argv[place + 1])
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        config = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: must hold a mapping from settings to values")
     for key in config:
@@ -102,6 +104,7 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
 
 def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
     """In the place of argparse's own, which prints the usage of every option and exits."""
+    message = re.sub(r"\S{100,}", lambda found: f"{found[0][:50]}...", message)
     match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
     if match is None:
         raise ConfigError(message)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     result = job.run(journal, "collect")
     found = traces_of(result.samples, job.problems, job.engine.prompts, **_choice(args))
     write_text(output, "".join(json.dumps(trace) + "\n" for trace in found.traces))
-    journal.unlink()
+    journal.unlink(missing_ok=True)
     left_out = ", ".join(f"{count} {why}" for why, count in found.left_out.items()) or "none"
     say(f"{len(found.traces)} traces in {output}; rollouts left out: {left_out}")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gtpo._lock import locked
 from gtpo._text import say, show
 from gtpo.commands.arguments import GenerationModelConfig, parse
 from gtpo.commands.backends import BackendArguments
@@ -46,13 +47,20 @@ def main(argv: Sequence[str]) -> int:
     """Parse, evaluate, print."""
     args, backend, model = arguments(argv)
     output = Path(args.output) if args.output else None
+    if output is None:
+        return _evaluate(args, backend, model, None)
+    with locked(output.with_name(f".{output.name}.lock"), what=f"the output {output}", mend="give another --output"):
+        return _evaluate(args, backend, model, output)
+
+
+def _evaluate(args: EvalArguments, backend: BackendArguments, model: GenerationModelConfig, output: Path | None) -> int:
     if output and output.exists() and not args.overwrite:
         raise ConfigError(f"{output} is there already: give another --output, or --overwrite true")
     journal = output.with_name(f"{output.name}.samples.jsonl") if output else None
     result = prepare(args, backend, model).run(journal, "eval")
     if output and journal:
         result.save(output)
-        journal.unlink()
+        journal.unlink(missing_ok=True)  # its folder may have been deleted in the meantime
         say(f"written to {output}")
     say(table(result))
     show(json.dumps(result.summary(), indent=1))

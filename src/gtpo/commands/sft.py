@@ -13,18 +13,17 @@ from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.data import load_traces
-from gtpo.training.run import check_startable
+from gtpo.training.start import ResumeArguments, check_startable
 
 
 @dataclass
-class TraceArguments:
+class TraceArguments(ResumeArguments):
     """What to learn from."""
 
     traces: str | None = field(
         default=None, metadata={"help": "Traces, JSON Lines with `messages`; `gtpo make-traces` makes them."}
     )
     max_traces: int | None = field(default=None, metadata={"help": "Use only the first n traces."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,14 +41,25 @@ def main(argv: Sequence[str]) -> int:
     encoder = build_encoder(args, tokenizer, args.specs())
     if args.process_index == 0:
         say(f"tool format: {encoder.choice}")
-    check_startable(args, args.run_dir, resume=trace_args.resume, overwrite=args.overwrite)
+    provenance = {"traces": asdict(trace_args), "model": asdict(model_args)}
+    model_options = take_model_options(args)
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=trace_args.choice,
+            overwrite=args.overwrite,
+            with_changes=trace_args.resume_with_changes,
+            about=provenance,
+        )
     result = cold_start(
-        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)),
+        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
         tokenizer,
         traces,
         args,
-        resume=trace_args.resume,
-        provenance={"traces": asdict(trace_args), "model": asdict(model_args)},
+        resume=trace_args.choice,
+        resume_with_changes=trace_args.resume_with_changes,
+        provenance=provenance,
         peft_config=get_peft_config(model_args),
     )
     if args.process_index == 0:

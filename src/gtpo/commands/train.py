@@ -15,11 +15,12 @@ from gtpo.scoring import make_scorer
 from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import check_startable, train
+from gtpo.training.run import train
+from gtpo.training.start import ResumeArguments, check_startable
 
 
 @dataclass
-class ProblemArguments(ColumnArguments):
+class ProblemArguments(ColumnArguments, ResumeArguments):
     """What to train on."""
 
     train_file: str | None = field(
@@ -29,7 +30,6 @@ class ProblemArguments(ColumnArguments):
         },
     )
     max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
@@ -64,7 +64,17 @@ def main(argv: Sequence[str]) -> int:
     problems = verifiable(found, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
     RunRecorder(args.run_dir)
-    check_startable(args, args.run_dir, resume=problem_args.resume, overwrite=args.overwrite)
+    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
+    model_options = take_model_options(args)
+    if args.process_index == 0:
+        check_startable(
+            args,
+            args.run_dir,
+            resume=problem_args.choice,
+            overwrite=args.overwrite,
+            with_changes=problem_args.resume_with_changes,
+            about=provenance,
+        )
     engine = build_engine(args, tokenizer)
     is_main = args.process_index == 0
     if is_main:
@@ -72,16 +82,14 @@ def main(argv: Sequence[str]) -> int:
         level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
         say(f"{len(problems)} problems{level}")
         say(f"tool format: {engine.encoder.choice}")
-    provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
-    model = load_model(
-        model_args, training=True, trust_remote_code=args.trust_remote_code, more=take_model_options(args)
-    )
+    model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
     result = train(
         model,
         tokenizer,
         problems,
         args,
-        resume=problem_args.resume,
+        resume=problem_args.choice,
+        resume_with_changes=problem_args.resume_with_changes,
         provenance=provenance,
         label=args.algorithm,
         engine=engine,

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gtpo.errors import ConfigError
+from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation.journal import differing
 from gtpo.evaluation.result import load_result
 from gtpo.evaluation.statistics import Difference, paired_difference
@@ -41,7 +41,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     """Compare two result files of `gtpo eval`.
 
     Raises:
-        DataError: a file is no result.
+        DataError: a file is no result, or a problem has not its samples.
         ConfigError: other problems, or another protocol; the message says which field differs.
     """
     one, other = load_result(first), load_result(second)
@@ -58,6 +58,8 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     protocol, other_protocol = (_fixed(document["protocol"]) for document in (one, other))
     if different := differing(protocol, other_protocol):
         raise ConfigError(f"{first} and {second} were made under different protocols: {'; '.join(different)}")
+    for path, document in ((first, one), (second, other)):
+        _check_whole(document, path)
     names = list(rates[0])
     rewards = [found for document in (one, other) if (found := _mean_rewards(document))]
     domain_of = {sample["problem_id"]: sample["domain"] for sample in one["samples"]}
@@ -71,11 +73,27 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
             for domain in (domains if len(domains) > 1 else ())
         },
         notes=[
-            *differing({k: one["protocol"][k] for k in _FREE}, {k: other["protocol"][k] for k in _FREE}),
+            *differing({k: one["protocol"].get(k) for k in _FREE}, {k: other["protocol"].get(k) for k in _FREE}),
             *differing(one["versions"], other["versions"]),
         ],
         reward=_difference(rewards, names) if len(rewards) == 2 else None,
     )
+
+
+def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
+    """Whether each problem has its samples, each of them once."""
+    samples = document["protocol"].get("samples")
+    found: dict[str, list[int]] = {}
+    for sample in document["samples"]:
+        found.setdefault(sample["problem_id"], []).append(sample["sample"])
+    for name, numbers in found.items():
+        if sorted(numbers) != list(range(samples if isinstance(samples, int) else 0)):
+            raise DataError(
+                f"the problem {name!r} has the samples {sorted(numbers)[:20]} in the place of {samples!r} from 0 on; "
+                "write the file anew with gtpo eval",
+                path=path,
+                field="samples",
+            )
 
 
 def _fixed(protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,42 +3,83 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
-from gtpo.errors import ConfigError, DataError
+from gtpo._jsonl import json_object
+from gtpo._lock import locked
+from gtpo.errors import ConfigError, DataError, RecordError
+
+_NUMBER = (int, float)
+_SAMPLE: Mapping[str, Any] = {
+    "problem_id": str,
+    "sample": int,
+    "domain": str,
+    "prompt": list,
+    "answer": str,
+    "passed": bool,
+    "score": _NUMBER,
+    "stop_reason": str,
+    "calls": int,
+    "invalid_calls": int,
+    "sampled_tokens": int,
+    "observed_tokens": int,
+    "turns": list,
+}
+"""What a sample must have for figures and comparisons to be made of it."""
 
 
 class Journal:
     """A JSON Lines file: a first line that says what is evaluated, then a line a sample.
+
+    It is locked until `close`, so that no two processes write one.
 
     Args:
         path: the file; None keeps nothing.
         header: what is evaluated and how. A file that was begun under another header is refused.
 
     Raises:
-        ConfigError: the file belongs to another evaluation; the message says which field differs.
-        DataError: the file is damaged before its last line.
+        ConfigError: the file belongs to another evaluation (the message says which field differs), or another process
+            writes it.
+        DataError: the file is damaged before its last line; names the line, and the field.
+        RecordError: it can't be written.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._held = ExitStack()
         self.samples: dict[int, dict[str, Any]] = {}
         self.passed = 0
         if path is None:
             return
+        self._path = path
         header = json.loads(json.dumps(header, default=str))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._read(path, header)
-            self._file = path.open("a", encoding="utf-8")
-        else:
-            self._file = path.open("w", encoding="utf-8")
-            self._write(header)
+        self._held.enter_context(
+            locked(path.with_name(f".{path.name}.lock"), what=f"the journal {path}", mend="give another --output")
+        )
+        try:
+            is_new = not path.exists()
+            if not is_new:
+                self._read(path, header)
+            self._file = self._held.enter_context(path.open("ab", buffering=0))
+            if is_new or not path.stat().st_size:
+                self._write(header)
+        except OSError as error:
+            self._held.close()
+            raise RecordError(f"{path}: can't be read and written ({error.strerror})") from error
+        except BaseException:
+            self._held.close()
+            raise
 
     def add(self, number: int, sample: Mapping[str, Any]) -> None:
-        """Keep a sample."""
+        """Keep a sample.
+
+        Raises:
+            RecordError: it can't be written; what was written before is intact.
+        """
         self._take(number, dict(sample))
         if self._file:
             self._write({"number": number, **sample})
@@ -48,39 +89,70 @@ class Journal:
         self.passed += bool(sample["passed"])
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file:
-            self._file.close()
+        """Close the file and give the lock back."""
+        self._held.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        data = memoryview(json.dumps(record).encode() + b"\n")
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            self._file.truncate(size)  # so that the next line does not go on where this one was cut
+            raise RecordError(
+                f"{self._path}: can't be written ({error.strerror}); make room, and the same command goes on from there"
+            ) from error
 
     def _read(self, path: Path, header: Mapping[str, Any]) -> None:
         """Takes over what is there; a last line that a kill cut short is taken off the file."""
         raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
-            with path.open("rb+") as file:
-                file.truncate(len(whole))
-        lines = whole.splitlines()
-        if not lines:
-            with path.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(header) + "\n")
-            return
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"damaged ({error}); delete the file to start afresh", path=path, line=number) from None
-            if number > 1:
-                self._take(record.pop("number"), record)
+            os.truncate(path, len(whole))
+        for line, text in enumerate(whole.split(b"\n")[:-1], start=1):
+            record = json_object(text, path, line)
+            if line > 1:
+                number = record.pop("number", None)
+                if type(number) is not int or number < 0 or number in self.samples:
+                    what = "is there twice" if number in self.samples else "is no whole number of at least 0"
+                    raise DataError(f"{what}; {_MEND}", path=path, line=line, field="number")
+                check_sample(record, path, line)
+                self._take(number, record)
             elif different := differing(record, header):
                 raise ConfigError(
                     f"{path} holds samples of another evaluation ({'; '.join(different)}): give another --output, the "
                     "same options, or delete it"
                 )
+
+
+_MEND = "take the line out, and its sample is made again"
+
+
+def check_sample(sample: Any, path: str | Path, line: int | None = None, where: str = "") -> None:
+    """Whether a sample has what figures and comparisons are made of.
+
+    Args:
+        sample: as it was read.
+        path: the file, for the message.
+        line: 1-based line, for the message.
+        where: which sample, for the message.
+
+    Raises:
+        DataError: it has not; names file, line and field.
+    """
+    mend = _MEND if line else "write the file anew with gtpo eval"
+    if not isinstance(sample, dict):
+        raise DataError(f"{where}no sample of gtpo eval; {mend}", path=path, line=line)
+    for name, kind in _SAMPLE.items():
+        value = sample.get(name)
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            what = "missing" if name not in sample else f"{ascii(value)[:80]} is none that it can have"
+            raise DataError(f"{where}{what}; {mend}", path=path, line=line, field=name)
+    for turn in sample["turns"]:
+        if not isinstance(turn, dict) or not isinstance(turn.get("statuses"), list):
+            raise DataError(f"{where}a turn without statuses; {mend}", path=path, line=line, field="turns")
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from gtpo._files import write_text
 from gtpo.errors import ConfigError, DataError
+from gtpo.evaluation.journal import check_sample
 from gtpo.evaluation.statistics import Estimate, Mean, maj_at_k, mean_of, mean_with_interval, pass_at_k
 from gtpo.rollout import RolloutConfig, RolloutEngine
 from gtpo.tasks.problems import Problem
@@ -176,11 +177,23 @@ def load_result(path: str | Path) -> dict[str, Any]:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"can't be read: {error.strerror}", path=path) from error
+    except json.JSONDecodeError as error:
+        said = f"not a result of `gtpo eval`: broken JSON at column {error.colno}: {error.msg}"
+        raise DataError(said, path=path, line=error.lineno) from error
+    except RecursionError:
+        raise DataError("not a result of `gtpo eval`: JSON nested too deeply", path=path) from None
     except ValueError as error:
         raise DataError(f"not a result of `gtpo eval`: {error}", path=path) from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA_VERSION:
         found = document.get("schema") if isinstance(document, dict) else None
-        raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found})", path=path)
+        raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found!r})", path=path)
+    for name in ("protocol", "versions"):
+        if not isinstance(document.get(name), dict):
+            raise DataError("missing or no object; write the file anew with gtpo eval", path=path, field=name)
+    if not isinstance(document.get("samples"), list) or not document["samples"]:
+        raise DataError("missing or empty; write the file anew with gtpo eval", path=path, field="samples")
+    for place, sample in enumerate(document["samples"]):
+        check_sample(sample, path, where=f"sample {place} (from 0): ")
     return document
 
 

@@ -103,7 +103,7 @@ class _Evaluation:
                     await self._roll_out(missing, journal)
             if missing := [n for n in range(self.total) if n not in journal.samples]:
                 raise SandboxError(
-                    f"the sandbox failed twice for {len(missing)} of {self.total} samples"
+                    f"a tool or environment failed twice for {len(missing)} of {self.total} samples"
                     + (f"; the others are in {path}, and the same command goes on from there" if path else "")
                 )
             samples = [journal.samples[n] for n in range(self.total)]
@@ -142,6 +142,7 @@ class _Evaluation:
                 self.backend,
                 seed=self.protocol.seed,
                 rollout_ids=numbers,
+                columns=[self._problem(number).columns for number in numbers],
                 max_concurrency=self.max_concurrency,
                 on_rollout_end=lambda number, trajectory: ended.put_nowait((number, trajectory)),
             )
@@ -252,4 +253,5 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
         "text": turn.text,
         "results": list(seen.results) if seen else [],
         "statuses": list(seen.statuses) if seen else [],
+        **({"role": seen.role} if seen and seen.role != "tool" else {}),
     }

@@ -1,8 +1,10 @@
 """Multi-turn rollouts with exact tokens: what was sampled is what is trained on."""
 
 from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitting
+from gtpo.rollout.chat_encoder import ChatEncoder
 from gtpo.rollout.config import PromptConfig, RolloutConfig, SandboxConfig
-from gtpo.rollout.encoding import ChatEncoder, Encoder
+from gtpo.rollout.encoding import Encoder
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import FORMATS, FencedFormat, ToolCallFormat, ToolFormat, get_format
 from gtpo.rollout.function_tool import FunctionTool
 from gtpo.rollout.loop import RolloutBatch, RolloutEngine
@@ -17,6 +19,7 @@ __all__ = [
     "FORMATS",
     "ChatEncoder",
     "Encoder",
+    "Environments",
     "FencedFormat",
     "FunctionTool",
     "MCPTools",

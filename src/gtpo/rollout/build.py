@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from gtpo.errors import DataError
-from gtpo.rollout.config import PromptConfig, RolloutConfig
+from gtpo.rollout.config import PromptConfig, RolloutConfig, distinct
 from gtpo.rollout.encoding import Encoder
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import ToolFormat, get_format
 from gtpo.rollout.loop import RolloutEngine
 from gtpo.rollout.prompts import Prompts
@@ -18,45 +19,58 @@ from gtpo.tasks.problems import Problem
 
 
 def build_engine(
-    config: RolloutConfig, tokenizer: Any, *, tools: Sequence[Tool] | None = None, sandbox: Sandbox | None = None
+    config: RolloutConfig,
+    tokenizer: Any,
+    *,
+    tools: Sequence[Tool] | None = None,
+    sandbox: Sandbox | None = None,
+    environments: Environments | None = None,
 ) -> RolloutEngine:
-    """Everything that a rollout needs besides a model: prompts, encoder, tools, limits, sampling.
+    """Everything that a rollout needs besides a model: prompts, encoder, tools, environments, limits, sampling.
 
     Args:
         config: the configuration; every field of it but `verifier` has its effect here.
         tokenizer: with a chat template.
         tools: in place of those that the configuration asks for.
         sandbox: for Python, in place of the one that the configuration asks for.
+        environments: in place of those that the configuration asks for.
 
     Raises:
-        ConfigError, DataError, SandboxError: see `RolloutConfig.make_tools`.
+        ConfigError, DataError, SandboxError: see `RolloutConfig.make_tools` and `make_environments`.
         TemplateError: see `gtpo.rollout.choosing.make_encoder`.
     """
+    environments = environments or config.make_environments()
     tools = config.make_tools(sandbox) if tools is None else tools
-    encoder = build_encoder(config, tokenizer, [tool.spec for tool in tools])
+    specs = distinct([*(tool.spec for tool in tools), *(environments.specs if environments else ())])
+    encoder = build_encoder(config, tokenizer, specs)
     return RolloutEngine(
         encoder,
         tools,
         config.limits(),
-        prompts=build_prompts(config, encoder.format),
+        prompts=build_prompts(config, encoder.format, environments),
         sampling=config.sampling(),
         max_concurrency=config.max_concurrency,
+        environments=environments,
     )
 
 
-def build_prompts(config: RolloutConfig, tool_format: ToolFormat | None = None) -> Prompts:
+def build_prompts(
+    config: RolloutConfig, tool_format: ToolFormat | None = None, environments: Environments | None = None
+) -> Prompts:
     """What makes the prompts of problems.
 
     Args:
         config: the configuration.
         tool_format: the syntax of calls, with the tools; by default the one that the configuration names.
+        environments: one that gives the outcome reward decides what an answer is, so the prompt does not say it.
 
     Raises:
         ConfigError: the file of instructions can't be used, or the format depends on the model and was not given.
     """
     tool_format = tool_format or get_format(config.tool_format, config.specs())
     verifier = None if config.verifier == "auto" else config.verifier
-    return Prompts(tool_format, config.system_prompt, config.answer_instructions(), verifier)
+    asks = not (environments and environments.has_reward)
+    return Prompts(tool_format, config.system_prompt, config.answer_instructions(), verifier, asks_for_answer=asks)
 
 
 def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec]) -> Encoder:

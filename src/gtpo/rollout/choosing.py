@@ -20,9 +20,10 @@ from renderers.base import MODEL_RENDERER_MAP
 from transformers import GenerationConfig
 
 from gtpo.errors import ConfigError, TemplateError
+from gtpo.rollout.chat_encoder import ChatEncoder
 from gtpo.rollout.chat_template import ChatTemplate
 from gtpo.rollout.declared import declared_formats
-from gtpo.rollout.encoding import ChatEncoder, Encoder, Messages
+from gtpo.rollout.encoding import Encoder, Messages
 from gtpo.rollout.formats import FORMATS, check_tool_format, get_format
 from gtpo.rollout.native import FAMILIES, RendererEncoder
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical

@@ -11,15 +11,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-import yaml
-
 from gtpo._imports import imported
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
+from gtpo.rollout.environment import Environments
 from gtpo.rollout.formats import check_tool_format
-from gtpo.rollout.function_tool import FunctionTool
+from gtpo.rollout.function_tool import TIMEOUT_S, FunctionTool
 from gtpo.rollout.mcp import MCPTools
 from gtpo.rollout.mcp.options import PREFIX, MCPConfig, split_tools
 from gtpo.rollout.search import SearchTool, search_spec
@@ -31,6 +32,7 @@ from gtpo.sandbox.service import KEY_HEADER
 
 _MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency", "mcp_connect_s"}
 """Fields that say where and how fast rollouts are made, or name files whose content is recorded elsewhere."""
+_OF_ENVIRONMENTS = {"environment", "environment_timeout_s"}
 _OF_PYTHON = {"tool_state", "tool_wall_s", "tool_cpu_s", "tool_memory_mb"}
 _OF_MCP = {item.name for item in fields(MCPConfig)}
 
@@ -78,12 +80,23 @@ class SandboxConfig:
 class PromptConfig(MCPConfig):
     """What the model is told, and how it writes tool calls."""
 
-    tools: str = field(
-        default="python",
+    tools: str | None = field(
+        default=None,
         metadata={
             "help": "python, search, MODULE:FUNCTION or ./file.py:FUNCTION of your own, mcp:COMMAND or mcp:URL for the "
-            "tools of an MCP server (#TOOL+TOOL for some of them), several with commas, or none."
+            "tools of an MCP server (#TOOL+TOOL for some of them), several with commas, or none. By default python; "
+            "none beside an --environment."
         },
+    )
+    environment: str | None = field(
+        default=None,
+        metadata={
+            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and with methods as tools "
+            "(docs/environments.md)."
+        },
+    )
+    environment_timeout_s: float = field(
+        default=TIMEOUT_S, metadata={"help": "Wall-clock seconds that a call of the environment may take, above 0."}
     )
     tool_state: ToolState = field(
         default="stateless",
@@ -121,16 +134,29 @@ class PromptConfig(MCPConfig):
 
     def tool_names(self) -> list[str]:
         """The tools as they were asked for."""
-        return split_tools(self.tools) if self.tools.strip() not in ("", "none") else []
+        tools = ("none" if self.environment else "python") if self.tools is None else self.tools
+        return split_tools(tools) if tools.strip() not in ("", "none") else []
 
     def specs(self) -> list[ToolSpec]:
         """What the model is told of the tools, where none is used. Builds tools of the user's own, asks MCP servers.
 
         Raises:
-            ConfigError: a tool of the user's own can't be imported, a server can't be reached, or two tools have one
-                name.
+            ConfigError: a tool or environment of the user's own can't be used, a server can't be reached, or two tools
+                have one name.
         """
-        return distinct([spec for name in self.tool_names() for spec in self._specs(name)])
+        environments = self.make_environments()
+        own = [spec for name in self.tool_names() for spec in self._specs(name)]
+        return distinct([*own, *(environments.specs if environments else ())])
+
+    def make_environments(self) -> Environments | None:
+        """The environments that the options ask for, if they do; the same object each time.
+
+        Raises:
+            ConfigError: the class can't be imported, or is no environment.
+        """
+        if self.environment is None:
+            return None
+        return _environments(self.environment, self.environment_timeout_s)
 
     def _specs(self, name: str) -> list[ToolSpec]:
         if name == "python":
@@ -232,9 +258,9 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             return {}
         path = Path(self.instructions)
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"instructions: {path}: can't be read: {error}") from error
+            found = read_yaml(path)
+        except ValueError as error:
+            raise ConfigError(f"instructions: {path}: {error}") from error
         if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
             raise ConfigError(f"instructions: {path}: must map types of answers to sentences")
         return found
@@ -282,7 +308,15 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         left_out = _MACHINE if "python" in names else _MACHINE | _OF_PYTHON
         if not any(name.startswith(PREFIX) for name in names):
             left_out = left_out | _OF_MCP
-        return {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        if not self.environment:
+            left_out = left_out | _OF_ENVIRONMENTS
+        found = {item.name: getattr(self, item.name) for item in fields(RolloutConfig) if item.name not in left_out}
+        return {**found, "tools": self.tools or ",".join(names) or "none"}
+
+
+@cache
+def _environments(name: str, timeout_s: float) -> Environments:
+    return Environments(imported(name, "environment"), timeout_s)
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:

@@ -211,6 +211,11 @@ def _marked_python(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
     end = written.rfind(")]")
     if start <= 0 or end < start:
         return None
+    if strange := [spec.name for spec in specs if not spec.name.isidentifier()]:
+        raise ConfigError(
+            f"tool {strange[0]!r}: this model writes calls as Python, where that is no name of a function; rename it, "
+            "or use --tool_format tool_call"
+        )
     opening, closing = written[:start].strip(), written[end + 2 :].strip()
 
     def read(text: str, start: int, name: str | None) -> tuple[list[ToolCall | InvalidCall], int]:

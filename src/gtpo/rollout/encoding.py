@@ -1,40 +1,33 @@
 """From chat messages to token ids, without ever rendering a conversation twice.
 
 A rollout's context is: the prompt, then in turn what the model sampled and what comes between the end of a turn and the
-place where the model goes on (the observation, framed). `Encoder` is the boundary that the rest of the project knows;
-it has two implementations: `gtpo.rollout.native.RendererEncoder` for the families that the library `renderers` has, and
-`ChatEncoder` for every other chat template.
+place where the model goes on (the observation or a user's reply, framed). `Encoder` is the boundary that the rest of
+the project knows; it has two implementations: `gtpo.rollout.native.RendererEncoder` for the families that the library
+`renderers` has, and `gtpo.rollout.chat_encoder.ChatEncoder` for every other chat template. Cold-start traces are
+encoded by the same functions, so a trace and a rollout of the same text have the same ids.
 
-`ChatEncoder` takes the frame from the template once, by comparing a small conversation with and without the
-observation. So a history is never rendered again, and templates that rewrite history (dropping old thoughts, say) can't
-change what was sampled. Cold-start traces are encoded by the same functions, so a trace and a rollout of the same text
-have the same ids.
-
-Text that came out of a tool is tokenised without special tokens, and without added ones that look like markup (such as
-"<think>"): it can't close a message or open one, nor hold what the model knows as one token for a call or a thought.
+Text that came out of a tool or an environment is tokenised without special tokens, and without added ones that look
+like markup (such as "<think>"): it can't close a message or open one, nor hold what the model knows as one token for a
+call or a thought.
 """
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from gtpo._text import well_formed
-from gtpo.errors import DataError, TemplateError
-from gtpo.rollout.chat_template import ChatTemplate, shared_length
+from gtpo.errors import DataError
 from gtpo.rollout.formats import ToolFormat
-from gtpo.rollout.tool_spec import typical
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
 Messages = Sequence[Mapping[str, Any]]
 Calls = tuple[ToolCall | InvalidCall, ...]
-
-_USER, _TURN, _CALL, _RESULT = "USER-TEXT", "MODEL-TEXT", "CALL-TEXT", "TOOL-TEXT"
 
 
 class Encoder(ABC):
@@ -88,6 +81,24 @@ class Encoder(ABC):
             context: the ids before the turn.
         """
 
+    @abstractmethod
+    def reply_ids(self, text: str, turn_ids: Sequence[int] = (), context: Sequence[int] = ()) -> list[int]:
+        """Ids between the end token of a turn without a call and where the model goes on after a user's reply.
+
+        Args:
+            text: the reply.
+            turn_ids: the turn, with its end token; by default any turn without a call.
+            context: the ids before the turn.
+        """
+
+    @abstractmethod
+    def check_replies(self) -> None:
+        """Make ready for replies. A turn then ends with the template's own end token, also where there are no tools.
+
+        Raises:
+            TemplateError: the chat template can't go on after a user's reply.
+        """
+
     def end_of(self, calls: Calls) -> int:
         """The id that ends a turn with these calls, as the template has it."""
         return self.end_id
@@ -132,12 +143,13 @@ class Encoder(ABC):
     def trace(self, messages: Messages) -> Trajectory:
         """Encode a whole conversation as the rollout that would have produced it.
 
-        Roles: any prompt, then `assistant` turns with one or more `tool` messages between them, each the bare result
-        of a call. Assistant text must be as the model should write it after the prompt, calls included;
-        `ToolFormat.render_turn` writes it.
+        Roles: any prompt, then `assistant` turns, and between two of them either one or more `tool` messages, each the
+        bare result of a call, or one `user` message, the reply to a turn without a call. Assistant text must be as the
+        model should write it after the prompt, calls included; `ToolFormat.render_turn` writes it.
 
         Raises:
-            DataError: no assistant turn, two turns without an observation between them, or an unknown role.
+            DataError: no assistant turn, two turns with nothing between them, an unknown role, or a reply beside
+                another message or to a turn with a call.
         """
         first = next((i for i, m in enumerate(messages) if m.get("role") == "assistant"), None)
         if first is None or messages[-1].get("role") != "assistant":
@@ -145,13 +157,13 @@ class Encoder(ABC):
         prompt_ids = self.prompt_ids(messages[:first])
         context = list(prompt_ids)
         turns: list[Turn] = []
-        pending: list[str] = []
+        pending: list[tuple[str, str]] = []
         for message in messages[first:]:
             role, content = message.get("role"), message.get("content")
             if not isinstance(content, str):
                 raise DataError(f"the content of a {role} message is not a string", field="messages")
-            if role == "tool":
-                pending.append(content)
+            if role in ("tool", "user"):
+                pending.append((str(role), content))
             elif role != "assistant":
                 raise DataError(f"unexpected role {role!r} after the first assistant message", field="messages")
             else:
@@ -170,10 +182,22 @@ class Encoder(ABC):
         calls = self.parse_turn(ids, context)
         return Turn(text=content, token_ids=(*ids, self.end_of(calls)), calls=calls)
 
-    def _observed(self, turn: Turn, results: Sequence[str], context: Sequence[int]) -> Turn:
+    def _observed(self, turn: Turn, pending: Sequence[tuple[str, str]], context: Sequence[int]) -> Turn:
+        """The turn with the messages that follow it, each a role and a text."""
         before = context[: len(context) - len(turn.token_ids)]
-        ids = tuple(self.observation_ids(results, turn.token_ids, before))
-        return replace(turn, observation=Observation("\n".join(results), ("ok",) * len(results), ids))
+        results = [text for _, text in pending]
+        if all(role == "tool" for role, _ in pending):
+            ids = tuple(self.observation_ids(results, turn.token_ids, before))
+            return replace(turn, observation=Observation("\n".join(results), ("ok",) * len(results), ids))
+        if len(pending) > 1 or turn.calls:
+            raise DataError(
+                "a user message may follow an assistant message without a call, by itself", field="messages"
+            )
+        return replace(turn, observation=self.reply(results[0], turn.token_ids, before))
+
+    def reply(self, text: str, turn_ids: Sequence[int], context: Sequence[int]) -> Observation:
+        """A user's reply to a turn without a call; see `reply_ids`."""
+        return Observation(text, (), tuple(self.reply_ids(text, turn_ids, context)), results=(text,), role="user")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids as text, special tokens and spaces as they are."""
@@ -213,196 +237,6 @@ class Encoder(ABC):
         added = self.tokenizer.added_tokens_decoder
         specials = sorted((re.escape(str(token)) for token in added.values() if token.special), key=len, reverse=True)
         return re.compile("|".join(specials)) if specials else None
-
-
-class ChatEncoder(Encoder):
-    """An encoder on the frames of a chat template.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        tool_format: the tool-call syntax.
-        end_ids: ids that end a turn, besides the tokenizer's end-of-sequence token and the template's own.
-        template_kwargs: passed on to `apply_chat_template` (e.g. `enable_thinking`).
-
-    Raises:
-        TemplateError: no chat template; one that ignores the tools the format needs, or that writes calls in another
-            syntax; one in which a turn does not end with a special token, or that can't continue after an observation.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        tool_format: ToolFormat,
-        *,
-        end_ids: Iterable[int] = (),
-        template_kwargs: Mapping[str, Any] | None = None,
-    ):
-        super().__init__(tokenizer, tool_format, template_kwargs)
-        self._frames: dict[int, list[str]] = {}
-        where = f"the tokenizer {getattr(tokenizer, 'name_or_path', '') or type(tokenizer).__name__!r}"
-        if not getattr(tokenizer, "chat_template", None):
-            raise TemplateError(
-                f"{where} has no chat template. Use an instruction-tuned model, or put a chat_template.jinja into "
-                "the model's folder."
-            )
-        if tokenizer.eos_token_id is None:
-            raise TemplateError(f"{where} has no end-of-sequence token (eos_token), so a turn could never end.")
-        self.end_id = self._end_of_call = tokenizer.eos_token_id
-        self._template = ChatTemplate(tokenizer, self.tools, self.template_kwargs)
-        if self.tools and self._template.ignores_tools():
-            raise TemplateError(
-                f"the chat template of {where} ignores tools, which the format {tool_format.name!r} needs. Use "
-                "--tool_format fenced, or a template that renders tools."
-            )
-        if tool_format.specs:
-            if self.tools:
-                self._check_calls()
-            self._frame_for([_RESULT])  # raises now rather than in the middle of a run
-            self.end_id = self._plain_end if self.tools else self._ending[0]
-            self._end_of_call = self._ending[0]
-        self.end_ids = frozenset(end_ids) | {tokenizer.eos_token_id, self.end_id, self._end_of_call}
-
-    def end_of(self, calls: Calls) -> int:
-        """See `Encoder.end_of`."""
-        return self._end_of_call if calls else self.end_id
-
-    def prompt_ids(self, messages: Messages) -> list[int]:
-        """See `Encoder.prompt_ids`."""
-        return self._encode(self._template.render(messages))
-
-    def observation_ids(
-        self, results: Sequence[str], turn_ids: Sequence[int] = (), context: Sequence[int] = ()
-    ) -> list[int]:
-        """See `Encoder.observation_ids`. The frame is the same after every turn."""
-        pieces = self._frame_for(results)
-        if self.tools:  # as the template does it, in one go but for markup in results
-            return [i for piece in _cut(pieces, self._pieces) for i in self._encode(piece)]
-        return [i for piece, literal in pieces for i in (self._encode_literal if literal else self._encode)(piece)]
-
-    def parse_turn(self, token_ids: Sequence[int], context: Sequence[int] = ()) -> Calls:
-        """See `Encoder.parse_turn`. What was sampled is read as text, as servers do."""
-        return self.parse(self.text(token_ids))
-
-    def parse(self, text: str) -> Calls:
-        """The calls of a turn. Drafts within a thought are none, also where the prompt opened it."""
-        return self.format.parse(f"<think>{text}" if self._opens_thought else text)
-
-    @cached_property
-    def _opens_thought(self) -> bool:
-        return self._template.render([{"role": "user", "content": _USER}]).rstrip().endswith("<think>")
-
-    def _check_calls(self) -> None:
-        """Whether the format reads a call as the template writes it."""
-        written = self._template.written_turn("", self._call)
-        if not any(isinstance(call, ToolCall) for call in self.format.parse(written)):
-            raise TemplateError(
-                f"the chat template writes a call as {written!r}, which the format {self.format.name!r} does not read. "
-                "Use --tool_format auto, or fenced, which needs no help from the template"
-            )
-
-    @property
-    def _argument(self) -> Any:
-        """Of the call in a history: a text that is found again, if it may be one."""
-        sample = typical(self.format.specs).sample
-        return _CALL if isinstance(sample, str) else sample
-
-    @property
-    def _call(self) -> dict[str, Any]:
-        spec = typical(self.format.specs)
-        return {"name": spec.name, "arguments": spec.arguments(self._argument)}
-
-    @cached_property
-    def _history(self) -> tuple[list[dict[str, Any]], str]:
-        """A minimal conversation that ends with a turn, with a call if the template writes any, and a text in it."""
-        question = {"role": "user", "content": _USER}
-        if not self.tools:
-            return [question, {"role": "assistant", "content": _TURN}], _TURN
-        text, anchor = ("", _CALL) if self._argument == _CALL else (_TURN, _TURN)
-        return [question, self._template.calling(text, self._call)], anchor
-
-    @cached_property
-    def _ending(self) -> tuple[int, str]:
-        """The token that ends a turn, and what the template writes from the turn's text or call to that token."""
-        history, anchor = self._history
-        return self._ending_of(history, anchor, self._after_turn([_RESULT]))
-
-    @cached_property
-    def _plain_end(self) -> int:
-        """The token that ends a turn without a call."""
-        history = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _TURN}]
-        followed = self._template.render([*history, {"role": "user", "content": _USER}])
-        return self._ending_of(history, _TURN, followed[max(followed.rfind(_TURN), 0) :])[0]
-
-    def _ending_of(self, history: Messages, anchor: str, followed: str) -> tuple[int, str]:
-        """The token that ends the last turn of a history, and what is before it once something follows.
-
-        It is the end-of-sequence token if the turn ends with it; else the last special token that is there with and
-        without a message after the turn; and if a turn has none, the first one of what follows it.
-        """
-        alone = self._template.render(history, generate=False)
-        if anchor not in alone:
-            raise TemplateError("the chat template drops the text of a turn")
-        alone = alone[alone.rindex(anchor) :]
-        eos = self.tokenizer.convert_ids_to_tokens(self.tokenizer.eos_token_id)
-        shared = alone[: shared_length(alone, followed)]
-        ends = list(self._special_tokens.finditer(followed)) if self._special_tokens else []
-        cut = next((match for match in ends if match.start() < len(shared) < match.end()), None)
-        shared = shared[: cut.start()] if cut else shared
-        if eos in shared:
-            return self.tokenizer.eos_token_id, shared[: shared.rindex(eos) + len(eos)]
-        within = [match for match in ends if match.end() <= len(shared)]
-        after = [match for match in ends if match.start() == len(shared)]
-        match = within[-1] if within else after[0] if after else None
-        if match is None and eos in alone:
-            raise TemplateError("the chat template renders a turn differently once an observation follows it")
-        if match is None:
-            raise TemplateError(f"the chat template does not end an assistant turn with {eos!r}, the eos token")
-        if not within and alone.startswith(eos, len(shared)):
-            return self.tokenizer.eos_token_id, followed[: match.end()]
-        return self.tokenizer.convert_tokens_to_ids(match[0]), followed[: match.end()]
-
-    def _after_turn(self, marks: Sequence[str]) -> str:
-        """The conversation from its turn's text or call on: what is before may change with the turn's place."""
-        history, anchor = self._history
-        rendered = self._template.render([*history, *self.format.observation_messages(marks)])
-        return rendered[max(rendered.rfind(anchor), 0) :]
-
-    def _frame_for(self, results: Sequence[str]) -> list[tuple[str, bool]]:
-        """Split what follows a turn into (text, is literal tool output)."""
-        count = len(results)
-        if count not in self._frames:
-            self._frames[count] = self._frame_of([f"{_RESULT}-{i}" for i in range(count)])
-        *befores, last = self._frames[count]
-        pieces = [
-            piece
-            for before, result in zip(befores, results, strict=True)
-            for piece in ((before, False), (self.format.escape(result), True))
-        ]
-        return [*pieces, (last, False)]
-
-    def _frame_of(self, marks: Sequence[str]) -> list[str]:
-        """What the template puts before each result, and after the last one."""
-        _, prefix = self._ending
-        rendered = self._after_turn(marks)
-        if not rendered.startswith(prefix):
-            raise TemplateError("the chat template renders a turn differently once an observation follows it")
-        rest, befores = rendered[len(prefix) :], []
-        for mark in marks:
-            before, found, rest = rest.partition(mark)
-            if not found:
-                raise TemplateError("the chat template drops or changes the content of observations")
-            befores.append(before)
-        return [*befores, rest]
-
-
-def _cut(pieces: Sequence[tuple[str, bool]], cut: Callable[[str], list[str]]) -> list[str]:
-    """The text of all pieces, cut where those that are literal are to be."""
-    parts = [""]
-    for piece, literal in pieces:
-        first, *more = (cut(piece) or [""]) if literal else [piece]
-        parts[-1] += first
-        parts += more
-    return parts
 
 
 def _note(characters: int) -> str:

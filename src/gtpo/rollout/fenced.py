@@ -49,6 +49,11 @@ class FencedFormat:
                 raise ConfigError(
                     f"tool {spec.name!r} does not fit into a fenced block, which holds one text; use tool_call"
                 )
+            if not spec.is_python and _label(spec.name) != (spec.name, ""):
+                raise ConfigError(
+                    f"tool {spec.name!r} can't be the label of a fenced block, which is read in lower case and up to a "
+                    "blank; rename it, or use tool_call"
+                )
 
     def usage(self, spec: ToolSpec) -> str:
         """See `ToolFormat.usage`."""

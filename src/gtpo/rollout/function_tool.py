@@ -45,22 +45,7 @@ class FunctionTool:
         name = getattr(function, "__name__", type(function).__name__)
         if not callable(function):
             raise ConfigError(f"tools: {function!r} is not a function")
-        try:
-            schema = get_json_schema(function)["function"]
-        except (DocstringParsingException, TypeHintParsingException) as error:
-            raise ConfigError(
-                f"tools: the function {name!r} can't be a tool: {error}. Give it type hints, and a docstring with a "
-                "description and a section 'Args:' that describes each argument"
-            ) from error
-        parameters = schema["parameters"]
-        self.spec = ToolSpec(
-            schema["name"],
-            schema["description"],
-            parameters["properties"],
-            tuple(parameters.get("required", ())),
-            ability=f"call `{schema['name']}`",
-            note=schema["description"],
-        )
+        self.spec = spec_of(function, f"tools: the function {name!r}")
         if not (math.isfinite(timeout_s) and timeout_s > 0):
             raise ConfigError(f"tools: the function {name!r}: timeout_s must be finite and above 0, not {timeout_s!r}")
         self._timeout_s = timeout_s
@@ -72,27 +57,73 @@ class FunctionTool:
 
     async def run(self, call: ToolCall) -> ToolResult:
         """Call the function with the call's arguments."""
-        arguments = dict(call.arguments) or ({"code": call.code} if self.spec.is_python else {})
+        arguments = arguments_of(call, self.spec)
         try:
-            result = await self._calls.call(arguments)
-            if isinstance(result, ToolResult):
-                return result
-            text = result if isinstance(result, str) else json.dumps(result, default=str, ensure_ascii=False)
+            return as_result(await self._calls.call(arguments))
         except (ToolStuckError, ToolProcessError):
             raise  # the tool's own failure, which masks the rollout
         except LateError:
-            return ToolResult(f"TimeoutError: no result within {self._timeout_s:g} s", "timeout")
-        except RaisedError as error:
-            return ToolResult(str(error), "error")
+            return timed_out(self._timeout_s)
         except Exception as error:
-            return ToolResult(f"{type(error).__name__}: {_said(error)}", "error")
-        return ToolResult(text)
+            return raised(error)
 
     async def aclose(self) -> None:
         """Nothing to close."""
 
 
-def _said(error: Exception) -> str:
+def spec_of(function: Callable[..., Any], what: str) -> ToolSpec:
+    """What the model is told of a function: its name, type hints and docstring.
+
+    Args:
+        function: the function, or a bound method.
+        what: names it in messages.
+
+    Raises:
+        ConfigError: the docstring or a type hint is missing; says what to add.
+    """
+    try:
+        schema = get_json_schema(function)["function"]
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise ConfigError(
+            f"{what} can't be a tool: {error}. Give it type hints, and a docstring with a description and a section "
+            "'Args:' that describes each argument"
+        ) from error
+    parameters = schema["parameters"]
+    return ToolSpec(
+        schema["name"],
+        schema["description"],
+        parameters["properties"],
+        tuple(parameters.get("required", ())),
+        ability=f"call `{schema['name']}`",
+        note=schema["description"],
+    )
+
+
+def arguments_of(call: ToolCall, spec: ToolSpec) -> dict[str, Any]:
+    """The arguments of a call by name; of the tool `python` the program."""
+    return dict(call.arguments) or ({"code": call.code} if spec.is_python else {})
+
+
+def as_result(returned: Any) -> ToolResult:
+    """What a function returned, as the model is told it: text as it is, anything else as JSON."""
+    if isinstance(returned, ToolResult):
+        return returned
+    text = returned if isinstance(returned, str) else json.dumps(returned, default=str, ensure_ascii=False)
+    return ToolResult(text)
+
+
+def raised(error: Exception) -> ToolResult:
+    """What a function raised, as the model is told it."""
+    said = str(error) if isinstance(error, RaisedError) else f"{type(error).__name__}: {text_of(error)}"
+    return ToolResult(said, "error")
+
+
+def timed_out(timeout_s: float) -> ToolResult:
+    """What the model is told of a call that was cut off."""
+    return ToolResult(f"TimeoutError: no result within {timeout_s:g} s", "timeout")
+
+
+def text_of(error: Exception) -> str:
     """An exception's text, whatever its class makes of it."""
     try:
         return str(error)

@@ -36,8 +36,9 @@ from gtpo.rollout.chat_template import shared_length
 from gtpo.rollout.cut_tokenizer import CutTokenizer
 from gtpo.rollout.encoding import Calls, Encoder, Messages
 from gtpo.rollout.native_calls import FAULTS, whole_arguments
+from gtpo.rollout.native_format import NativeFormat
 from gtpo.rollout.tagged_json import read_tagged_calls
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
+from gtpo.rollout.tool_spec import ToolSpec, typical
 from gtpo.types import InvalidCall, ToolCall
 
 _USER, _THOUGHT, _TURN, _ARGUMENT, _RESULT = "USER-TEXT", "THOUGHT-TEXT", "MODEL-TEXT", "ARGUMENT-TEXT", "TOOL-TEXT"
@@ -123,6 +124,30 @@ class RendererEncoder(Encoder):
         """See `Encoder.observation_ids`. After a turn that the family can't go on from, as after one that it can."""
         found = self._bridged(results, turn_ids, context) if turn_ids and context else None
         return found if found is not None else self._frame_after_call(results)
+
+    def reply_ids(self, text: str, turn_ids: Sequence[int] = (), context: Sequence[int] = ()) -> list[int]:
+        """See `Encoder.reply_ids`. What a small conversation has after its turn; the same after every turn."""
+        with self._plain.cutting([text], self._pieces) as contents:
+            return self._conversation_with_reply(contents[0])[self._reply_start :]
+
+    def check_replies(self) -> None:
+        """See `Encoder.check_replies`."""
+        if _RESULT not in self.decode(self.reply_ids(_RESULT)):
+            raise TemplateError(f"the renderer {self.family} can't go on after a user's reply")
+
+    def _conversation_with_reply(self, reply: Any) -> list[int]:
+        turn = {"role": "assistant", "content": _TURN}
+        return self._ids([{"role": "user", "content": _USER}, turn, {"role": "user", "content": reply}], generate=True)
+
+    @cached_property
+    def _reply_start(self) -> int:
+        """Where a reply's frame begins in `_conversation_with_reply`: after the end token of the turn."""
+        ids = self._conversation_with_reply(_RESULT)
+        said = next((k for k in range(len(ids)) if _TURN in self.decode(ids[: k + 1])), len(ids))
+        end = next((k for k in range(said, len(ids)) if ids[k] == self.end_id), None)
+        if end is None:
+            raise TemplateError(f"the renderer {self.family} does not end a turn before a user's reply")
+        return end + 1
 
     def _without_draft(self, ids: list[int], context: Sequence[int]) -> list[int]:
         """The turn without its thought if that holds a call: some renderers take the call for the thought's end."""
@@ -327,46 +352,6 @@ class RendererEncoder(Encoder):
             call_id = (attempt.id if attempt else None) or f"functions.{name}:{number}"
             messages.append({"role": "tool", "name": name, "tool_call_id": call_id, "content": content})
         return messages
-
-
-class NativeFormat:
-    """The calls of a family, written and read by its renderer: the `ToolFormat` of a `RendererEncoder`."""
-
-    name = "native"
-
-    def __init__(self, encoder: RendererEncoder, specs: tuple[ToolSpec, ...]) -> None:
-        self._encoder, self.specs = encoder, specs
-
-    @property
-    def tools(self) -> list[dict[str, Any]] | None:
-        """The schemas, for the renderer."""
-        return [spec.schema for spec in self.specs] or None
-
-    def usage(self, spec: ToolSpec) -> str:
-        """See `ToolFormat.usage`. How calls are written, the family's prompt says itself."""
-        return f"You can {spec.ability} with the tool `{spec.name}`; {spec.note}".strip("; ")
-
-    def parse(self, text: str) -> Calls:
-        """See `ToolFormat.parse`."""
-        return self._encoder.parse(text)
-
-    def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `tool` message a call."""
-        sender = {"name": self.specs[0].name} if len(self.specs) == 1 else {}
-        return [{"role": "tool", **sender, "content": result} for result in results]
-
-    def escape(self, result: str) -> str:
-        """See `ToolFormat.escape`. Marks of the family are special tokens, which no result holds."""
-        return result
-
-    def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
-        """See `ToolFormat.render_call`."""
-        whole, plain = self._encoder.written_turn("", argument, spec), self._encoder.written_turn(_TURN)
-        return whole.removeprefix(plain.partition(_TURN)[0]).strip("\n")
-
-    def render_turn(self, text: str, argument: str | None = None, spec: ToolSpec = PYTHON) -> str:
-        """See `ToolFormat.render_turn`."""
-        return self._encoder.written_turn(text, argument, None if argument is None else spec)
 
 
 def _renderer(tokenizer: CutTokenizer, family: str, template_kwargs: Mapping[str, Any] | None) -> Any:

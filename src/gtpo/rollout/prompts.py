@@ -22,17 +22,21 @@ class Prompts:
         setting: a system prompt for all problems; "" for none; None for the default one, by kind of answer.
         instructions: sentences by kind of answer, in place of those in `gtpo.tasks.answer_types`.
         verifier: the verifier, if one was chosen for all problems; else each problem says or implies its own.
+        asks_for_answer: whether the default system prompt says how to write the answer; False: it tells of tools only.
     """
 
     tool_format: ToolFormat
     setting: str | None = None
     instructions: Mapping[str, str] = field(default_factory=dict)
     verifier: str | None = None
+    asks_for_answer: bool = True
 
     def system_prompt(self, kind: str = "math") -> str | None:
         """The system prompt for problems that want this kind of answer."""
         if self.setting is not None:
             return self.setting or None
+        if not self.asks_for_answer:
+            return " ".join(map(self.tool_format.usage, self.tool_format.specs)) or None
         sentences = {**INSTRUCTIONS, **self.instructions}
         answer = sentences.get(kind, sentences["math"]).rstrip(".")
         ending = " and make no call in that turn." if self.tool_format.specs else "."

@@ -16,7 +16,25 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "array": (list,),
     "object": (dict,),
+    "null": (type(None),),
 }
+
+
+def kinds(parameter: Mapping[str, Any]) -> tuple[str, ...]:
+    """The JSON types that a parameter may have, by its `type`, `anyOf` or `oneOf`, and `nullable`; none: any."""
+    stated = parameter.get("type")
+    if stated is None:
+        branches = [kinds(branch) for branch in parameter.get("anyOf") or parameter.get("oneOf") or ()]
+        found = [kind for branch in branches for kind in branch] if all(branches) else []
+    else:
+        found = [stated] if isinstance(stated, str) else list(stated)
+    if found and parameter.get("nullable"):
+        found.append("null")
+    return tuple(dict.fromkeys(found))
+
+
+def _is(value: object, kind: str) -> bool:
+    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -26,8 +44,8 @@ class ToolSpec:
     Attributes:
         name: as the model calls it.
         description: one sentence for the tool's schema.
-        parameters: the arguments as JSON Schema properties: name to `{"type": ..., "description": ...}`. Only `type`
-            is checked here; the tool itself checks the rest and answers with a sentence.
+        parameters: the arguments as JSON Schema properties: name to `{"type": ..., "description": ...}`. Only the types
+            are checked here (`kinds`); the tool itself checks the rest and answers with a sentence.
         required: arguments that a call must give; may be empty. The first one is what a fenced block holds.
         ability: what follows "You can" in the system prompt.
         note: a sentence for the system prompt; may be blank.
@@ -45,8 +63,9 @@ class ToolSpec:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.required) - set(self.parameters)):
             raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is none of its parameters")
-        if unknown := {str(p.get("type")) for p in self.parameters.values()} - set(_TYPES):
-            raise ConfigError(f"tool {self.name!r}: unknown parameter types {sorted(unknown)}; known: {sorted(_TYPES)}")
+        found = {kind for parameter in self.parameters.values() for kind in kinds(parameter)}
+        if strange := sorted(found - set(_TYPES)):
+            raise ConfigError(f"tool {self.name!r}: unknown parameter types {strange}; known: {sorted(_TYPES)}")
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -73,9 +92,8 @@ class ToolSpec:
         """A value for `argument`, to see how a call is written; None without one."""
         if self.argument is None:
             return None
-        return {"string": "1", "integer": 1, "number": 1, "boolean": True, "array": [1], "object": {"a": 1}}[
-            self.parameters[self.argument]["type"]
-        ]
+        kind = next((kind for kind in kinds(self.parameters[self.argument]) if kind != "null"), "string")
+        return {"integer": 1, "number": 1, "boolean": True, "array": [1], "object": {"a": 1}}.get(kind, "1")
 
     @property
     def is_python(self) -> bool:
@@ -91,12 +109,12 @@ class ToolSpec:
         if surplus := sorted(set(arguments) - set(self.parameters)):
             return InvalidCall(f"{self.name!r} takes {_takes(self.parameters)}, not {', '.join(map(repr, surplus))}")
         for name in self.required:
-            if arguments.get(name) is None:
+            if arguments.get(name) is None and not ("null" in kinds(self.parameters[name]) and name in arguments):
                 return InvalidCall(f'the argument "{name}" is missing')
         for name, value in arguments.items():
-            kind = self.parameters[name]["type"]
-            if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-                return InvalidCall(f'the argument "{name}" must be {_a(kind)}')
+            allowed = kinds(self.parameters[name])
+            if allowed and not any(_is(value, kind) for kind in allowed):
+                return InvalidCall(f'the argument "{name}" must be {" or ".join(map(_a, allowed))}')
         for name in self.required:
             if isinstance(arguments[name], str) and not arguments[name].strip():
                 return InvalidCall(f"the {name} is empty")
@@ -142,4 +160,4 @@ def _entries(names: Sequence[str]) -> str:
 
 
 def _a(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aio' else 'a'} {kind}"
+    return kind if kind == "null" else f"{'an' if kind[0] in 'aio' else 'a'} {kind}"

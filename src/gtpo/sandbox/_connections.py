@@ -1,14 +1,16 @@
 """Connections of the sandbox's HTTP server: uvicorn's, with limits on time and number for each client.
 
 uvicorn bounds how long a connection may be idle between requests; here are the other ways of holding one: a head that
-never ends, an answer that is never read, and too many of them.
+never ends, an answer that is never read, a further request before the answer, and too many of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import resource
 import sys
 from collections import Counter
 from typing import Any
@@ -25,22 +27,37 @@ READ_S = 60.0
 """For the client to go on reading an answer."""
 END_S = 2.0
 """For programs that run when the server ends."""
+_BACKLOG, _OF_WORKER, _DESCRIPTORS = 512, 32, 65536
+"""Connections that may be accepted at once, descriptors that a worker may need, and those that are asked for in all."""
 _LOG = logging.getLogger("gtpo.sandbox.serve")
 
 
-def server(app: Any, most_connections: int) -> Server:
+def room(workers: int) -> int:
+    """Connections that the process has descriptors for, besides those of its workers; raises its limit where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    least = _BACKLOG + _OF_WORKER * workers
+    return max((_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft) - least, 16)
+
+
+def server(app: Any, most_connections: int, most_in_all: int) -> Server:
     """A uvicorn server that is not running yet.
 
     Args:
         app: ASGI application.
         most_connections: of one client at a time; one more is closed at once.
+        most_in_all: of all clients together.
     """
     clients: Counter[str] = Counter()
 
     class Connection(_Connection):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.clients, self.most = clients, most_connections
+            self.clients, self.most, self.most_in_all = clients, most_connections, most_in_all
 
     config = Config(
         app,
@@ -53,7 +70,7 @@ def server(app: Any, most_connections: int) -> Server:
         server_header=False,
         timeout_keep_alive=IDLE_S,  # type: ignore[arg-type]
         timeout_graceful_shutdown=END_S,  # type: ignore[arg-type]
-        backlog=512,
+        backlog=_BACKLOG,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what runs is the business of those who asked
     return Server(config)
@@ -62,6 +79,7 @@ def server(app: Any, most_connections: int) -> Server:
 class _Connection(H11Protocol):
     clients: Counter[str]
     most: int
+    most_in_all: int
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _host = ""
@@ -70,19 +88,26 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self._host = (self.client or ("",))[0]
         self.clients[self._host] += 1
-        if self.clients[self._host] > self.most:
-            _LOG.warning("closed a connection of %s: it has %d", self._host, self.most)
+        if self.clients[self._host] > self.most or self.clients.total() > self.most_in_all:
+            _LOG.warning("closed a connection of %s: it has %d", self._host, self.clients[self._host])
             transport.abort()
             return
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        if self._is_pipelined():  # uvicorn would read no more, and so not see that the client has hung up
+            self.transport.abort()
+        elif self.conn.their_state is h11.IDLE:
             self._await_head()
         elif self._head is not None:
             self._head.cancel()
             self._head = None
+
+    def _is_pipelined(self) -> bool:
+        """Whether a further request has begun before this one is answered, which no client of the API does."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        return answering and self.conn.their_state is h11.DONE and bool(self.conn.trailing_data[0])
 
     def _await_head(self) -> None:
         if self._head is None:

@@ -20,7 +20,9 @@ from gtpo.sandbox.service import KEY_HEADER, SandboxService
 
 BODY_S = 60.0
 """For the body of a request."""
-_BODY_BYTES = 16 << 20
+_BODY_BYTES = 4 << 20
+BODIES_BYTES = 256 << 20
+"""Of all bodies that are being read; one client has at most half of it."""
 
 
 class _Json(JSONResponse):
@@ -69,6 +71,8 @@ def _refusal(status: HTTPStatus, detail: str) -> Response:
 def _unusable(service: SandboxService, request: Request) -> Response | None:
     """Why a program is refused before its body is read, None if it is not."""
     length, key = request.headers.get("Content-Length", ""), service.key
+    if "Origin" in request.headers:
+        return _refusal(HTTPStatus.FORBIDDEN, "a page in a browser does not run programs here")
     if key is not None and not hmac.compare_digest(request.headers.get(KEY_HEADER, "").encode(), key.encode()):
         return _refusal(HTTPStatus.UNAUTHORIZED, f"the header {KEY_HEADER} is missing or wrong")
     if not length.isdigit() or "Transfer-Encoding" in request.headers:
@@ -80,26 +84,43 @@ def _unusable(service: SandboxService, request: Request) -> Response | None:
 
 async def _run_code(service: SandboxService, request: Request) -> Response:
     """Reads the body, runs the program in its turn and answers, as long as the client is there."""
-    entered = service.enter()
     try:
-        body = await asyncio.wait_for(_body(request, keep=entered), BODY_S)
-        if not entered:
-            headers = {"Retry-After": str(service.retry_after_s)}
-            return _Json({"detail": "busy"}, HTTPStatus.TOO_MANY_REQUESTS, headers)
-        return await _while_connected(request, _answer(service, body))
+        body = await asyncio.wait_for(_body(service, request), BODY_S)
+        if body is None or not service.enter():
+            return _Json({"detail": "busy"}, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(service.retry_after_s)})
+        try:
+            return await _while_connected(request, _answer(service, body, _client(request)))
+        finally:
+            service.leave()
     except TimeoutError:
         return _refusal(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_S:g} s")
     except ClientDisconnect:
         return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+
+
+async def _body(service: SandboxService, request: Request) -> bytes | None:
+    """The whole body; None where there is no room for it or its program, so that it was not kept.
+
+    A request takes its place among those that wait once its body is there: slow ones hold no place.
+    """
+    held, client = service.bodies, _client(request)
+    keep, size, parts = service.has_room(), 0, []
+    try:
+        async for part in request.stream():
+            keep = keep and sum(held.values()) + len(part) <= BODIES_BYTES and held[client] <= BODIES_BYTES // 2
+            if keep:
+                parts.append(part)
+                size += len(part)
+                held[client] += len(part)
+        return b"".join(parts) if keep else None
     finally:
-        if entered:
-            service.leave()
+        held[client] -= size
+        if not held[client]:
+            del held[client]
 
 
-async def _body(request: Request, keep: bool) -> bytes:
-    """The whole body, or nothing of it where it is not to be kept."""
-    parts = [part if keep else b"" async for part in request.stream()]
-    return b"".join(parts)
+def _client(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
@@ -121,12 +142,12 @@ async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]
                 await job
 
 
-async def _answer(service: SandboxService, data: bytes) -> Response:
+async def _answer(service: SandboxService, data: bytes, client: str) -> Response:
     try:
         body = json.loads(data)
         if not isinstance(body, dict):
             raise ValueError("the body must be a JSON object")
-        answer = await service.run(body)
+        answer = await service.run(body, client)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         return _Json({"detail": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
     return _Json(answer)

@@ -9,7 +9,8 @@ What differs from SandboxFusion:
 - Programs only: no other language, no compile step, no files, no `fetch_files`.
 - More requests than can wait are turned away with HTTP status 429 and a time to come back, not queued without end.
 
-A client may have `CONNECTIONS` at a time; `_http` and `_connections` bound how long it may take for each step.
+A client may have `CONNECTIONS` at a time, and three in four of those that there are descriptors for;
+`_http` and `_connections` bound how long it may take for each step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import asyncio
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,6 +65,7 @@ class SandboxService:
         self.places = waiting + sandbox.max_workers
         self.retry_after_s = _RETRY_AFTER_S
         self.under_way = self.served = self.turned_away = 0
+        self.bodies: Counter[str] = Counter()  # bytes that are being read, by client
         self.lock = threading.Lock()
         if waiting < 0:
             raise ConfigError(f"waiting must be at least 0, got {waiting}")
@@ -76,7 +79,8 @@ class SandboxService:
         # Here and not above, so that only who serves loads the web server.
         from gtpo.sandbox import _connections, _http
 
-        self._server = _connections.server(_http.application(self), CONNECTIONS)
+        total = _connections.room(sandbox.max_workers)
+        self._server = _connections.server(_http.application(self), min(CONNECTIONS, total * 3 // 4), total)
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
         """Serves until `shutdown` is called by another thread, or a signal ends the process."""
@@ -114,6 +118,11 @@ class SandboxService:
             self.under_way += 1
             return True
 
+    def has_room(self) -> bool:
+        """Whether `enter` would find a place."""
+        with self.lock:
+            return self.under_way < self.places
+
     def leave(self) -> None:
         """Gives the place back."""
         with self.lock:
@@ -126,15 +135,19 @@ class SandboxService:
             counts = {"under_way": self.under_way, "served": self.served, "turned_away": self.turned_away}
         return {"max_workers": self.sandbox.max_workers, **counts}
 
-    async def run(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def run(self, body: Mapping[str, Any], client: str = "") -> dict[str, Any]:
         """The answer to a request; cancelling it ends the program.
+
+        Args:
+            body: what was asked for.
+            client: who asked; the programs of several are run in turn.
 
         Raises:
             ValueError: the request can't be used; says why.
         """
         code, limits = _program(body), self._limits(body)
         try:
-            result = await self.sandbox.run(code, limits=limits)
+            result = await self.sandbox.run(code, limits=limits, key=client)
         except SandboxError as error:
             result = ExecResult(Status.TOOL_FAILURE, note=str(error))
         if result.status is Status.TOOL_FAILURE:

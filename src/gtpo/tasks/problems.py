@@ -43,6 +43,12 @@ class Problem:
     extras: Mapping[str, Any] = field(default_factory=dict, hash=False)
     messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The problem by the names of its fields, those of `extras` included, as environments are reset with it."""
+        own = {"id": self.id, "question": self.question, "answer": self.answer, "domain": self.domain}
+        return {**self.extras, **own}
+
     def prompt(self, system_prompt: str | None) -> list[dict[str, Any]]:
         """What the model is given, as chat messages. A system message of the problem's own stays."""
         messages = [dict(message) for message in self.messages] or [{"role": "user", "content": self.question}]

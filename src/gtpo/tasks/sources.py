@@ -26,6 +26,7 @@ A mixture is a YAML file:
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,9 +34,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import yaml
-
 from gtpo._jsonl import numbered_rows
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks.benchmarks import BENCHMARKS, get_benchmark
 from gtpo.tasks.problems import (
@@ -294,11 +294,9 @@ def _as_json(entry: Mapping[str, Any]) -> Any:
 def _from_mixture(source: Source, reading: Reading) -> list[Problem]:
     path = Path(source.name)
     try:
-        mixture = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"can't be read: {error.strerror}", path=path) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid YAML: {error}", path=path) from error
+        mixture = read_yaml(path)
+    except ValueError as error:
+        raise DataError(str(error), path=path) from error
     if not isinstance(mixture, dict) or not isinstance(mixture.get("sources"), list) or not mixture["sources"]:
         raise DataError("a mixture has a list `sources`, each with `source` and `weight`", path=path)
     if unknown := sorted(map(str, set(mixture) - {"sources", "size", "seed"})):
@@ -308,8 +306,10 @@ def _from_mixture(source: Source, reading: Reading) -> list[Problem]:
         if not isinstance(part, dict) or set(part) - {"source", "weight"} or not isinstance(part.get("source"), str):
             raise DataError(f"a source is {{source: TEXT, weight: NUMBER}}, not {part!r}", path=path, field="sources")
         weight = part.get("weight", 1)
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
-            raise DataError(f"the weight of {part['source']} must be above 0", path=path, field="weight")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise DataError(
+                f"the weight of {part['source']} must be a finite number above 0", path=path, field="weight"
+            )
         if Source.parse(part["source"]).kind == "mixture":
             raise DataError("a mixture of mixtures; list their sources here", path=path, field="sources")
         weights.append(float(weight))

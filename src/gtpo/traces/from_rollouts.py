@@ -107,7 +107,9 @@ def _repaired(sample: Mapping[str, Any]) -> bool:
 
 def _trace(sample: Mapping[str, Any], prompt: list[dict[str, Any]]) -> dict[str, Any]:
     messages = list(prompt)
-    for turn in sample["turns"]:
+    for number, turn in enumerate(sample["turns"], 1):
         messages.append({"role": "assistant", "content": turn["text"]})
-        messages += [{"role": "tool", "content": result} for result in turn["results"]]
+        if number == len(sample["turns"]):  # what ended the rollout, no turn followed
+            break
+        messages += [{"role": turn.get("role", "tool"), "content": result} for result in turn["results"]]
     return {"id": sample["problem_id"], "style": "rollout", "repaired": _repaired(sample), "messages": messages}

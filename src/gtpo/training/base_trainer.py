@@ -14,8 +14,10 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from gtpo.errors import TooManyFailuresError
+from gtpo.errors import ModelError, TooManyFailuresError
+from gtpo.training.checkpoints import MANIFEST
 from gtpo.training.config import GTPOConfig
+from gtpo.training.durable import DivergedError, DurableTrainer
 from gtpo.training.metrics import time_metrics
 from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.model_card import PAPER, write_model_card
@@ -24,7 +26,7 @@ from gtpo.training.sampler import EpochOrder
 from gtpo.training.trl_compat import RandomState
 
 
-class BaseTrainer(GRPOTrainer):
+class BaseTrainer(DurableTrainer, GRPOTrainer):
     """`GRPOTrainer`, which computes with the rows and columns that a micro-batch needs, and says where time went.
 
     Args:
@@ -53,9 +55,16 @@ class BaseTrainer(GRPOTrainer):
 
         Raises:
             TooManyFailuresError: says what failed, and where the checkpoint is.
+            ModelError: a number of the model's is not finite; says in which step, and where to go on from.
         """
         try:
             return super().train(*args, **kwargs)
+        except DivergedError:
+            self.progress.close()
+            raise
+        except ModelError as error:
+            self.progress.close()
+            raise self.located(error) from error
         except TooManyFailuresError as error:
             self.progress.close()
             raise TooManyFailuresError(f"{error} {self._checkpoint_of_last_step()}") from error
@@ -65,10 +74,30 @@ class BaseTrainer(GRPOTrainer):
         if not step:
             return "(no step was done: start it again with --overwrite)."
         folder = Path(self.args.output_dir or "") / f"checkpoint-{step}"
-        if not (folder / "trainer_state.json").exists():
+        if not (folder / MANIFEST).exists():
             self._random_state.restore()  # as it was before the batch that is lost
             self._save_checkpoint(self.model, None)
         return f"({folder} holds the run as of step {step})."
+
+    def _save_more(self, folder: Path) -> None:
+        """The rollouts that later steps train on, where a generation batch serves several steps."""
+        if self._step % self._steps_per_batch and self._buffered_inputs is not None:
+            kept = {"step": self._step, "weights_step": self._weights_step, "inputs": self._buffered_inputs}
+            torch.save(kept, self._buffer_path(folder))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and (path := self._buffer_path(Path(checkpoint))).exists():
+            found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs = found["step"], found["inputs"]
+            self._weights_step = found["weights_step"]
+
+    def _buffer_path(self, folder: Path) -> Path:
+        return folder / f"generation_batch_{self.accelerator.process_index}.pt"
+
+    @property
+    def _steps_per_batch(self) -> int:
+        return cast(int, self.args.steps_per_generation) * self.num_iterations
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of a checkpoint: ours, in place of TRL's template."""

@@ -20,6 +20,7 @@ from gtpo.tasks.verifiers import Verdict
 from gtpo.training.config import GTPOConfig
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
+from gtpo.turn_rewards import name_of
 from gtpo.types import Trajectory
 
 
@@ -33,6 +34,8 @@ class Batch:
         inputs, failures, credit: of the rollouts of all processes.
         rewards: what TRL logs, and what it computes GRPO's advantages from; None for a dropped rollout.
         verify_s, credit_s: wall seconds.
+        parts: what each reward function gave each rollout of this process, by name; empty where the verifier alone
+            scores.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -46,6 +49,7 @@ class Batch:
     rewards: tuple[float | None, ...]
     verify_s: float
     credit_s: float
+    parts: tuple[Mapping[str, float | None], ...] = ()
 
     @property
     def masks(self) -> list[list[int]]:
@@ -73,7 +77,8 @@ class BatchScorer:
         self.settings = args.credit_settings()
         if scorer.turn_reward_funcs and args.algorithm not in TURN_REWARDS:
             raise ConfigError(
-                f"algorithm {args.algorithm} has one reward per rollout, so turn_reward_funcs have no effect: use "
+                f"algorithm {args.algorithm} has one reward per rollout, so turn rewards "
+                f"({', '.join(map(name_of, scorer.turn_reward_funcs))}) have no effect: use "
                 f"{' or '.join(sorted(TURN_REWARDS))}"
             )
 
@@ -140,6 +145,7 @@ class BatchScorer:
             rewards=tuple(None if policy == "drop" else rewards_B[first + i] for i, policy in enumerate(policies)),
             verify_s=verified - start,
             credit_s=time.perf_counter() - verified,
+            parts=tuple(item.parts for item in scored),
         )
 
     def _policy(self, trajectory: Trajectory, problem: Problem) -> LossPolicy:

@@ -14,13 +14,17 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
+from gtpo._options import check_numbers
 from gtpo.errors import ConfigError
 from gtpo.rollout import PromptConfig, Prompts, build_encoder
 from gtpo.training.data import trace_dataset
+from gtpo.training.durable import DurableTrainer
+from gtpo.training.identity import traces_id
 from gtpo.training.progress import StepProgress
-from gtpo.training.recorder import RunRecorder
-from gtpo.training.run import MetricsCallback, TrainResult, begin
+from gtpo.training.run import TrainResult, identity_of, recorded_run
+from gtpo.training.start import Resume
 from gtpo.training.trl_compat import apply_defaults, save_policy
+from gtpo.training.trl_options import REFUSED
 
 
 @dataclass
@@ -32,10 +36,23 @@ class ColdStartConfig(PromptConfig, SFTConfig):
         default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
     )
 
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
+            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
+        },
+    )
+
     def __post_init__(self) -> None:
         apply_defaults(self, "runs/cold-start")
         SFTConfig.__post_init__(self)
         PromptConfig.__post_init__(self)
+        check_numbers(self)
+        if self.enable_jit_checkpoint:
+            raise ConfigError(f"enable_jit_checkpoint has no effect here: {REFUSED['enable_jit_checkpoint']}")
+        if self.save_minutes < 0:
+            raise ConfigError(f"save_minutes must be at least 0, got {self.save_minutes}")
         if self.packing or self.completion_only_loss or self.assistant_only_loss:
             raise ConfigError(
                 "the cold start masks by itself, on whole traces: leave packing, completion_only_loss and "
@@ -49,7 +66,8 @@ def cold_start(
     traces: Sequence[Sequence[Mapping[str, Any]]],
     args: ColdStartConfig,
     *,
-    resume: bool = False,
+    resume: Resume = False,
+    resume_with_changes: bool = False,
     provenance: Mapping[str, Any] | None = None,
     **trainer_options: Any,
 ) -> TrainResult:
@@ -60,39 +78,39 @@ def cold_start(
         tokenizer: with a chat template.
         traces: conversations; see `Encoder.trace`.
         args: settings.
-        resume: go on from the last checkpoint.
+        resume: go on from the newest whole checkpoint; "auto": if there is one, else start.
+        resume_with_changes: go on although settings, traces or model are others than the run was begun with.
         provenance: further entries of config.yaml.
         trainer_options: passed on to `SFTTrainer` (e.g. peft_config).
 
     Raises:
+        ConfigError: see `gtpo.training.run.train`.
         DataError: a malformed trace, or none that fits into `args.max_length`.
+        ModelError: loss, gradient or weights are not finite; says where to go on from.
         RecordError: the run's directory can't be written.
+        StoppedError: a signal ended the run before its last step; it can go on.
     """
-    recorder = RunRecorder(args.run_dir)
     encoder = build_encoder(args, tokenizer, args.specs())
     prompt = Prompts(encoder.format, args.system_prompt).system_prompt()
     dataset, too_long = trace_dataset(traces, encoder, max_length=args.max_length or 2**31, system_prompt=prompt)
-    checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
-    if args.process_index == 0:
-        recorder.write_config(
-            {
-                **(provenance or {}),
-                "tool_format": encoder.choice,
-                "traces": len(dataset),
-                "traces_too_long": too_long,
-                "config": args.to_dict(),
-            }
-        )
+    identity = {"traces": traces_id(traces), **identity_of(model, args, trainer_options)}
+    about = {**(provenance or {}), "identity": identity}
     progress = StepProgress(enabled=not args.disable_tqdm, label="cold start")
-    trainer = SFTTrainer(
-        model,
-        args=args,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        callbacks=[MetricsCallback(recorder), progress],
-        **trainer_options,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
+    with recorded_run(args, about, progress, resume=resume, with_changes=resume_with_changes) as run:
+        trainer = ColdStartTrainer(
+            model,
+            args=args,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=[*run.callbacks, progress],
+            **trainer_options,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        found = {"tool_format": encoder.choice, "traces": len(dataset), "traces_too_long": too_long}
+        run.complete(trainer, found)
+        return TrainResult(Path(args.run_dir), save_policy(trainer, args.run_dir), trainer.state.global_step)
+
+
+class ColdStartTrainer(DurableTrainer, SFTTrainer):
+    """TRL's, with checkpoints that are whole or not taken."""

@@ -14,6 +14,7 @@ import torch
 from trl import GRPOConfig
 
 from gtpo import functional as F
+from gtpo._options import check_numbers
 from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
@@ -39,7 +40,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "mt_grpo, turn_loo."
         },
     )
-    gamma: float = field(default=0.9, metadata={"help": "Discount of later turns' rewards, in [0, 1]. [paper]"})
+    gamma: float | None = field(
+        default=None,
+        metadata={
+            "help": "Discount of later turns' rewards, in [0, 1]; by default 0.9 [paper], or by first_turn_share."
+        },
+    )
+    first_turn_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Chooses gamma such that the first of max_turns turns keeps this share of a success's reward, in "
+            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default it does not."
+        },
+    )
     alpha: float = field(
         default=0.5, metadata={"help": "Weight of the code similarity of failed rollouts, in [0, 1]; 0: off. [paper]"}
     )
@@ -81,6 +94,13 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         default="lexical",
         metadata={
             "help": "Code similarity: lexical, sentence-transformers:MODEL, endpoint:URL#MODEL, or random (a control)."
+        },
+    )
+    save_minutes: float = field(
+        default=10.0,
+        metadata={
+            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
+            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
         },
     )
     record_every: int = field(
@@ -134,10 +154,12 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         for name in F.PAPER:
             if getattr(self, name) is None:
                 setattr(self, name, getattr(chosen, name))
+        self.gamma = self._chosen_gamma()
         self.credit_settings()
-        for name in ("record_every", "record_max_tokens"):
+        for name in ("record_every", "record_max_tokens", "save_minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        check_numbers(self)
         self.check_rewards()
         FailurePolicy(self.max_failed_fraction, self.max_failed_batches)
         check_options(self)
@@ -182,6 +204,19 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     def _oldest(self, overlap: int) -> int:
         """Optimizer steps between the weights that a rollout was sampled from and the last update that uses it."""
         return (overlap + 1) * self.updates_per_batch - 1
+
+    def _chosen_gamma(self) -> float:
+        if self.first_turn_share is None:
+            return CreditSettings.gamma if self.gamma is None else self.gamma
+        if not 0 < self.first_turn_share <= 1:
+            raise ConfigError(f"first_turn_share must be in (0, 1], got {self.first_turn_share}")
+        chosen = F.gamma_for_turns(self.max_turns, first_share=self.first_turn_share)
+        if self.gamma not in (None, chosen):
+            raise ConfigError(
+                f"first_turn_share {self.first_turn_share} and max_turns {self.max_turns} make gamma {chosen:.4g}, and "
+                f"gamma is {self.gamma}: give one of the two"
+            )
+        return chosen
 
     def _check_vllm(self) -> None:
         if not self.use_vllm:

@@ -1,7 +1,11 @@
-"""The progress bar of a run: which step, what it is doing now, and the last pass rate."""
+"""The progress bar of a run: which step, what it is doing now, and the last pass rate.
+
+A terminal that has hung up can't be written to; the run goes on without one.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -38,7 +42,8 @@ class StepProgress(TrainerCallback):
 
     def say(self, text: str) -> None:
         """Print a line above the bar, also where there is none."""
-        tqdm.write(for_terminal(text), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            tqdm.write(for_terminal(text), file=sys.stderr)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -50,7 +55,8 @@ class StepProgress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Advance the bar."""
         if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+            with contextlib.suppress(OSError):
+                self._bar.update(state.global_step - self._bar.n)
 
     def on_log(
         self,
@@ -76,10 +82,12 @@ class StepProgress(TrainerCallback):
     def close(self) -> None:
         """Leave the bar as it stands, where training does not come to its end."""
         if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with contextlib.suppress(OSError):
+                bar.close()
 
     def _show(self) -> None:
         if self._bar is not None:
             passed = "" if self._pass_rate is None else f"pass rate {self._pass_rate:.2f}, "
-            self._bar.set_postfix_str(passed + self._phase)
+            with contextlib.suppress(OSError):
+                self._bar.set_postfix_str(passed + self._phase)

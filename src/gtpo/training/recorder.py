@@ -18,9 +18,10 @@ from typing import Any
 
 import yaml
 
-from gtpo._files import write_bytes, write_text
+from gtpo._files import sweep_partial, write_bytes, write_text
 from gtpo.errors import ConfigError, RecordError
-from gtpo.run_directory import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION
+from gtpo.run_directory import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION, step_of_rollouts
+from gtpo.training.lock import RunLock
 from gtpo.versions import installed_versions
 
 MIN_FREE_MB = 200
@@ -40,6 +41,7 @@ class RunRecorder:
         self.run_dir = Path(run_dir)
         self.metrics_path = self.run_dir / METRICS
         self._last: tuple[int, str, int, int] = (0, "", 0, 0)
+        self._lock: RunLock | None = None
         try:
             (self.run_dir / ROLLOUTS).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.run_dir).close()
@@ -51,6 +53,32 @@ class RunRecorder:
                 f"{self.run_dir}: only {free_mb:.0f} MB are free and a run needs {MIN_FREE_MB} at the least; free some "
                 "space or choose another --run_dir"
             )
+
+    def hold(self) -> None:
+        """Keep other trainers out of the directory until `release`, and clear away what a kill left half written.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        if self._lock is None:
+            self._lock = RunLock(self.run_dir)
+            for folder in (self.run_dir, self.run_dir / ROLLOUTS):
+                sweep_partial(folder)
+
+    def release(self) -> None:
+        """Let other trainers in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def check_place(self) -> None:
+        """Make sure that the directory is still there, once it is held.
+
+        Raises:
+            RecordError: it was deleted, moved or replaced.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.yaml: everything needed to run it again, with versions."""
@@ -75,6 +103,7 @@ class RunRecorder:
             rollouts += 1 + max(row["rollout"] for row in rows)
             groups += 1 + max(row["group"] for row in rows)
         self._last = (step, lines, rollouts, groups)
+        self.check_place()
         path = self.run_dir / ROLLOUTS / f"step_{step:06d}.jsonl.gz"
         try:
             write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
@@ -83,6 +112,7 @@ class RunRecorder:
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        self.check_place()
         try:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
@@ -97,14 +127,15 @@ class RunRecorder:
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, since training resumes from there."""
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines()
+            lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
             self._replace(self.metrics_path, "".join(line + "\n" for line in kept))
-        for path in (self.run_dir / ROLLOUTS).glob("step_*.jsonl*"):
-            if int(path.name.removeprefix("step_").partition(".")[0]) > step:
+        for path in (self.run_dir / ROLLOUTS).iterdir():
+            if (step_of_rollouts(path) or 0) > step:
                 path.unlink()
 
     def _replace(self, path: Path, text: str) -> None:
+        self.check_place()
         try:
             write_text(path, text)
         except OSError as error:
@@ -114,7 +145,7 @@ class RunRecorder:
     def _error(path: Path, error: OSError) -> RecordError:
         return RecordError(
             f"{path}: can't be written: {error.strerror or error}. Free some space or mend the permissions, then go "
-            "on from the last checkpoint with --resume; what was recorded before is intact."
+            "on from the last checkpoint with --resume true; what was recorded before is intact."
         )
 
 
@@ -127,8 +158,8 @@ def check_vacant(run_dir: str | Path) -> None:
     run_dir = Path(run_dir)
     if (run_dir / METRICS).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*")):
         raise ConfigError(
-            f"{run_dir} holds a run already: go on with it (--resume), choose another --run_dir, or delete its records "
-            "and checkpoints (--overwrite)"
+            f"{run_dir} holds a run already: go on with it (--resume true), choose another --run_dir, or delete its "
+            "records and checkpoints (--overwrite true)"
         )
 
 

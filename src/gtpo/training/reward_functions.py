@@ -22,13 +22,20 @@ class RewardSources:
     Args:
         trainer: a `GRPOTrainer` after its `__init__`; from now on it has one reward function.
         outcome_reward: that function.
+        environment_reward: one more reward function, with weight 1, as TRL has an environment's.
     """
 
     _NAMES = ("reward_funcs", "reward_processing_classes", "reward_func_names", "reward_weights")
 
-    def __init__(self, trainer: Any, outcome_reward: Callable[..., Any]) -> None:
+    def __init__(
+        self, trainer: Any, outcome_reward: Callable[..., Any], environment_reward: Callable[..., Any] | None = None
+    ) -> None:
         self._trainer = trainer
         self._all = {name: getattr(trainer, name) for name in self._NAMES}
+        if environment_reward is not None:
+            for name, value in zip(self._NAMES, (environment_reward, None, environment_reward.__name__), strict=False):
+                self._all[name] = [*self._all[name], value]
+            self._all["reward_weights"] = torch.cat([self._all["reward_weights"], torch.ones(1)])
         values = ([outcome_reward], [None], ["outcome_reward"], torch.ones(1))
         self._one = dict(zip(self._NAMES, values, strict=True))
         self._use(self._one)

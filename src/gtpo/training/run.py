@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
+from gtpo._signals import stop_signals
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutEngine, build_engine, fitting
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
+from gtpo.training.checkpoints import newest_whole
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
+from gtpo.training.durable import DurabilityCallback
+from gtpo.training.identity import adapter_id, model_id, problems_id, settings_of
 from gtpo.training.model_card import write_model_card
 from gtpo.training.progress import StepProgress
-from gtpo.training.recorder import RunRecorder, check_vacant
+from gtpo.training.recorder import RunRecorder
+from gtpo.training.start import Resume, Start, begin
 from gtpo.training.trainer import GTPOTrainer
 from gtpo.training.trl_compat import longest_context, save_policy
 
@@ -58,7 +61,8 @@ def train(
     problems: Sequence[Problem],
     args: GTPOConfig,
     *,
-    resume: bool = False,
+    resume: Resume = False,
+    resume_with_changes: bool = False,
     provenance: Mapping[str, Any] | None = None,
     label: str = "gtpo",
     engine: RolloutEngine | None = None,
@@ -68,12 +72,16 @@ def train(
 ) -> TrainResult:
     """Train, record and save.
 
+    In the main thread, SIGTERM, SIGUSR1 and SIGHUP end the run after the step that is under way, with a checkpoint; a
+    second one ends the process.
+
     Args:
         model: a model, or a folder or Hub id.
         tokenizer: with a chat template.
         problems: training problems.
         args: settings; `args.run_dir` is where everything goes.
-        resume: go on from the last checkpoint of the run's directory.
+        resume: go on from the newest whole checkpoint of the run's directory; "auto": if there is one, else start.
+        resume_with_changes: go on although settings, problems or model are others than the run was begun with.
         provenance: further entries of config.yaml, such as the model's name and the problem files.
         label: stands before the progress bar.
         engine: rolls out; by default the one that `args` ask for.
@@ -82,146 +90,161 @@ def train(
         trainer_options: passed on to `GTPOTrainer`.
 
     Raises:
-        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+        ConfigError: `resume` without a checkpoint or of another run, a directory that holds a run already, or one that
+            another process trains in.
         DataError: no problem's prompt fits into the context.
+        ModelError: logits, loss, gradient or weights are not finite; says where to go on from.
         RecordError: the run's directory can't be written.
+        StoppedError: a signal ended the run before its last step; it can go on.
         TooManyFailuresError: too many rollouts failed; says where the checkpoint is.
     """
-    recorder = RunRecorder(args.run_dir)
     engine = engine or build_engine(args, tokenizer, sandbox=sandbox)
     progress = StepProgress(enabled=not args.disable_tqdm, label=label)
     problems, left_out = fitting(problems, engine, longest_context(model, args))
     if args.process_index == 0:
         for problem_id, why in left_out.items():
             progress.say(f"left out: problem {problem_id}: {why}")
-    checkpoint = begin(recorder, args, resume=resume, overwrite=args.overwrite)
-    trainer = GTPOTrainer(
-        model,
-        args=args,
-        train_dataset=problem_dataset(problems, engine.prompts),
-        processing_class=tokenizer,
-        engine=engine,
-        recorder=recorder,
-        progress=progress,
-        callbacks=[MetricsCallback(recorder), *(callbacks or ())],
-        **trainer_options,
-    )
-    if trainer.accelerator.is_main_process:
-        recorder.write_config({**(provenance or {}), "tool_format": engine.encoder.choice, "config": args.to_dict()})
-    if checkpoint and _step_of(checkpoint) >= args.max_steps > 0:
-        trainer._load_from_checkpoint(checkpoint)  # TRL would do one step more before it looks at max_steps
-        trainer.state.global_step = _step_of(checkpoint)
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    model_dir = save_policy(trainer, args.run_dir)
-    if trainer.accelerator.is_main_process:
-        write_model_card(model_dir, args, trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history)
-    return TrainResult(Path(args.run_dir), model_dir, trainer.state.global_step)
+    identity = {"problems": problems_id(problems), **identity_of(model, args, trainer_options)}
+    about = {**(provenance or {}), "identity": identity}
+    with recorded_run(args, about, progress, resume=resume, with_changes=resume_with_changes) as run:
+        trainer = GTPOTrainer(
+            model,
+            args=args,
+            train_dataset=problem_dataset(problems, engine.prompts),
+            processing_class=tokenizer,
+            engine=engine,
+            recorder=run.recorder,
+            progress=progress,
+            callbacks=[*run.callbacks, *(callbacks or ())],
+            **trainer_options,
+        )
+        run.complete(trainer, {"tool_format": engine.encoder.choice})
+        model_dir = save_policy(trainer, args.run_dir)
+        if trainer.accelerator.is_main_process:
+            write_model_card(
+                model_dir, args, trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history
+            )
+        return TrainResult(Path(args.run_dir), model_dir, trainer.state.global_step)
 
 
-def begin_record(trainer: GTPOTrainer, resume: bool | str | None) -> str | None:
-    """Make the run's directory ready for a trainer that was made in Python, and record it as `train` does.
+def train_recorded(trainer: GTPOTrainer, resume: bool | str | Path | None, *, with_changes: bool) -> Any:
+    """Train in the run's directory, recorded, locked and stopped by signals as `train` does it.
 
-    Args:
-        trainer: about to train; it gets a recorder of `args.run_dir`.
-        resume: TRL's `resume_from_checkpoint`: True for the last checkpoint of the run, or the path of one.
-
-    Returns:
-        The checkpoint to resume from, if that is asked for.
+    For a trainer that was made in Python; see `GTPOTrainer.train`.
 
     Raises:
-        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+        ConfigError: see `begin`; or `resume` is the path of another checkpoint than the newest whole one.
         RecordError: the directory can't be written.
+        StoppedError: a signal ended the run before its last step; a checkpoint holds it.
     """
     args = trainer.args
-    recorder = RunRecorder(args.run_dir)
-    try:
-        checkpoint = begin(recorder, args, resume=bool(resume), overwrite=args.overwrite)
-    except ConfigError as error:
+    newest = newest_whole(args.output_dir or "")
+    if isinstance(resume, str | Path) and (newest is None or newest.resolve() != Path(resume).resolve()):
         raise ConfigError(
-            f"{error} In Python: train(resume_from_checkpoint=True), another output_dir, or GTPOConfig(overwrite=True)"
-        ) from error
-    if isinstance(resume, str | Path):
-        checkpoint = str(resume)
+            f"resume_from_checkpoint {str(resume)!r} is not the newest whole checkpoint of the run ({newest}): give "
+            "True, which takes that one, or delete the newer ones"
+        )
+    about = {"identity": {"processes": args.world_size}}
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(
+                recorded_run(args, about, trainer.progress, resume=bool(resume), with_changes=with_changes)
+            )
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. In Python: train(resume_from_checkpoint=True, resume_with_changes=True), another "
+                "output_dir, or GTPOConfig(overwrite=True)"
+            ) from error
+        trainer.recorder = run.recorder
+        for callback in run.callbacks:
+            trainer.add_callback(callback)
+        return run.complete(trainer, {"tool_format": trainer.engine.encoder.choice})
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run in its directory, which no other trainer writes into.
+
+    Attributes:
+        args: settings.
+        settings: the same as they were asked for; TRL changes some.
+        about: further entries of config.yaml.
+        recorder: writes the directory.
+        start: where the run begins.
+        durability: ends it after a step when a signal has come.
+    """
+
+    args: Any
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    recorder: RunRecorder
+    start: Start
+    durability: DurabilityCallback
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """What the trainer needs to be recorded and stopped."""
+        return [MetricsCallback(self.recorder), self.durability]
+
+    def complete(self, trainer: Any, found: Mapping[str, Any]) -> Any:
+        """Write config.yaml, then train to the end; returns what the trainer's `train` does.
+
+        Args:
+            trainer: a `DurableTrainer`, with `callbacks`.
+            found: entries of config.yaml that were found out since.
+
+        Raises:
+            StoppedError: a signal ended the run before its last step.
+        """
+        self.durability.trainer = trainer
+        trainer.check_place = self.recorder.check_place
         if trainer.accelerator.is_main_process:
-            recorder.rewind(_step_of(checkpoint))
-    trainer.recorder = recorder
-    trainer.add_callback(MetricsCallback(recorder))
-    if trainer.accelerator.is_main_process:
-        recorder.write_config({"tool_format": trainer.engine.encoder.choice, "config": args.to_dict()})
-    return checkpoint
+            changes = {"changes": list(self.start.changes)} if self.start.changes else {}
+            self.recorder.write_config({**self.about, **found, **changes, "config": self.settings})
+        self.durability.check_requested(self.args)
+        output = trainer.go_on(self.start.checkpoint)
+        self.durability.check_stopped(self.args, trainer.state)
+        self.recorder.check_place()
+        return output
 
 
-def begin(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
-    """Make the run's directory ready; returns the checkpoint to resume from, if that is asked for.
+@contextmanager
+def recorded_run(
+    args: Any, about: Mapping[str, Any], progress: StepProgress, *, resume: Resume, with_changes: bool
+) -> Iterator[RecordedRun]:
+    """A run's directory, locked and made ready. Inside, signals do not interrupt; see `gtpo._signals`.
 
-    Every process of the run calls this: the main one does it, and all of them learn what came out or what is wrong.
-    """
-    found: list[Any] = [None]
-    if args.process_index == 0:
-        try:
-            found = [_make_ready(recorder, args, resume=resume, overwrite=overwrite)]
-        except Exception as error:
-            found = [error]
-    (checkpoint,) = broadcast_object_list(found)
-    if isinstance(checkpoint, Exception):
-        raise checkpoint
-    return cast("str | None", checkpoint)
-
-
-def check_startable(args: TrainingArguments, run_dir: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """What `begin` would refuse, found without touching anything: before weights are loaded.
+    Args:
+        args: settings.
+        about: see `gtpo.training.start.begin`.
+        progress: says what is passed over.
+        resume: see `begin`.
+        with_changes: see `begin`.
 
     Raises:
-        ConfigError: `resume` without a checkpoint, or a directory that holds a run already.
+        ConfigError: see `begin`.
+        RecordError: the directory can't be written.
     """
-    if resume:
-        _last_whole(args)
-    elif not overwrite:
-        check_vacant(run_dir)
-
-
-def _make_ready(recorder: RunRecorder, args: TrainingArguments, *, resume: bool, overwrite: bool) -> str | None:
-    check_startable(args, recorder.run_dir, resume=resume, overwrite=overwrite)
-    if not resume:
-        recorder.start_afresh()
-        return None
-    checkpoint = last_checkpoint(args)
-    recorder.rewind(_step_of(checkpoint))
-    return checkpoint
-
-
-def last_checkpoint(args: TrainingArguments) -> str:
-    """The newest whole checkpoint of the run. Newer ones that a kill left unfinished are deleted.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    newest = _last_whole(args)
-    for path in Path(args.output_dir or "").glob("checkpoint-*"):
-        if _step_of(path) > _step_of(newest):
-            shutil.rmtree(path, ignore_errors=True)
-    return str(newest)
-
-
-def _last_whole(args: TrainingArguments) -> Path:
-    found = whole_checkpoints(args.output_dir or "")
-    if not found:
-        raise ConfigError(f"--resume: no checkpoint in {args.output_dir}; leave it out to start the run afresh")
-    return found[-1]
-
-
-def whole_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints that were written to their end, the newest last. `trainer_state.json` is written last of all."""
-    found = []
-    for state in Path(folder).glob("checkpoint-*/trainer_state.json"):
+    settings = settings_of(args)
+    with stop_signals(progress.say) as stop, stop.deferred():
+        recorder = RunRecorder(args.run_dir)
         try:
-            json.loads(state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        found.append(state.parent)
-    return sorted(found, key=_step_of)
+            start = begin(
+                recorder,
+                args,
+                resume=resume,
+                overwrite=args.overwrite,
+                with_changes=with_changes,
+                about=about,
+                say=progress.say,
+            )
+            yield RecordedRun(args, settings, about, recorder, start, DurabilityCallback(stop))
+        finally:
+            recorder.release()
+            progress.close()
 
 
-def _step_of(checkpoint: str | Path) -> int:
-    return int(str(checkpoint).rsplit("-", 1)[1])
+def identity_of(model: Any, args: Any, trainer_options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run starts from, but for its data; see `gtpo.training.identity`."""
+    adapter = adapter_id(trainer_options.get("peft_config"))
+    return {"weights": model_id(model), "adapter": adapter, "processes": args.world_size}

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,41 +27,41 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
-from gtpo._async import run_async
 from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
-from gtpo.credit_assignment import credit_metrics
-from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
+from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
+from gtpo.errors import ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
-from gtpo.rollout import RolloutEngine, build_engine
-from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.loop import Progress, RolloutBatch, write_partial
+from gtpo.rollout import RolloutEngine
+from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
-from gtpo.scoring import Rewards, make_scorer
+from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
+from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
-from gtpo.training.base_trainer import BaseTrainer
+from gtpo.training.answer_scoring import AnswerScorer
 from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
-from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
+from gtpo.training.overlap import FRAC_CUT, share_cut
+from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.reward_functions import RewardSources
+from gtpo.training.rolling_trainer import RollingTrainer
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
-from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
+from gtpo.training.trl_compat import RandomState, gather_on_main
 from gtpo.training.trl_options import check_arguments
-from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction
+from gtpo.turn_rewards import TurnRewardFunction, asks_for_answers
 from gtpo.types import Trajectory
 
 
-class GTPOTrainer(BaseTrainer):
+class GTPOTrainer(RollingTrainer):
     """Trains a model that reasons with tools. Its arguments are those of `GRPOTrainer`, in their order and meaning.
 
     Args:
@@ -80,7 +79,10 @@ class GTPOTrainer(BaseTrainer):
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
         tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
             tools of ours; in place of those of `args.tools`.
-        rollout_func, environment_factory: not taken.
+        rollout_func: not taken.
+        environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
+            methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
+            given. With it `tools` are none by default, and `train_dataset` may be left out if `args.max_steps` is set.
         engine: rolls out; by default the one that `args` and `tools` ask for.
         sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
         verifier: checks final answers; by default the one that `args` ask for.
@@ -120,7 +122,7 @@ class GTPOTrainer(BaseTrainer):
         recorder: RunRecorder | Literal[False] | None = None,
         progress: StepProgress | None = None,
     ):
-        check_arguments({"rollout_func": rollout_func, "environment_factory": environment_factory})
+        check_arguments({"rollout_func": rollout_func})
         args = GTPOConfig() if args is None else args
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
@@ -130,12 +132,21 @@ class GTPOTrainer(BaseTrainer):
             check_enough_problems(len(train_dataset), args)
         if processing_class is None:
             processing_class = load_tokenizer(model if isinstance(model, str) else get_config_model_id(model.config))
-        own_tools = None if tools is None else args.given_tools(tools, sandbox)
-        self.engine = engine or build_engine(args, processing_class, tools=own_tools, sandbox=sandbox)
-        scorer = make_scorer(args, reward_funcs=reward_funcs, verifier=verifier, turn_reward_funcs=turn_reward_funcs)
+        self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
+        environments = self.engine.environments
+        if environments:
+            train_dataset = check_data(environments, train_dataset, args)
+        scorer = make_scorer(
+            args,
+            reward_funcs=reward_funcs,
+            verifier=verifier,
+            turn_reward_funcs=turn_reward_funcs,
+            environments=environments,
+            turns=args.algorithm in TURN_REWARDS,
+        )
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
-        self._rows = RowProblems(verifies=scorer.verifier is not None)
-        train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
+        rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (_prompted(rows, data, self.engine) for data in (train_dataset, eval_dataset))
         self.recorder = recorder or None
         self._records_itself = recorder is None and args.run_dir != type(args).run_dir
         progress = progress or StepProgress(enabled=False)
@@ -144,19 +155,21 @@ class GTPOTrainer(BaseTrainer):
         said = where_groups_are_small(settings, args.num_generations or 1)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
+        unused = environments and environments.has_turn_reward and args.algorithm not in TURN_REWARDS
+        if environments and unused and args.process_index == 0:
+            progress.say(f"gtpo: algorithm {args.algorithm} does not use get_turn_reward of {environments.name}")
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
-        self._inputs: Sequence[Mapping[str, Any]] = ()
+        asks = any(map(asks_for_answers, scorer.turn_reward_funcs))
+        self._answers = AnswerScorer(self.engine.encoder, self.engine.prompts) if asks else None
         self._said_graded = False
-        self._overlap = Overlap(args.overlap, self._begin) if args.overlap else None
-        self._coming: tuple[int, BatchOrder] | None = None
-        by_adapter = args.use_vllm and args.vllm_sync == "adapter"
-        args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
+            engine=self.engine,
+            rows=rows,
             progress=progress,
             model=model,
-            reward_funcs=[cast(Any, self.verified) if is_verifier(one) else guarded(one) for one in scorer.sources],
+            reward_funcs=[self._reward_function(source) for source in scorer.sources_of_trainer],
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -168,19 +181,7 @@ class GTPOTrainer(BaseTrainer):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self._sources = RewardSources(self, self.outcome_reward)
-        if by_adapter:
-            folder = Path(args.run_dir) / "adapters"
-            self.use_vllm = args.use_vllm = True
-            self.vllm_generation: Any = AdapterSync(
-                self.model, self.accelerator, server_url(args), folder, args.vllm_server_timeout
-            )
-            self._last_loaded_step = -1
-            corrects = args.vllm_importance_sampling_correction and self.accelerator.is_main_process
-            if corrects and (said := self.vllm_generation.wrong_logprobs()):
-                self.progress.say(f"gtpo: {said}")
-        elif args.use_vllm and args.vllm_mode == "colocate":
-            check_takes_weights(self.vllm_generation)
+        self._sources = RewardSources(self, self.outcome_reward, self._reward_function(scorer.added))
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -205,22 +206,29 @@ class GTPOTrainer(BaseTrainer):
         self.progress.phase("update")
         return output
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, recorded in `args.run_dir`; rollouts that were begun ahead end with it.
+    def train(
+        self, resume_from_checkpoint: Any = None, *args: Any, resume_with_changes: bool = False, **kwargs: Any
+    ) -> Any:
+        """TRL's, recorded in `args.run_dir`.
+
+        Args:
+            resume_from_checkpoint: True, or the path of the newest whole checkpoint, to go on with the run.
+            args, kwargs: see `GRPOTrainer.train`.
+            resume_with_changes: go on although settings are not those that the run was begun with.
 
         Raises:
             ConfigError: the directory holds a run already, and it is not to be resumed or overwritten.
+            StoppedError: a signal ended the run, whose checkpoint says where.
         """
-        if self._records_itself:
-            from gtpo.training.run import begin_record  # it makes trainers
-
-            resume_from_checkpoint = begin_record(self, resume_from_checkpoint)
-        self._coming = None
-        try:
+        if not self._records_itself:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        from gtpo.training.run import train_recorded  # it makes trainers
+
+        self._records_itself = False  # in the call of `train` that comes of this
+        try:
+            return train_recorded(self, resume_from_checkpoint, with_changes=resume_with_changes)
         finally:
-            if self._overlap:
-                self._overlap.close()
+            self._records_itself = True
 
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
@@ -233,95 +241,42 @@ class GTPOTrainer(BaseTrainer):
             "env_mask": batch.masks,
         }
 
-    def _trajectories(self) -> tuple[Trajectory, ...]:
+    def _columns(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, Sequence[Any]]:
+        """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
+        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs, self._rows.further))
+        if not self._answers:
+            return columns
         start = time.perf_counter()
-        self.progress.phase("rollouts")
-        self._weights_step = self.state.global_step
-        if self._overlap and self.model.training:
-            batch = self._taken(self._overlap)
-        else:
-            batch = run_async(self._begin(self._inputs, self.progress.within_phase))
-        if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
-            raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
-        self._seconds["rollout"] += time.perf_counter() - start
-        self._seconds["tools"] += batch.tools_s
-        return batch.trajectories
+        self.progress.phase("scoring")
+        with self._whole_policy() as model:
+            columns |= self._answers.columns(model, trajectories, problems, group_size)
+        self._seconds["scoring"] += time.perf_counter() - start
+        return columns
 
-    def _begin(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> Coroutine[Any, Any, RolloutBatch]:
-        """The rollouts of these rows, from the weights as they are now."""
-        context = ExitStack()
-        backend = context.enter_context(self._backend())
-        seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
-        prompts = [
-            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
-            for row in rows
-        ]
-
-        async def roll_out() -> RolloutBatch:
-            with context:
-                return await self.engine.run_async(prompts, backend, seed=seed, progress=progress, mask_failures=True)
-
-        return roll_out()
-
-    def _taken(self, overlap: Overlap) -> RolloutBatch:
-        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
-        if self._coming is None:
-            order = BatchOrder(
-                self._epoch_order,
-                self.train_dataset,
-                batch_size=self._train_batch_size * self.args.steps_per_generation,
-                process=self.accelerator.process_index,
-                processes=self.accelerator.num_processes,
-            )
-            self._coming = (order.number_at(self.state.epoch or 0.0), order)
-        number, order = self._coming
-        last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
-        progress = self.progress.within_phase
-        found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
-        self._coming = (number + 1, order)
-        self._weights_step = found.weights_step
-        metrics = self._metrics["train"]
-        metrics["time/server_idle_s"].append(overlap.idle_s())
-        return found.batch
-
-    @contextmanager
-    def _backend(self) -> Iterator[Backend]:
-        """What generates, for one batch."""
-        if self.use_vllm:
-            if self.args.vllm_sync == "adapter":
-                with self.vllm_generation.backend(self._tokenizer) as backend:
-                    yield backend
-            elif self.args.vllm_mode == "server":
-                timeout_s = self.args.vllm_server_timeout
-                yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
-            else:
-                yield colocated(self.vllm_generation)
-            return
-        with (
-            unwrapped_for_generation(self) as model,
-            whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),
-            self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
-        ):
-            yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
-
-    def _prompted(self, dataset: Any) -> Any:
-        """The data set with a column `prompt`; of several by name, each of them."""
-        if isinstance(dataset, Mapping):
-            return {name: self._prompted(part) for name, part in dataset.items()}
-        if not isinstance(dataset, Dataset | IterableDataset):
-            return dataset
-        return self._rows.prompted(dataset, self.engine.prompts)
+    def _reward_function(self, source: Any) -> Any:
+        """A source of reward as TRL calls it; None for none."""
+        if source is None:
+            return None
+        if isinstance(source, EnvironmentReward):
+            return source.as_function(lambda: self._rolled_out)
+        return cast(Any, self.verified) if is_verifier(source) else guarded(source)
 
     def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
         """What TRL gets from each reward function for the rollouts of this process."""
-        self._verdicts = verdicts
+        self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
         columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
-        with self._sources.in_use():
-            found = self._calculate_rewards(rows, prompts, completions, ids)
+        self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
+        try:
+            with self._sources.in_use():
+                found = self._calculate_rewards(rows, prompts, completions, ids)
+        finally:
+            self.environments = None
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
             metrics[f"rewards/{name}/mean"].append(mean)
@@ -340,13 +295,15 @@ class GTPOTrainer(BaseTrainer):
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
+        problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
+        columns = self._columns(trajectories, problems, group_size)
         batch = self.scorer.score(
             trajectories,
-            tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs)),
+            problems,
             group_size,
             self.progress.phase,
             rewards=lambda verdicts: self._rewards(trajectories, verdicts),
-            columns=columns_of(self._inputs, self._rows.further),
+            columns=columns,
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -435,3 +392,12 @@ class GTPOTrainer(BaseTrainer):
     def _records_now(self) -> bool:
         every = self.args.record_every
         return every > 0 and self.state.global_step % every == 0
+
+
+def _prompted(rows: RowProblems, dataset: Any, engine: RolloutEngine) -> Any:
+    """The data set with a column `prompt`; of several by name, each of them."""
+    if isinstance(dataset, Mapping):
+        return {name: _prompted(rows, part, engine) for name, part in dataset.items()}
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return dataset
+    return rows.prompted(dataset, engine.prompts)

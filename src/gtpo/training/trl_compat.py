@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoConfig
 from trl.models.utils import unwrap_model_for_generation
 
+from gtpo._files import partial_folder, replace_folder
 from gtpo._malloc import keep_freed_memory
 from gtpo.errors import ConfigError
 from gtpo.run_directory import CHECKPOINTS
+from gtpo.training.checkpoints import is_write_failure, write_failure
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,14 +64,38 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
     never on disk can't be, and then the adapter is all that is saved. All processes wait until it is there, however
     long that takes: a barrier of NCCL would give up after its time limit.
 
+    Each folder is written beside its place and moved there, so none is ever half written.
+
     Returns:
         The folder of the model, or of the adapter if there is no model.
+
+    Raises:
+        RecordError: it can't be written. The checkpoints are as they were.
     """
     patient = _patient_group()
-    saved = _save_policy(trainer, Path(run_dir) / "model", Path(run_dir) / "adapter")
-    if patient is not None:
-        torch.distributed.barrier(patient)
-    return saved
+    places = {name: partial_folder(Path(run_dir) / name) for name in ("model", "adapter")}
+    try:
+        saved = _save_policy(trainer, places["model"], places["adapter"])
+        _wait_in(patient)
+        if trainer.accelerator.is_main_process:
+            for name, folder in places.items():
+                if folder.is_dir():
+                    replace_folder(Path(run_dir) / name, folder)
+    except Exception as error:
+        for folder in places.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        if is_write_failure(error):
+            raise write_failure(
+                Path(run_dir) / "model", error, "give the same command with --resume true: it saves the last checkpoint"
+            ) from error
+        raise
+    _wait_in(patient)
+    return Path(run_dir) / next(name for name, folder in places.items() if folder == saved)
+
+
+def _wait_in(group: Any) -> None:
+    if group is not None:
+        torch.distributed.barrier(group)
 
 
 def _patient_group() -> Any:
@@ -153,7 +180,7 @@ def _save_policy(trainer: Any, model_dir: Path, adapter_dir: Path) -> Path:
         return model_dir
     trainer.save_model(str(adapter_dir))
     if not policy.active_peft_config.base_model_name_or_path:
-        logger.warning("the base of the adapter has no name or folder: saved %s, merged nothing", adapter_dir)
+        logger.warning("the base of the adapter has no name or folder: saved the adapter, merged nothing")
         return adapter_dir
     if trainer.accelerator.is_main_process:
         base_dtype = policy.get_base_model().dtype

@@ -38,6 +38,7 @@ REFUSED: Mapping[str, str] = {
     "remove_unused_columns": "the columns of a row are what its answer is verified by",
     "do_train": "`gtpo train` trains; this flag is for scripts that read it",
     "do_predict": "use gtpo eval",
+    "enable_jit_checkpoint": "SIGTERM, SIGUSR1 and SIGHUP always end a run with a checkpoint",
     "use_cache": "generation in process keeps its own cache",
 }
 """By name, what to use in its place."""
@@ -50,7 +51,6 @@ FIXED: Mapping[str, tuple[Any, str]] = {
 """Options with one value that fits, and why."""
 
 REFUSED_ARGUMENTS: Mapping[str, str] = {
-    "environment_factory": "give tools=[...], or engine=",
     "rollout_func": "the trainer rolls out by itself: give engine=",
 }
 """Arguments of `GRPOTrainer` that `GTPOTrainer` does not take, and what to use in their place."""

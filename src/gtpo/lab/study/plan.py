@@ -23,16 +23,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gtpo._files import fingerprint
+from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 
 _SHARED = {item.name for item in fields(RolloutConfig)} | {"dtype", "attn_implementation", "trust_remote_code"}
 """Options that `gtpo train` and `gtpo eval` know under the same name."""
 _KEYS = {"output", "train", "evaluate", "variants", "baseline", "seeds", "seeds_of", "thresholds"}
-_RESERVED = {"run_dir", "seed", "resume", "overwrite"}
+_RESERVED = {"run_dir", "seed", "resume", "resume_with_changes", "overwrite"}
 """Options of a cell that the study itself decides on."""
 _EVALUATE_RESERVED = {"model", "model_name_or_path", "output", "overwrite", "compare"}
 
@@ -118,9 +117,9 @@ def read_study(path: str | Path) -> Study:
     """
     path = Path(path)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from error
+        found = read_yaml(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must be a mapping with {', '.join(sorted(_KEYS))}")
     if unknown := sorted(set(map(str, found)) - _KEYS):

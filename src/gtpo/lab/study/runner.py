@@ -10,10 +10,12 @@ import fcntl
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from typing import Any
 import yaml
 
 from gtpo._files import write_text
-from gtpo.errors import ConfigError
+from gtpo._signals import STOPPING, StopSignals, stop_signals
+from gtpo.errors import ConfigError, StoppedError
 from gtpo.lab.study.plan import Cell
 
 _STATE, _LOG = "cell.json", "log.txt"
@@ -42,6 +45,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
 
     Raises:
         ConfigError: `jobs` or `threads` below 1, or a cell's folder holds a run with other options.
+        StoppedError: a signal came; the cells under way have saved where they are.
     """
     if jobs < 1 or (threads is not None and threads < 1):
         raise ConfigError("jobs and threads must be at least 1")
@@ -50,18 +54,32 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
     waiting = [cell for cell in cells if not _state(cell).get("done")]
     say(f"{len(cells)} cells, {len(cells) - len(waiting)} done already; logs in {cells[0].folder.parent}/*/{_LOG}")
     threads = threads or max((os.cpu_count() or 1) // jobs, 1)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gtpo.commands.train", "gtpo.commands.evaluate"])
+    if not waiting:
+        return []
+    with stop_signals(say) as stop, stop.deferred():
+        return _run_all(waiting, jobs, threads, say, stop)
+
+
+def _run_all(waiting: list[Cell], jobs: int, threads: int, say: Say, stop: StopSignals) -> list[Cell]:
+    context = _context()
     running: dict[Any, tuple[Any, Cell, float]] = {}
     failed: list[Cell] = []
-    total = len(waiting)
+    total, left = len(waiting), 0
+
+    def pass_on(number: signal.Signals) -> None:
+        for process, _, _ in list(running.values()):
+            process.terminate()
+
+    stop.on_request.append(pass_on)
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
+        while (waiting and not stop.requested) or running:
+            while waiting and len(running) < jobs and not stop.requested:
                 cell = waiting.pop(0)
                 process = context.Process(target=_run, args=(cell, threads, os.getcwd()), name=cell.name)
                 process.start()
                 running[process.sentinel] = (process, cell, time.monotonic())
+                if stop.requested:  # it came before the cell was among those that it is passed on to
+                    process.terminate()
             for sentinel in wait(list(running)):
                 process, cell, since = running.pop(sentinel)
                 process.join()
@@ -69,14 +87,38 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
                 spent = f"{time.monotonic() - since:.0f} s"
                 if process.exitcode == 0:
                     say(f"[{ended}/{total}] {cell.name}: {_headline(cell)} ({spent})")
+                elif stop.requested:
+                    left += 1
+                    say(f"[{ended}/{total}] {cell.name} stopped ({spent}): {_last_line(cell.folder / _LOG)}")
                 else:
                     failed.append(cell)
                     say(f"[{ended}/{total}] {cell.name} FAILED ({spent}): {_last_line(cell.folder / _LOG)}")
     finally:
+        stop.on_request.remove(pass_on)
         for process, _, _ in running.values():
             process.terminate()
             process.join()
+    if stop.requested and (waiting or left):
+        raise StoppedError(
+            f"stopped by {stop.requested.name}; {len(waiting) + left} of {total} cells are left, and the same command "
+            "goes on with them"
+        )
     return failed
+
+
+def _context() -> Any:
+    """Of the cells' processes. Their server takes no signals: it would be ended with the study, and its cells lost."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gtpo.commands.train", "gtpo.commands.evaluate"])
+    if threading.current_thread() is not threading.main_thread():
+        return context
+    former = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return context
 
 
 def _check_same(cell: Cell) -> None:
@@ -112,6 +154,8 @@ def _save_state(cell: Cell, **changes: Any) -> None:
 def _run(cell: Cell, threads: int, folder: str) -> None:
     """The process of a cell. It would begin in the folder in which the study's process was started."""
     os.chdir(folder)
+    for number in STOPPING:  # its server ignores them
+        signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / _LOG).open("a", buffering=1) as log:
@@ -144,9 +188,9 @@ def _end_with_parent() -> None:
 
 
 def _train_options(cell: Cell) -> dict[str, Any]:
-    from gtpo.training.run import whole_checkpoints
+    from gtpo.training.checkpoints import sealed_checkpoints
 
-    start = {"resume": True} if whole_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
+    start = {"resume": "auto"} if sealed_checkpoints(cell.folder / "checkpoints") else {"overwrite": True}
     return {**cell.train, "run_dir": str(cell.folder), "seed": cell.seed, **start}
 
 

@@ -25,26 +25,6 @@ from gtpo.functional._checks import (
 from gtpo.functional.advantages import number_groups
 
 
-def gamma_for_turns(turns: int, *, first_share: float = 0.7) -> float:
-    """The discount under which the first turn of a success of `turns` turns keeps this share of its reward.
-
-        gamma = first_share^(1 / (turns - 1)), and 1 if there is one turn
-
-    Source: ours [O]; 0.7 by the exact bench. At gamma 0.9 the first of 8 turns keeps 0.48, less than a failure can be
-    shaped to (0.5).
-
-    Args:
-        turns: at least 1, of the longest rollout.
-        first_share: in (0, 1].
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    if turns < 1 or not 0 < first_share <= 1:
-        raise ValueError(f"needs turns >= 1 and first_share in (0, 1], got {turns} and {first_share}")
-    return first_share ** (1 / (turns - 1)) if turns > 1 else 1.0
-
-
 def bounded_shaping(shaped_B: Tensor, first_returns_B: Tensor, passed_B: Tensor, group_ids_B: Tensor) -> Tensor:
     """Shaped accuracy, scaled so that no failure gets more than the first turn of any success of its group.
 

@@ -103,8 +103,8 @@ class Batch:
         return C.prefix_value_advantages(outcome_B, self.prefixes_B_K, self.rollouts.num_turns_B)
 
     def gamma(self) -> float:
-        """`gamma_for_turns` of the longest rollout there may be."""
-        return C.gamma_for_turns(self.process.max_turns)
+        """`F.gamma_for_turns` of the longest rollout there may be."""
+        return F.gamma_for_turns(self.process.max_turns)
 
 
 def _gigpo(batch: Batch) -> Tensor:

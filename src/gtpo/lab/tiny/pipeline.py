@@ -6,19 +6,21 @@ import json
 import resource
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
+from gtpo._files import write_text
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, evaluate, protocol_of
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import RolloutEngine, build_engine
 from gtpo.rollout.backends import TransformersBackend
+from gtpo.run_directory import CONFIG
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import get_verifier
@@ -26,16 +28,18 @@ from gtpo.traces.mixed import Behaviour, Family, mixed_traces
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.config import GTPOConfig
 from gtpo.training.curves import learning_curve
-from gtpo.training.run import last_checkpoint, train
+from gtpo.training.run import train
+from gtpo.training.start import ResumeArguments, check_startable
 
 MAX_LENGTH = 128
 """Tokens of a cold-start trace at most; longer ones are left out."""
+_COLD_START = "cold-start"
 _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED, _SELECTION_SEED = 1, 2, 3, 4
 """Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
 
 
 @dataclass
-class TinyArguments:
+class TinyArguments(ResumeArguments):
     """The size of the embedded default."""
 
     family: str = field(
@@ -62,26 +66,26 @@ class TinyArguments:
     malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
     wrong: float = field(default=0.12, metadata={"help": "Share of a trace's steps with a wrong operator."})
     guess: float = field(default=0.12, metadata={"help": "Share of a trace's steps that give up and guess."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the last checkpoint of the run's directory."})
 
 
 def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     """Do everything and write `summary.json` and `learning_curve.png` into the run's directory.
 
-    With `tiny.resume` the cold start and the evaluation before it are taken from the run's directory.
+    With `tiny.resume` what is done already is taken from the run's directory, and what is not is gone on with.
 
     Returns:
         The summary; empty with `tiny.prepare_only`.
 
     Raises:
-        ConfigError: an unknown family, or several processes.
+        ConfigError: an unknown family, several processes, or a directory that another process trains in.
+        StoppedError: a signal ended a stage between two steps; `tiny.resume` goes on from there.
     """
     if args.world_size > 1:
         raise ConfigError("gtpo demo runs in one process; start it without a launcher (gtpo train takes several)")
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
     family = get_family(tiny.family, tiny.problem_steps)
-    if args.tools not in ("python", family.tools):
+    if args.tools not in (None, "python", family.tools):
         raise ConfigError(f"gtpo demo: the family {family.name!r} has its own tools; leave out --tools {args.tools}")
     args.tools = family.tools
     sandbox = args.make_sandbox()
@@ -89,24 +93,34 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     engine = build_engine(args, tokenizer, sandbox=sandbox)
     held_out = family.make_problems(tiny.eval_problems, seed=_EVAL_SEED)
     problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
-    if tiny.resume:
-        last_checkpoint(args)
-    else:
-        _cold_start(tiny, args, family, tokenizer, engine, sandbox)
-        files = {"train": problems, "held_out": held_out}
-        if tiny.prepare_only:  # problems to choose options by, so that the held-out ones stay unseen
-            avoid = [*held_out, *problems]
-            files["selection"] = family.make_problems(tiny.eval_problems, seed=_SELECTION_SEED, avoid=avoid)
-        _write_problems(run_dir / "problems", files)
+    if tiny.choice is True and not (run_dir / _COLD_START / CONFIG).exists():
+        raise ConfigError(f"--resume: no demo was begun in {run_dir}; leave it out (or give --resume auto)")
+    about = {"demo": asdict(tiny)}
+    _cold_start(tiny, args, family, tokenizer, engine, sandbox)
+    files = {"train": problems, "held_out": held_out}
+    if tiny.prepare_only:  # problems to choose options by, so that the held-out ones stay unseen
+        avoid = [*held_out, *problems]
+        files["selection"] = family.make_problems(tiny.eval_problems, seed=_SELECTION_SEED, avoid=avoid)
+    _write_problems(run_dir / "problems", files)
     if tiny.prepare_only:
         return {}
-    model = AutoModelForCausalLM.from_pretrained(run_dir / "cold-start" / "model")
+    model = AutoModelForCausalLM.from_pretrained(run_dir / _COLD_START / "model")
     before_path = run_dir / "eval" / "before.json"
-    if tiny.resume and before_path.exists():
+    if tiny.choice and before_path.exists():
         before = _figures(json.loads(before_path.read_text()))
     else:
         before = _figures(_evaluate("before", model, held_out, args, engine).summary())
-    result = train(model, tokenizer, problems, args, resume=tiny.resume, label=args.algorithm, engine=engine)
+    result = train(
+        model,
+        tokenizer,
+        problems,
+        args,
+        resume="auto" if tiny.choice else False,
+        resume_with_changes=tiny.resume_with_changes,
+        provenance=about,
+        label=args.algorithm,
+        engine=engine,
+    )
     after = _figures(_evaluate("after", model, held_out, args, engine).summary())
     summary = {
         "before": before,
@@ -118,7 +132,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
         "family": family.name,
         "steps": result.steps,
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     learning_curve({args.algorithm: run_dir}, run_dir / "learning_curve.png", title=f"tiny model, {family.about}")
     return summary
 
@@ -130,18 +144,38 @@ def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
         rows = (
             {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, **p.extras} for p in problems
         )
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _cold_start(
     tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, engine: RolloutEngine, sandbox: Sandbox
 ) -> None:
-    """Teach the mixed behaviour, from scratch."""
+    """Teach the mixed behaviour, from scratch, or as far as it is not done yet."""
+    config = _cold_start_config(tiny, args)
+    about = {"demo": asdict(tiny)}
+    done = tiny.choice and (Path(config.run_dir) / "model").is_dir()
+    if tiny.choice:
+        options = {"overwrite": False, "with_changes": tiny.resume_with_changes}
+        check_startable(config, config.run_dir, resume="auto", about=about, **options)
+    if done:
+        return
     behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
     problems = family.make_problems(tiny.cold_start_traces, seed=_COLD_START_SEED)
     traces = mixed_traces(family, problems, sandbox, engine.encoder.format, behaviour, seed=_COLD_START_SEED)
-    config = ColdStartConfig(
-        run_dir=str(Path(args.run_dir) / "cold-start"),
+    cold_start(
+        make_model(tokenizer, seed=args.seed),
+        tokenizer,
+        traces,
+        config,
+        resume="auto" if tiny.choice else False,
+        resume_with_changes=tiny.resume_with_changes,
+        provenance=about,
+    )
+
+
+def _cold_start_config(tiny: TinyArguments, args: GTPOConfig) -> ColdStartConfig:
+    return ColdStartConfig(
+        run_dir=str(Path(args.run_dir) / _COLD_START),
         tool_format=args.tool_format,
         tools=args.tools,
         system_prompt=args.system_prompt,
@@ -159,7 +193,6 @@ def _cold_start(
         report_to="none",
         seed=args.seed,
     )
-    cold_start(make_model(tokenizer, seed=args.seed), tokenizer, traces, config)
 
 
 def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, engine: RolloutEngine) -> EvalResult:

@@ -216,8 +216,8 @@ class _Session:
 def _unreachable(server: Server, error: Exception) -> str:
     said = str(error) or f"{server}: it did not name its tools within {server.connect_s:g} s"
     remedy = (
-        "start it, or mend the URL (its path is often /mcp)"
+        "Start it, or mend the URL (its path is often /mcp)."
         if server.is_url
-        else "run the command by hand to see what it lacks, or raise mcp_connect_s if it is slow to start"
+        else "Run the command by hand to see what it lacks, or raise mcp_connect_s if it is slow to start."
     )
-    return f"tools: there is no MCP server: {said}: {remedy}"
+    return f"tools: no MCP server answers: {said}. {remedy}"

@@ -1,0 +1,166 @@
+"""The signals by which schedulers, launchers and closing terminals end a process, noted so that work can end well.
+
+The first one is a request: outside of `StopSignals.deferred` it raises KeyboardInterrupt in the main thread, inside of
+it is only noted. A second one ends the process at once. A thread reads the signals, so that this holds whatever the
+main thread does: Python's handlers would wait for it to come out of a long computation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOPPED_STATUS = 75
+"""Exit status of a command that a signal stopped and that can go on: EX_TEMPFAIL of sysexits.h."""
+SAME_S = 0.5
+"""Signals within this time count as one: launchers pass on what their workers got already."""
+_POLL_S = 0.05
+
+_active: StopSignals | None = None
+
+
+class StopSignals:
+    """Context manager that notes the signals; at most one is active in a process.
+
+    Args:
+        say: told once, in a thread of its own, what a signal will lead to.
+        signals: those that are noted. One that is ignored already, as SIGHUP under nohup, stays ignored.
+
+    Attributes:
+        requested: the signal that asked this process to end, None as long as none did.
+        on_request: called with that signal, in a thread of its own.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None, signals: Sequence[signal.Signals] = STOPPING):
+        self.requested: signal.Signals | None = None
+        self.on_request: list[Callable[[signal.Signals], None]] = []
+        self._say = say
+        self._signals = signals
+        self._deferred = 0
+        self._handled = False
+        self._since: float | None = None
+        self._former: dict[signal.Signals, Any] = {}
+        self._former_fd = -1
+        self._fds = (-1, -1)
+        self._terminals: list[int] = []
+        self._hung_up = False
+
+    def __enter__(self) -> StopSignals:
+        global _active
+        self._fds = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._former_fd = signal.set_wakeup_fd(self._fds[1], warn_on_full_buffer=False)
+        for number in self._signals:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._former[number] = signal.signal(number, self._in_main_thread)
+        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+        self._thread = threading.Thread(target=self._watch, name="gtpo-signals", daemon=True)
+        self._thread.start()
+        _active = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _active
+        _active = None
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_fd)
+        os.close(self._fds[1])
+        self._thread.join()
+        os.close(self._fds[0])
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a request is noted and nothing more; who works there looks at `requested`."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+
+    def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
+        first, self._handled = not self._handled, True  # the thread may have noted it by now
+        self.requested = self.requested or signal.Signals(number)
+        if first and not self._deferred:
+            interrupt = signal.getsignal(signal.SIGINT)
+            if not callable(interrupt):  # ignored, as in the background of a script
+                raise KeyboardInterrupt
+            interrupt(signal.SIGINT, frame)  # Python's raises; asyncio's, inside of asyncio.run, cancels the main task
+
+    def _watch(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._fds[0]], [], [], _POLL_S if self._hung_up else None)
+            numbers = os.read(self._fds[0], 64) if ready else b""
+            if ready and not numbers:
+                return
+            for number in numbers:
+                if number in self._former:
+                    self._note(signal.Signals(number))
+            if self._former_fd != -1 and numbers:
+                os.write(self._former_fd, numbers)
+            if self._hung_up:
+                self._let_go_of_terminals()
+
+    def _note(self, number: signal.Signals) -> None:
+        if self._since is not None:
+            if time.monotonic() - self._since > SAME_S:
+                os._exit(128 + number)  # as a shell reports a process that the signal ended
+            return
+        self._since = time.monotonic()
+        self.requested = self.requested or number
+        self._hung_up = number == signal.SIGHUP
+        if self._hung_up:
+            self._let_go_of_terminals()
+        for tell in self.on_request:
+            tell(number)
+        if self._say and self._deferred:
+            with contextlib.suppress(OSError):
+                self._say(f"{number.name}: ends after what is under way; a second signal ends at once")
+
+    def _let_go_of_terminals(self) -> None:
+        """Whoever writes to a terminal that has hung up gets an error; let them write to nowhere."""
+        for fd in [fd for fd in self._terminals if not _is_terminal(fd)]:
+            self._terminals.remove(fd)
+            nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(nowhere, fd)
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def stop_signals(say: Callable[[str], None] | None = None) -> Iterator[StopSignals]:
+    """The active `StopSignals`, or a new one. Outside of the main thread, where none can be handled, an inert one."""
+    if _active is not None:
+        yield _active
+    elif threading.current_thread() is not threading.main_thread():
+        yield StopSignals()
+    else:
+        with StopSignals(say) as stop:
+            yield stop
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _in_forked_child() -> None:
+    """A child that is forked and not started anew would write what it gets into its parent's pipe."""
+    global _active
+    if _active is None:
+        return
+    signal.set_wakeup_fd(-1)
+    for number in _active._former:
+        signal.signal(number, signal.SIG_DFL)
+    _active = None
+
+
+os.register_at_fork(after_in_child=_in_forked_child)

@@ -1,0 +1,282 @@
+"""Environments as TRL's `environment_factory` has them: one instance per rollout, whose public methods are tools.
+
+    class Game:
+        def reset(self, **columns): ...        # None, or text that is appended to the prompt
+        def move(self, to: str) -> str: ...    # a tool: any public method with type hints and a docstring
+        def get_reward(self) -> float: ...     # optional: the outcome reward
+
+Beyond TRL, each of them optional: `get_turn_reward()`, called once after each turn; `done`, an attribute or property
+that ends the rollout after the turn in which it became true; and `respond(message)`, called with a turn that makes no
+call (without its thoughts), whose text is the next user message; None ends the rollout.
+
+One call of an instance is made at a time. A sync method runs in a thread of its own, an async one in the event loop of
+a thread that all instances share. A call past its time limit is ended; a sync one goes on in its thread, the instance
+takes no other call until it returns, and no other rollout gets it.
+What a tool raises is told to the model. What any other method raises is a failure of the environment, which masks the
+rollout (`gtpo.failures`); a value of the wrong type is a mistake of the class, which ends the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from gtpo.errors import ConfigError, EnvironmentFailedError
+from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raised, spec_of, text_of, timed_out
+from gtpo.rollout.tool_spec import ToolSpec
+from gtpo.rollout.tool_threads import MOST_STUCK, LateError, Threads, ToolStuckError, fulfil
+from gtpo.rollout.tools import ToolResult
+from gtpo.turn_rewards import checked
+from gtpo.types import ToolCall
+
+RESERVED = ("reset", "get_reward", "get_turn_reward", "respond", "done")
+"""Names of an environment that are no tools."""
+
+
+class Environments:
+    """Makes the environments of a run, and lends each to one rollout at a time.
+
+    An instance that a rollout gave back is used again, after `reset`, as in TRL.
+
+    Args:
+        factory: a class, or anything that returns an environment without arguments. It is called once to see what the
+            environment has.
+        timeout_s: wall-clock seconds that a call of an environment may take.
+
+    Raises:
+        ConfigError: it can't be made, or lacks `reset`, or a public method can't be a tool; names the class.
+
+    Attributes:
+        name: of the class; what its rewards are logged as.
+        specs: what the model is told of the methods.
+        has_reward, has_turn_reward, has_respond: whether the class has these methods.
+    """
+
+    def __init__(self, factory: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
+        if not callable(factory):
+            raise ConfigError(f"environment_factory: {factory!r} is not callable; give a class or a function")
+        if not (math.isfinite(timeout_s) and timeout_s > 0):
+            raise ConfigError(f"environment_timeout_s must be finite and above 0, got {timeout_s}")
+        self._factory, self.timeout_s = factory, timeout_s
+        self.coroutines = Threads(_awaited, timeout_s)
+        self._stuck: list[EnvironmentUse] = []
+        try:
+            instance = factory()
+        except Exception as error:
+            name = getattr(factory, "__name__", repr(factory))
+            raise ConfigError(f"environment {name}: can't be made: {type(error).__name__}: {error}") from error
+        kind = type(instance)
+        self.name = kind.__name__
+        methods = dict(inspect.getmembers(kind, predicate=inspect.isfunction))
+        if "reset" not in methods:
+            raise ConfigError(f"environment {self.name} has no method `reset`: add `def reset(self, **columns)`")
+        if "done" in methods:
+            raise ConfigError(f"environment {self.name}: `done` is a method; make it an attribute or a property")
+        self.has_reward, self.has_turn_reward = "get_reward" in methods, "get_turn_reward" in methods
+        self.has_respond = "respond" in methods
+        self.specs: tuple[ToolSpec, ...] = tuple(
+            spec_of(getattr(instance, name), f"environment {self.name}: the method {name!r}")
+            for name in methods
+            if not name.startswith("_") and name not in RESERVED
+        )
+        self._takes = inspect.signature(instance.reset)
+        self._free = [instance]
+        self._held: dict[int, Any] = {}
+
+    def check_columns(self, names: Sequence[str]) -> None:
+        """Whether `reset` takes columns of these names.
+
+        Raises:
+            ConfigError: it does not; names the class and the remedy.
+        """
+        try:
+            self._takes.bind(**dict.fromkeys(names))
+        except TypeError as error:
+            raise ConfigError(
+                f"environment {self.name}: reset{self._takes} does not fit the columns {', '.join(names) or '(none)'}: "
+                f"{error}. Name the columns that it needs, and add **columns for the others"
+            ) from error
+
+    def open(self) -> EnvironmentUse:
+        """An environment for one rollout.
+
+        Raises:
+            EnvironmentFailedError: it can't be made, or too many are stuck in a call.
+        """
+        self._stuck = [use for use in self._stuck if use.busy]
+        if len(self._stuck) >= MOST_STUCK:
+            raise EnvironmentFailedError(
+                f"environment {self.name}: {len(self._stuck)} of them are in a call that goes on after its "
+                f"{self.timeout_s:g} s, and a thread can't be ended: let the method give up by itself"
+            )
+        with contextlib.suppress(IndexError):  # none is free
+            return EnvironmentUse(self, self._free.pop())
+        try:
+            return EnvironmentUse(self, self._factory())
+        except Exception as error:
+            raise EnvironmentFailedError(
+                f"environment {self.name}: {type(error).__name__}: {text_of(error)}"
+            ) from error
+
+    def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
+        """The rollout is over; its environment can be used again, with `hold` after `release`."""
+        if use.busy:
+            self._stuck.append(use)
+        elif not use.failed:
+            self._held[id(use.instance)] = use.instance
+            if not hold:
+                self.release([use.instance])
+
+    def release(self, instances: Sequence[Any]) -> None:
+        """Environments that were held can be used again, but for those that failed."""
+        held = [self._held.pop(id(instance), None) for instance in instances]
+        self._free += [instance for instance in held if instance is not None]
+
+
+class EnvironmentUse:
+    """An environment in the hands of one rollout; made by `Environments.open`."""
+
+    def __init__(self, of: Environments, instance: Any) -> None:
+        self._of, self.instance = of, instance
+        self._lock = asyncio.Lock()
+        self._running: Future[Any] | None = None
+        self.failed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sync call is still running."""
+        return self._running is not None and not self._running.done()
+
+    async def reset(self, columns: Mapping[str, Any]) -> str | None:
+        """Begin anew with a row of the data set; the text that belongs to the prompt.
+
+        Raises:
+            EnvironmentFailedError: it raised or took too long.
+            ConfigError: it returned something else than text or None.
+        """
+        return self._text("reset", await self._asked("reset", **columns))
+
+    async def respond(self, message: str) -> str | None:
+        """The user's reply to a turn without a call; None: the dialogue is over. Raises as `reset` does."""
+        return self._text("respond", await self._asked("respond", message))
+
+    async def reward(self) -> float | None:
+        """The outcome reward; None if the environment has none for the rollout.
+
+        Raises:
+            EnvironmentFailedError: it raised or took too long.
+            RewardError: it returned something else than a finite number or None.
+        """
+        if not self._of.has_reward:
+            return None
+        value = await self._asked("get_reward")
+        return None if value is None else checked(value, f"environment {self._of.name}", "get_reward")
+
+    async def turn_reward(self) -> float | None:
+        """The reward of the turn that has just ended, None if the class gives none. Raises as `reward` does."""
+        if not self._of.has_turn_reward:
+            return None
+        value = await self._asked("get_turn_reward")
+        return checked(value, f"environment {self._of.name}", "get_turn_reward")
+
+    def done(self) -> bool:
+        """Whether the environment says that the rollout is over.
+
+        Raises:
+            EnvironmentFailedError: reading it raised.
+        """
+        with self._failing("done"):
+            return bool(getattr(self.instance, "done", False))
+
+    async def run(self, call: ToolCall, spec: ToolSpec) -> ToolResult:
+        """Carry out a call of a method."""
+        try:
+            return as_result(await self._call(call.name, **arguments_of(call, spec)))
+        except LateError:
+            return timed_out(self._of.timeout_s)
+        except ToolStuckError:
+            raise  # the tool's own failure, which masks the rollout
+        except Exception as error:
+            return raised(error)
+
+    def _text(self, method: str, value: Any) -> str | None:
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(
+                f"environment {self._of.name}: {method} returned {type(value).__name__}; it must return text or None"
+            )
+        return value
+
+    async def _asked(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What a method returns that is no tool."""
+        with self._failing(method):
+            return await self._call(method, *args, **kwargs)
+
+    @contextmanager
+    def _failing(self, method: str) -> Iterator[None]:
+        try:
+            yield
+        except LateError as error:
+            self.failed = True
+            raise EnvironmentFailedError(
+                f"environment {self._of.name}: {method} did not return within {self._of.timeout_s:g} s"
+            ) from error
+        except Exception as error:
+            self.failed = True
+            said = f"{type(error).__name__}: {text_of(error)}"
+            raise EnvironmentFailedError(f"environment {self._of.name}: {method} raised {said}") from error
+
+    async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method, after the calls before it.
+
+        Raises:
+            LateError: it, or one before it that is still running, took too long.
+            ToolStuckError: too many async calls went on after their time.
+        """
+        method = getattr(self.instance, name)
+        async with self._lock:
+            if self._running is not None and self.busy:
+                await self._within_time(self._running)
+            if inspect.iscoroutinefunction(method):
+                return await self._of.coroutines.call({"method": method, "args": args, "kwargs": kwargs})
+            running: Future[Any] = Future()
+            self._running = running
+            call = (fulfil, running, partial(method, *args), kwargs)
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=call, name="gtpo-environment", daemon=True).start()
+            await self._within_time(running)
+            return running.result()
+
+    async def _within_time(self, running: Future[Any]) -> None:
+        """Wait for a call, as long as one may take."""
+        waiting = asyncio.wrap_future(running)
+        waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio would report it
+        done, _ = await asyncio.wait([waiting], timeout=self._of.timeout_s)
+        if not done:
+            raise LateError
+
+
+async def _awaited(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return await method(*args, **kwargs)
+
+
+class EnvironmentTool:
+    """A method of a rollout's environment as a `ToolUse`."""
+
+    def __init__(self, environment: EnvironmentUse, spec: ToolSpec) -> None:
+        self._environment, self._spec = environment, spec
+
+    async def run(self, call: ToolCall) -> ToolResult:
+        """Carry out one call."""
+        return await self._environment.run(call, self._spec)
+
+    async def aclose(self) -> None:
+        """Nothing to close: the environment is given back when the rollout ends."""

@@ -1,0 +1,72 @@
+"""What `GTPOTrainer` makes of `tools` and `environment_factory`, as TRL has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from gtpo.errors import ConfigError
+from gtpo.rollout import Environments, RolloutEngine, build_engine
+from gtpo.sandbox import Sandbox
+from gtpo.training.config import GTPOConfig
+
+
+def made_engine(
+    args: GTPOConfig,
+    tokenizer: Any,
+    tools: Sequence[Any] | None,
+    environment_factory: Callable[[], Any] | None,
+    sandbox: Sandbox | None,
+) -> RolloutEngine:
+    """The engine that the trainer's arguments ask for.
+
+    Args:
+        args: the settings; their tools are used where none are given, but for the default beside an environment.
+        tokenizer: with a chat template.
+        tools: functions, or tools of ours.
+        environment_factory: see `gtpo.rollout.environment`.
+        sandbox: runs the model's code.
+
+    Raises:
+        ConfigError, TemplateError: see `build_engine`; or several environments by name, which are not taken.
+    """
+    if isinstance(environment_factory, Mapping):
+        raise ConfigError(
+            "environment_factory: a mapping of several environments is not taken; give one class, whose reset chooses "
+            "by a column"
+        )
+    environments = Environments(environment_factory, args.environment_timeout_s) if environment_factory else None
+    if tools is None and environments and args.tools is None:
+        tools = []
+    own = None if tools is None else args.given_tools(tools, sandbox)
+    return build_engine(args, tokenizer, tools=own, sandbox=sandbox, environments=environments)
+
+
+def check_data(environments: Environments, dataset: Any, args: GTPOConfig) -> Any:
+    """The data set, or without one rows with an empty prompt, which `reset` fills.
+
+    Raises:
+        ConfigError: `reset` does not take its columns, or there is neither a data set nor `max_steps`.
+    """
+    if dataset is None:
+        if args.max_steps <= 0:
+            raise ConfigError(
+                f"without a train_dataset the environment {environments.name} makes the prompts, so max_steps must say "
+                "how long to train: give it, above 0"
+            )
+        groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
+        dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * groups})
+    if names := getattr(dataset, "column_names", None):
+        environments.check_columns([name for name in names if name != "extras"])
+    return dataset
+
+
+def reset_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as `reset` gets it: the columns, and the further fields of a problem by their names."""
+    extras = row.get("extras")
+    if not isinstance(extras, str):
+        return dict(row)
+    return {**json.loads(extras or "{}"), **{name: value for name, value in row.items() if name != "extras"}}
