@@ -23,8 +23,12 @@ def main(argv: Sequence[str]) -> int:
             about="Make a tiny model, teach it mixed behaviour with a Python tool, then raise it with GTPO (or GRPO).",
             defaults=defaults,
         )
-    RunRecorder(args.run_dir)
-    summary = run_tiny(tiny, args)
+    recorder = RunRecorder(args.run_dir)
+    recorder.hold()
+    try:
+        summary = run_tiny(tiny, args)
+    finally:
+        recorder.release()
     run_dir = Path(args.run_dir)
     if tiny.prepare_only:
         say(f"{run_dir / 'cold-start' / 'model'}: the model after the cold start; {run_dir / 'problems'}: the problems")
