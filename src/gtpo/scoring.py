@@ -239,17 +239,18 @@ class Scorer:
         Raises:
             ConfigError: names the first one.
         """
-        for function in filter(asks_for_answers, self.turn_reward_funcs):
-            raise ConfigError(
-                f"turn_reward_funcs: {name_of(function)!r} needs answers that the policy scores, which training alone "
-                "does; leave it out here"
-            )
         for source in self.sources:
             if not is_verifier(source) and isinstance(source, str | nn.Module):
                 name = source if isinstance(source, str) else name_of(source)
                 raise ConfigError(
                     f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
                     "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
+        for function in self.turn_reward_funcs:
+            if asks_for_answers(function):
+                raise ConfigError(
+                    f"turn_reward_funcs: for {name_of(function)} the policy in training scores the gold answer, and "
+                    "there is none here; leave it out"
                 )
 
     def close(self) -> None:

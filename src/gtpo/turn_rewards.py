@@ -24,14 +24,12 @@ from gtpo.errors import ConfigError, RewardError
 from gtpo.types import Trajectory, Turn
 
 TurnRewardFunction = Callable[..., Any]
-
-
 ANSWER_LOGPROBS = "answer_logprobs"
-"""The parameter by which a turn reward function asks for scored answers."""
+"""The parameter by which a function asks for the policy's scores of the gold answer."""
 
 
-def asks_for_answers(function: Any) -> bool:
-    """Whether a turn reward function takes `answer_logprobs` by name: only a trainer has a policy that scores them."""
+def asks_for_answers(function: TurnRewardFunction) -> bool:
+    """Whether a function takes `answer_logprobs` by name."""
     return ANSWER_LOGPROBS in inspect.signature(function).parameters
 
 

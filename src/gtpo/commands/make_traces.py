@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gtpo._text import say
 from gtpo.commands.arguments import ColumnArguments, parse
-from gtpo.errors import ConfigError
+from gtpo.errors import ConfigError, DataError
 from gtpo.models import load_tokenizer
 from gtpo.rollout import FORMATS, PromptConfig, SandboxConfig, ToolFormat, build_encoder, get_format
 from gtpo.tasks.sources import problems_from
@@ -60,9 +60,15 @@ def main(argv: Sequence[str]) -> int:
         turns_share=args.turns_share,
         seed=args.seed,
     )
-    traces.save(args.output)
     reasons = {reason.value: count for reason, count in parsed.skipped_by_reason.items()} | dict(traces.dropped)
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
+    if not traces.traces:
+        raise DataError(
+            f"no solution could be made a trace ({left_out}): worked solutions need <<48/2=24>> at each calculation "
+            "and #### 72 at their end, in `solution` or --columns solution=COLUMN",
+            path=args.solutions,
+        )
+    traces.save(args.output)
     say(f"{len(traces.traces)} traces in {args.output}; left out: {left_out}")
     return 0
 

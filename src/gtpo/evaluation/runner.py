@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class _Evaluation:
             rollouts=None if kept is None else tuple(kept.get(number) for number in range(self.total)),
         )
 
+    @cached_property
+    def _further(self) -> list[str]:
+        """Names of the further fields of all problems."""
+        return list(dict.fromkeys(name for problem in self.problems for name in problem.extras))
+
     def _problem(self, number: int) -> Problem:
         return self.problems[number // self.protocol.samples]
 
@@ -175,7 +181,7 @@ class _Evaluation:
             list(trajectories.values()),
             problems,
             prompts=[self.engine.prompts.messages(problem) for problem in problems],
-            columns=columns_of(rows),
+            columns=columns_of(rows, self._further),
         )
         for (number, trajectory), problem, scored in zip(trajectories.items(), problems, found, strict=True):
             if scored.failure is None:

@@ -24,7 +24,7 @@ import contextvars
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -128,19 +128,18 @@ class Environments:
             ) from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
-        """The rollout is over; its environment can be used again, with `hold` when it is given to `release`."""
+        """The rollout is over; its environment can be used again, with `hold` after `release`."""
         if use.busy:
             self._stuck.append(use)
-        elif use.failed:
-            return
-        elif hold:
+        elif not use.failed:
             self._held[id(use.instance)] = use.instance
-        else:
-            self._free.append(use.instance)
+            if not hold:
+                self.release([use.instance])
 
-    def release(self, instances: Iterable[Any]) -> None:
-        """Environments of rollouts that were held can be used again."""
-        self._free += [self._held.pop(id(instance)) for instance in instances if id(instance) in self._held]
+    def release(self, instances: Sequence[Any]) -> None:
+        """Environments that were held can be used again, but for those that failed."""
+        held = [self._held.pop(id(instance), None) for instance in instances]
+        self._free += [instance for instance in held if instance is not None]
 
 
 class EnvironmentUse:

@@ -89,13 +89,13 @@ class DurableTrainer:
     def _save_more(self, folder: Path) -> None:
         """What else a checkpoint needs; each process writes its own."""
 
-    def go_on(self, checkpoint: str | None) -> None:
-        """Train to the end, from a checkpoint or from the beginning."""
+    def go_on(self, checkpoint: str | None) -> Any:
+        """Train to the end, from a checkpoint or from the beginning; returns what `train` does, None if all is done."""
         if checkpoint and step_of(checkpoint) >= self.args.max_steps > 0:
             self._load_from_checkpoint(checkpoint)  # type: ignore[attr-defined]  # train would do one step more
             self.state.global_step = step_of(checkpoint)
-        else:
-            self.train(resume_from_checkpoint=checkpoint)  # type: ignore[attr-defined]
+            return None
+        return self.train(resume_from_checkpoint=checkpoint)  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Transformers', which takes the optimizer's settings from the checkpoint; those that are asked for hold."""

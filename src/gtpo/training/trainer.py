@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -88,7 +88,8 @@ class GTPOTrainer(RollingTrainer):
         verifier: checks final answers; by default the one that `args` ask for.
         similarity: of codes, for shaping; by default `args.similarity`.
         turn_reward_funcs: see `gtpo.turn_rewards`; by default those of `args`.
-        recorder: writes the run's directory; None writes nothing.
+        recorder: writes the run's directory, which the caller has made ready; None: if `args` name a directory, `train`
+            records the run there, as `gtpo train` does; False: nothing is recorded.
         progress: says on the terminal what a step is doing; None says nothing.
 
     Raises:
@@ -118,7 +119,7 @@ class GTPOTrainer(RollingTrainer):
         verifier: Verifier | None = None,
         similarity: CodeSimilarity | None = None,
         turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
-        recorder: RunRecorder | None = None,
+        recorder: RunRecorder | Literal[False] | None = None,
         progress: StepProgress | None = None,
     ):
         check_arguments({"rollout_func": rollout_func})
@@ -146,7 +147,8 @@ class GTPOTrainer(RollingTrainer):
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
         rows = RowProblems(verifies=scorer.verifier is not None)
         train_dataset, eval_dataset = (_prompted(rows, data, self.engine) for data in (train_dataset, eval_dataset))
-        self.recorder = recorder
+        self.recorder = recorder or None
+        self._records_itself = recorder is None and args.run_dir != type(args).run_dir
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
         self._rare_success = FailureWatch(where_success_is_rare(settings))
@@ -204,6 +206,30 @@ class GTPOTrainer(RollingTrainer):
         self.progress.phase("update")
         return output
 
+    def train(
+        self, resume_from_checkpoint: Any = None, *args: Any, resume_with_changes: bool = False, **kwargs: Any
+    ) -> Any:
+        """TRL's, recorded in `args.run_dir`.
+
+        Args:
+            resume_from_checkpoint: True, or the path of the newest whole checkpoint, to go on with the run.
+            args, kwargs: see `GRPOTrainer.train`.
+            resume_with_changes: go on although settings are not those that the run was begun with.
+
+        Raises:
+            ConfigError: the directory holds a run already, and it is not to be resumed or overwritten.
+            StoppedError: a signal ended the run, whose checkpoint says where.
+        """
+        if not self._records_itself:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        from gtpo.training.run import train_recorded  # it makes trainers
+
+        self._records_itself = False  # in the call of `train` that comes of this
+        try:
+            return train_recorded(self, resume_from_checkpoint, with_changes=resume_with_changes)
+        finally:
+            self._records_itself = True
+
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
         trajectories = self._trajectories()
@@ -219,7 +245,7 @@ class GTPOTrainer(RollingTrainer):
         self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
     ) -> dict[str, Sequence[Any]]:
         """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
-        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs))
+        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs, self._rows.further))
         if not self._answers:
             return columns
         start = time.perf_counter()
@@ -243,7 +269,7 @@ class GTPOTrainer(RollingTrainer):
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [row["prompt"] for row in self._inputs]
-        columns = columns_of(self._inputs)
+        columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
         try:

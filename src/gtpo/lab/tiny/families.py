@@ -30,6 +30,6 @@ def get_family(name: str, steps: int | None = None) -> Family:
     kind = FAMILIES[name]
     if steps is None:
         return kind()
-    if kind is Programs or steps < 1:
+    if issubclass(kind, Programs) or steps < 1:
         raise ConfigError(f"problem_steps: {steps}: must be at least 1, and the family {Programs.name!r} has no choice")
     return kind(steps, steps)

@@ -21,19 +21,23 @@ FAILURE_RATE = 0.25
 """Share of calls that fail."""
 
 
-class FlakyLookupTool(LookupTool):
+class FlakyLookupTool:
     """`LookupTool` whose calls fail at times; for `--tools gtpo.lab.tiny.flaky:FlakyLookupTool`."""
+
+    def __init__(self) -> None:
+        self._lookup = LookupTool()
+        self.spec = self._lookup.spec
 
     def open(self, key: Hashable) -> FlakyLookup:
         """The tool for one rollout, whose number decides which calls fail."""
-        return FlakyLookup(self, key)
+        return FlakyLookup(self._lookup, key)
 
 
 class FlakyLookup:
     """The tool in the hands of one rollout; made by `FlakyLookupTool.open`."""
 
-    def __init__(self, tool: LookupTool, key: Hashable) -> None:
-        self._tool, self._key = tool, key
+    def __init__(self, lookup: LookupTool, key: Hashable) -> None:
+        self._lookup, self._key = lookup, key
         self._asked: Counter[str] = Counter()
 
     async def run(self, call: ToolCall) -> ToolResult:
@@ -42,7 +46,7 @@ class FlakyLookup:
         self._asked[query] += 1
         if random.Random(f"{self._key} {query} {self._asked[query]}").random() < FAILURE_RATE:
             return ToolResult(BUSY, "busy")
-        return await self._tool.run(call)
+        return await self._lookup.run(call)
 
     async def aclose(self) -> None:
         """Nothing to close."""
