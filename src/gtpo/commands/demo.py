@@ -24,8 +24,12 @@ COMMAND_LINE = CommandLine(
 def main(argv: Sequence[str]) -> int:
     """Parse, run, and say what came out and where it lies."""
     tiny, args = COMMAND_LINE.parse(argv)
-    RunRecorder(args.run_dir)
-    summary = run_tiny(tiny, args)
+    recorder = RunRecorder(args.run_dir)
+    recorder.hold()
+    try:
+        summary = run_tiny(tiny, args)
+    finally:
+        recorder.release()
     run_dir = Path(args.run_dir)
     if tiny.prepare_only:
         say(f"{run_dir / 'cold-start' / 'model'}: the model after the cold start; {run_dir / 'problems'}: the problems")

@@ -13,7 +13,7 @@ from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
 from gtpo.training.data import load_traces
-from gtpo.training.start import ResumeArguments, check_startable
+from gtpo.training.start import ResumeArguments, held
 
 
 @dataclass
@@ -49,25 +49,17 @@ def main(argv: Sequence[str]) -> int:
         say(f"tool format: {encoder.choice}")
     provenance = {"traces": asdict(trace_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
-    if args.process_index == 0:
-        check_startable(
+    with held(args, trace_args, provenance):
+        result = cold_start(
+            load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
+            tokenizer,
+            traces,
             args,
-            args.run_dir,
             resume=trace_args.choice,
-            overwrite=args.overwrite,
-            with_changes=trace_args.resume_with_changes,
-            about=provenance,
+            resume_with_changes=trace_args.resume_with_changes,
+            provenance=provenance,
+            peft_config=get_peft_config(model_args),
         )
-    result = cold_start(
-        load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
-        tokenizer,
-        traces,
-        args,
-        resume=trace_args.choice,
-        resume_with_changes=trace_args.resume_with_changes,
-        provenance=provenance,
-        peft_config=get_peft_config(model_args),
-    )
     if args.process_index == 0:
         say(f"{result.steps} steps on {len(traces)} traces; model in {result.model_dir}")
     return 0

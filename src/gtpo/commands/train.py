@@ -14,9 +14,8 @@ from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer
 from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.training.config import GTPOConfig
-from gtpo.training.recorder import RunRecorder
 from gtpo.training.run import train
-from gtpo.training.start import ResumeArguments, check_startable
+from gtpo.training.start import ResumeArguments, held
 
 
 @dataclass
@@ -71,39 +70,30 @@ def main(argv: Sequence[str]) -> int:
         )
     problems = verifiable(own, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
-    RunRecorder(args.run_dir)
     provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
-    if args.process_index == 0:
-        check_startable(
+    with held(args, problem_args, provenance):
+        engine = build_engine(args, tokenizer)
+        is_main = args.process_index == 0
+        if is_main:
+            python = engine.tools.get("python")
+            level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
+            say(f"{len(problems)} problems{level}")
+            say(f"tool format: {engine.encoder.choice}")
+        model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
+        result = train(
+            model,
+            tokenizer,
+            problems,
             args,
-            args.run_dir,
             resume=problem_args.choice,
-            overwrite=args.overwrite,
-            with_changes=problem_args.resume_with_changes,
-            about=provenance,
+            resume_with_changes=problem_args.resume_with_changes,
+            provenance=provenance,
+            label=args.algorithm,
+            engine=engine,
+            verifier=verifier,
+            peft_config=get_peft_config(model_args),
         )
-    engine = build_engine(args, tokenizer)
-    is_main = args.process_index == 0
-    if is_main:
-        python = engine.tools.get("python")
-        level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
-        say(f"{len(problems)} problems{level}")
-        say(f"tool format: {engine.encoder.choice}")
-    model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
-    result = train(
-        model,
-        tokenizer,
-        problems,
-        args,
-        resume=problem_args.choice,
-        resume_with_changes=problem_args.resume_with_changes,
-        provenance=provenance,
-        label=args.algorithm,
-        engine=engine,
-        verifier=verifier,
-        peft_config=get_peft_config(model_args),
-    )
     if is_main:
         say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
     return 0
