@@ -138,7 +138,7 @@ class RollingTrainer(BaseTrainer):
             order = BatchOrder(
                 self._epoch_order,
                 self.train_dataset,
-                batch_size=self._train_batch_size * self.args.steps_per_generation,
+                batch_size=self._train_batch_size * (self.args.steps_per_generation or 1),
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
             )
