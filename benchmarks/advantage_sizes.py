@@ -1,11 +1,14 @@
 """How large advantages are in recorded groups, before any bound, and which groups have large ones.
 
     python benchmarks/advantage_sizes.py RUN_DIR [RUN_DIR ...]
+    python benchmarks/advantage_sizes.py --sampled
     python benchmarks/advantage_sizes.py --made
 
 The recorded returns are normalised again in each of the three ways, without `advantage_clip`. Printed are, over all
 turns that have an advantage: quantiles and the largest of its size, the share above 5 and above 10 and, of groups with
-one above 10, how many. `--made` prints groups that are made to have large ones: a success of T turns, and failures that
+one above 10, how many. `--sampled` takes groups of 8
+from the processes of `benchmarks/tabular.py`, 20,000 of each, under the default discount and under one by the number of
+turns. `--made` prints groups that are made to have large ones: a success of T turns, and failures that
 are shaped to nearly what its first turn has.
 """
 
@@ -20,14 +23,18 @@ from torch import Tensor
 
 from gtpo import functional as F
 from gtpo.errors import GtpoError
+from gtpo.lab.tabular import CallProcess, estimator, policy_with_success
 from gtpo.run_directory import RunFiles
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--sampled", action="store_true")
     parser.add_argument("--made", action="store_true")
     args = parser.parse_args()
+    if args.sampled:
+        sampled()
     if args.made:
         made()
     groups = [group for run in args.runs for group in recorded(run)]
@@ -76,6 +83,28 @@ def sizes_of(group: tuple[Tensor, Tensor, Tensor], over: str) -> Tensor:
     ids = torch.zeros(len(turns), dtype=torch.long)
     found = F.group_advantages(returns, turns, ids, passed_B=passed, normalize_over=over, advantage_clip=0.0)
     return found[torch.arange(found.shape[1]) < turns[:, None]].abs()
+
+
+def sampled(groups: int = 20_000) -> None:
+    """Sizes in groups of the known processes, normalised over first turns."""
+    print("| turns | success | gamma | 99.9 % | largest | turns above 10 | groups above 10 |")
+    print("|---|---|---|---|---|---|---|")
+    for turns, process in ((2, CallProcess(1, 4)), (4, CallProcess(3, 8)), (8, CallProcess(7, 12))):
+        for success in (0.02, 0.1, 0.3, 0.6):
+            table = policy_with_success(process, success)
+            rollouts = process.sample(table.expand(8 * groups, -1, -1), torch.Generator().manual_seed(3))
+            ids = torch.arange(8 * groups) // 8
+            for gamma in (0.9, F.gamma_for_turns(process.max_turns)):
+                advantage = estimator(process, 8, gamma=gamma, advantage_clip=0.0)
+                sizes = advantage(rollouts, ids).abs()
+                some = sizes[sizes > 0]
+                above = sizes.amax(dim=1).view(groups, 8).amax(dim=1) > 10
+                top = float(some.kthvalue(int(0.999 * len(some))).values)
+                share = float((some > 10).double().mean())
+                print(
+                    f"| {turns} | {success:g} | {gamma:.3f} | {top:.2f} | {float(some.max()):.2f} | {share:.6f} | "
+                    f"{float(above.double().mean()):.5f} |"
+                )
 
 
 def made() -> None:
