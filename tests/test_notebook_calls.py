@@ -325,3 +325,41 @@ def test_the_page_for_notebooks_runs(byte_model_dir, tmp_path, monkeypatch, caps
     assert len(found["table"].to_frame()) == sum(len(t.turns) for t in found["result"].trajectories)
     assert found["trained"].steps == 1
     assert found["after"].figures.rollouts == 8
+
+
+class Knocking:
+    """Lets in who knocks twice."""
+
+    def reset(self, question, **columns):
+        self.knocks = 0
+        return f" ({question})"
+
+    def knock(self) -> str:
+        """Knock at the door."""
+        self.knocks += 1
+        return "Who is there?"
+
+    def get_reward(self):
+        return float(self.knocks == 2)
+
+
+def knocks(context):
+    return "```knock\n```" if context.count("Who is there?") < 1 + ("0+1" in context) else "I wait."
+
+
+def test_a_class_of_ones_own_is_the_environment_of_an_evaluation(run, byte_tokenizer):
+    result = run(ROWS[:2], model=Says(byte_tokenizer, knocks), environment_factory=Knocking)
+    assert result.passed == [True, False]
+    assert [t.reward for t in result.trajectories] == [1.0, 0.0]
+    assert result.trajectories[0].prompt_suffix == " (What is 0+1?)"
+    assert result.protocol.rollout["tools"] == "none"
+    assert result.protocol.rollout["environment"] == "Knocking"
+
+
+def test_a_reply_is_shown_as_the_users(capsys):
+    reply = Observation("Are you sure?", (), (4,), 0.5, ("Are you sure?",), "user")
+    rollout = Trajectory((1,), (Turn("2", (2,), (), reply), Turn("Yes.", (3,))), StopReason.ANSWER)
+    rollout.show()
+    shown = capsys.readouterr().out
+    assert "user (0.50 s)" in shown
+    assert "observation" not in shown

@@ -19,10 +19,11 @@ from gtpo.errors import ConfigError
 from gtpo.evaluation.progress import progress_bar
 from gtpo.evaluation.result import EvalResult, protocol_of
 from gtpo.evaluation.runner import evaluate as evaluate_problems
-from gtpo.rollout import RolloutConfig, RolloutEngine, build_engine, fitting
+from gtpo.rollout import Environments, RolloutConfig, RolloutEngine, build_engine, fitting
 from gtpo.rollout.backends import Backend, TransformersBackend
 from gtpo.sandbox import Sandbox
 from gtpo.scoring import RewardConfig, make_scorer
+from gtpo.tasks.problems import Problem
 from gtpo.tasks.row_forms import Columns
 from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.tasks.verifiers import Verifier
@@ -43,6 +44,7 @@ def evaluate(
     problems: Any,
     *,
     tools: Any = None,
+    environment_factory: Any = None,
     samples: int = 1,
     seed: int = 0,
     limit: int | None = None,
@@ -60,8 +62,10 @@ def evaluate(
     Args:
         model: a folder or Hub id, a loaded model, or a backend (`gtpo.rollout.backends`).
         problems: a source as in `gtpo eval --problems`, a list of dictionaries or of problems, or a `Dataset`; rows of
-            published data sets as they are.
-        tools: as in `--tools`; or a list of functions, names and tools. None: Python.
+            published data sets as they are. None: those that the option `environment` brings.
+        tools: as in `--tools`; or a list of functions, names and tools. None: Python, or none beside an environment.
+        environment_factory: a class with `reset`, whose methods are tools (`gtpo.rollout.environment`); the option
+            `environment` takes one by name.
         samples: rollouts per problem.
         seed: of the sampling.
         limit: take the first `limit` problems only.
@@ -84,15 +88,20 @@ def evaluate(
     turn_names, turn_functions = _told_apart(turn_reward_funcs)
     chosen = {"reward_funcs": names, "turn_reward_funcs": turn_names, "verifier": verifier, "tools": tools}
     config = EvalOptions(**_known(EvalOptions, {**options, **_named_only(chosen)}))
+    environments, tools = _environments(config, environment_factory, tools)
     scorer = make_scorer(
-        config, reward_funcs=functions, verifier=_given(verifier), turn_reward_funcs=_turn_functions(turn_functions)
+        config,
+        reward_funcs=functions,
+        verifier=_given(verifier),
+        turn_reward_funcs=_turn_functions(turn_functions),
+        environments=environments,
     )
     try:
         scorer.check_functions()
-        found = problems_from(problems, limit=limit, columns=columns, answers=scorer.verifier is not None)
+        found = _problems(problems, environments, limit=limit, columns=columns, answers=scorer.verifier is not None)
         found = verifiable(found, scorer.verifier, say)
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model)
-        with _engine(config, tokenizer, tools, sandbox) as engine:
+        with _engine(config, tokenizer, tools, sandbox, environments) as engine:
             backend = _backend(model, config)
             found, left_out = fitting(found, engine, engine.max_context(backend))
             for problem_id, why in left_out.items():
@@ -104,7 +113,9 @@ def evaluate(
             }
             protocol = protocol_of(config, engine, found, samples=samples, seed=seed, rewards=rewards)
             if not isinstance(tools, str | None):
-                protocol = replace(protocol, rollout={**protocol.rollout, "tools": ",".join(engine.tools) or "none"})
+                used = {"tools": ",".join(engine.tools) or "none"}
+                used |= {"environment": environments.name} if environments else {}
+                protocol = replace(protocol, rollout={**protocol.rollout, **used})
             with progress_bar(len(found) * samples, "evaluate", enabled=progress) as bar:
                 return evaluate_problems(
                     found,
@@ -127,6 +138,7 @@ def train(
     problems: Any,
     *,
     tools: Any = None,
+    environment_factory: Any = None,
     limit: int | None = None,
     columns: Columns = None,
     processing_class: Any = None,
@@ -144,7 +156,7 @@ def train(
 
     Args:
         model: a folder or Hub id, or a loaded model, which is trained in place.
-        problems, tools, limit, columns, processing_class, verifier: see `gtpo.evaluate`.
+        problems, tools, environment_factory, limit, columns, processing_class, verifier: see `gtpo.evaluate`.
         reward_funcs, turn_reward_funcs, sandbox: see `gtpo.evaluate`.
         resume, resume_with_changes: see `gtpo.training.run.train`.
         callbacks: of the trainer.
@@ -165,11 +177,12 @@ def train(
     turn_names, turn_functions = _told_apart(turn_reward_funcs)
     chosen = {"reward_funcs": names, "turn_reward_funcs": turn_names, "verifier": verifier, "tools": tools}
     args = GTPOConfig(**_known(GTPOConfig, {**options, **_named_only(chosen)}))
-    scorer = make_scorer(args, reward_funcs=functions, verifier=_given(verifier))
-    found = problems_from(problems, limit=limit, columns=columns, answers=scorer.verifier is not None)
+    environments, tools = _environments(args, environment_factory, tools)
+    scorer = make_scorer(args, reward_funcs=functions, verifier=_given(verifier), environments=environments)
+    found = _problems(problems, environments, limit=limit, columns=columns, answers=scorer.verifier is not None)
     found = verifiable(found, scorer.verifier, say)
     tokenizer = processing_class if processing_class is not None else _tokenizer_of(model)
-    with closing(scorer), _engine(args, tokenizer, tools, sandbox) as engine:
+    with closing(scorer), _engine(args, tokenizer, tools, sandbox, environments) as engine:
         return train_problems(
             models.load_model(str(model), training=True) if isinstance(model, str | Path) else model,
             tokenizer,
@@ -230,15 +243,30 @@ def _known(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
+def _environments(config: Any, factory: Any, tools: Any) -> tuple[Environments | None, Any]:
+    """The environments that were asked for, and the tools beside them: none, if none were asked for."""
+    if factory is None:
+        return config.make_environments(), tools
+    return Environments(factory, config.environment_timeout_s), [] if tools is None else tools
+
+
+def _problems(given: Any, environments: Environments | None, **options: Any) -> list[Problem]:
+    if given is None and environments and (brought := environments.problems()):
+        return brought[: options["limit"]]
+    return problems_from(given, **options)
+
+
 @contextmanager
-def _engine(config: Any, tokenizer: Any, tools: Any, sandbox: Sandbox | None) -> Iterator[RolloutEngine]:
+def _engine(
+    config: Any, tokenizer: Any, tools: Any, sandbox: Sandbox | None, environments: Environments | None
+) -> Iterator[RolloutEngine]:
     """The engine; a sandbox that was started for it is closed in the end."""
     listed = [tools] if callable(tools) or hasattr(tools, "spec") else tools
     names = config.tool_names() if isinstance(tools, str | None) else [name for name in listed if isinstance(name, str)]
     started = config.make_sandbox() if sandbox is None and "python" in names else None
     try:
         own = None if isinstance(tools, str | None) else config.given_tools(listed, sandbox or started)
-        yield build_engine(config, tokenizer, tools=own, sandbox=sandbox or started)
+        yield build_engine(config, tokenizer, tools=own, sandbox=sandbox or started, environments=environments)
     finally:
         if started is not None:
             started.close()

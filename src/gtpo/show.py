@@ -61,6 +61,8 @@ def _heading(number: int, turn: Turn) -> str:
 
 
 def _seen(observation: Observation) -> str:
+    if observation.role == "user":
+        return f"user ({observation.wall_s:.2f} s)"
     return f"observation ({', '.join(observation.statuses)}; {observation.wall_s:.2f} s)"
 
 
