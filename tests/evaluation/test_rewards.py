@@ -133,7 +133,7 @@ def test_a_comparison_has_the_reward_and_refuses_other_rewards(argv, server, cap
     assert main(["compare", "a.json", "b.json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["reward"]["value"] == pytest.approx((0.75 + 0.25) / 2)
-    assert "reward  second - first +0.5000" in shown.err
+    assert "reward  +0.5000 " in shown.err
     assert main(["compare", "b.json", "c.json"]) == 2
     assert "different protocols: rewards.reward_funcs" in capsys.readouterr().err
 
