@@ -312,9 +312,7 @@ def test_train_records_a_run_of_rows_of_the_public_form(tmp_path, tiny_tokenizer
 
 def test_the_page_for_notebooks_runs(byte_model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = (
-        f"tool_format='fenced', max_turn_tokens=6, {', '.join(f'{name}={value!r}' for name, value in QUIET.items())}"
-    )
+    small = "tool_format='fenced', max_turn_tokens=6, " + ", ".join(f"{name}={QUIET[name]!r}" for name in QUIET)
     page = (Path(__file__).resolve().parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
     code = "".join(re.findall(r"```python\n(.*?)```", page, flags=re.S)).replace('"MODEL"', repr(str(byte_model_dir)))
     code = code.replace("max_turns=4", "max_turns=4, tool_format='fenced', max_turn_tokens=6, progress=False")

@@ -51,23 +51,21 @@ def server():
     server.stop()
 
 
-def test_eval_and_collect_read_them(rows, server, byte_model_dir):
+def test_eval_and_collect_read_them(rows, server, byte_model_dir, tmp_path):
     argv = ["--model", byte_model_dir, "--problems", "rows.jsonl", "--tool_format", "fenced", "--backend", "server"]
     argv += ["--dialect", "openai", "--api", "chat", "--base_url", server.url, *rows]
     assert main(["eval", *map(str, argv), "--output", "r.json"]) == 0
     assert load_result("r.json")["pass_rate"] == 1.0
     assert main(["collect-traces", *map(str, argv), "--output", "t.jsonl"]) == 0
-    assert len(open("t.jsonl").readlines()) == 2
+    assert len((tmp_path / "t.jsonl").read_text().splitlines()) == 2
 
 
 def test_make_traces_reads_them(rows, tmp_path):
     argv = ["--solutions", "rows.jsonl", "--output", "t.jsonl", "--tool_format", "fenced", *rows]
     assert main(["make-traces", *argv]) == 0
     traces = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    assert [trace["messages"][-1]["content"] for trace in traces] == [
-        "The answer is \\boxed{48}.",
-        "The answer is \\boxed{24}.",
-    ]
+    last = [trace["messages"][-1]["content"] for trace in traces]
+    assert last == ["The answer is \\boxed{48}.", "The answer is \\boxed{24}."]
 
 
 def test_train_reads_them(rows, byte_model_dir, tmp_path):

@@ -17,7 +17,7 @@ from gtpo.failures import Failure
 from gtpo.integrations.verl.facts import Known, facts_of, on_last_tokens, token_advantages, told, turn_ids_of
 from gtpo.integrations.verl.rows import reward_columns
 from gtpo.reward_functions import completion_messages
-from gtpo.scoring import RewardConfig, Scored, Scorer, make_scorer
+from gtpo.scoring import Scored, Scorer
 from gtpo.similarity import LexicalSimilarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
@@ -143,7 +143,7 @@ class ByText:
 def test_the_verdict_alone_gives_the_credit_of_who_passed(tmp_path):
     rng = random.Random(3)
     trajectories = [made_up(rng) for _ in range(4 * GROUP)]
-    scorer = make_scorer(RewardConfig(), verifier=ByText())
+    scorer = Scorer(ByText())
     said = [told(t, scorer.score([t], [Problem("0", "q", "1")])[0]) for t in trajectories]
     facts = facts_of([str(i // GROUP) for i in range(len(said))], said)
     bare = [

@@ -298,6 +298,42 @@ def test_a_method_that_blocks_is_told_to_the_model_and_its_instance_goes_to_no_o
     let_go.set()
 
 
+def test_an_async_method_that_blocks_its_loop_holds_up_no_other_rollout(tool_tokenizer):
+    let_go = threading.Event()
+
+    class Blocks(Door):
+        async def wait(self) -> str:
+            """Wait."""
+            let_go.wait(20)
+            return "at last"
+
+    scripts = {"slow": [call("wait"), "A"], "quick": ["A"], "later": ["B", "C"]}
+    (slow, quick, later), _, engine = roll(tool_tokenizer, Blocks, scripts, timeout_s=0.3)
+    assert slow.turns[0].observation.statuses == ("timeout",)
+    assert [r.stop_reason for r in (slow, quick, later)] == [StopReason.ANSWER] * 3
+    (knocks,), _, _ = roll(tool_tokenizer, Blocks, {"next": [call("knock"), "A"]}, engine=engine)
+    assert knocks.turns[0].observation.text == "Who is there?", "in a loop of its own"
+    let_go.set()
+
+
+def test_instances_that_never_return_are_not_made_without_end(tool_tokenizer, monkeypatch):
+    monkeypatch.setattr("gtpo.rollout.environment.MOST_STUCK", 2)
+    let_go = threading.Event()
+
+    class Stuck:
+        def reset(self, **columns):
+            let_go.wait(20)
+
+    scripts = {f"{n}": ["A"] for n in range(3)}
+    engine = engine_of(tool_tokenizer, Stuck, timeout_s=0.1)
+    rollouts, _, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
+    assert all("reset did not return within 0.1 s" in r.note for r in rollouts)
+    rollouts, environments, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
+    assert all("3 of them are in a call that goes on after its 0.1 s" in r.note for r in rollouts)
+    assert environments == (None,) * 3
+    let_go.set()
+
+
 @pytest.mark.parametrize("method", ["reset", "respond", "get_reward", "get_turn_reward", "done"])
 def test_what_fails_masks_its_rollout_and_no_other(tool_tokenizer, method):
     def fails(self, *args, **columns):

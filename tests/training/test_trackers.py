@@ -104,7 +104,7 @@ def test_wandb_and_trackio_get_the_table_of_rollouts_as_trl_logs_it(trained, mon
     rows = RunFiles(args.run_dir).rollouts(1)
     assert any(len(row["turns"]) > 1 for row in rows), "the test would show nothing"
     for tracker in trackers.values():
-        (table,) = tracker.tables
+        table, *_ = tracker.tables  # TRL logs it again with its closing summary
         pd.testing.assert_frame_equal(table[["turn_rewards"]], pd.read_parquet(kept)[["turn_rewards"]])
         for row, (_, shown) in zip(rows, table.iterrows(), strict=True):
             turns = row["turns"]

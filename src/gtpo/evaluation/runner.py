@@ -177,10 +177,12 @@ class _Evaluation:
             {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, "extras": dict(p.extras)}
             for p in problems
         ]
+        rollouts = list(trajectories.values())
+        put = map(self.engine.prompts.messages, problems)
         found = self.scorer.score(
-            list(trajectories.values()),
+            rollouts,
             problems,
-            prompts=[self.engine.prompts.messages(problem) for problem in problems],
+            prompts=[rollout.asked(prompt) for rollout, prompt in zip(rollouts, put, strict=True)],
             columns=columns_of(rows, self._further),
         )
         for (number, trajectory), problem, scored in zip(trajectories.items(), problems, found, strict=True):
@@ -228,7 +230,8 @@ def sample_record(problem: Problem, number: int, trajectory: Trajectory, scored:
         "sample": number,
         "domain": problem.domain,
         "source": str(problem.extras.get("from", "")),
-        "prompt": problem.prompt(None),
+        "prompt": trajectory.asked(problem.prompt(None)),
+        **({"prompt_suffix": trajectory.prompt_suffix} if trajectory.prompt_suffix else {}),
         "answer": problem.answer,
         "passed": scored.passed,
         "score": verdict.score,

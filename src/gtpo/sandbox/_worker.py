@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import functools
 import itertools
 import json
 import mmap
@@ -348,13 +349,20 @@ def _output_file(name: str, size: int) -> Any:
 
 def _empty(file: Any) -> None:
     """Gives the memory of a stream back, and lets nobody write to it again: a session may have kept its descriptor."""
-    with contextlib.suppress(OSError, AttributeError):
-        file_size = os.fstat(file.fileno()).st_size
-        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        fallocate(file.fileno(), _KEEP_SIZE_AND_PUNCH_HOLE, 0, file_size)  # before the seal, which refuses it
+    if (fallocate := _fallocate()) is not None:
+        size = os.fstat(file.fileno()).st_size
+        fallocate(file.fileno(), _KEEP_SIZE_AND_PUNCH_HOLE, 0, size)  # before the seal, which refuses it
     with contextlib.suppress(OSError):  # Linux before 5.1 has no such seal
         _seal(file, _SEAL_FUTURE_WRITE)
+
+
+@functools.cache
+def _fallocate() -> Any:
+    """The C library's, None where there is none."""
+    found = getattr(ctypes.CDLL(None), "fallocate", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return found
 
 
 def _anonymous_file(name: str) -> Any:

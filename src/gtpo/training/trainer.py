@@ -135,7 +135,7 @@ class GTPOTrainer(RollingTrainer):
         self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
         environments = self.engine.environments
         if environments:
-            train_dataset = check_data(environments, train_dataset, args)
+            train_dataset = check_data(environments, train_dataset, args, self.engine.prompts)
         scorer = make_scorer(
             args,
             reward_funcs=reward_funcs,
@@ -268,7 +268,7 @@ class GTPOTrainer(RollingTrainer):
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
-        prompts = [row["prompt"] for row in self._inputs]
+        prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, self._inputs, strict=True)]
         columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later

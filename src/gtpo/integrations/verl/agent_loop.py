@@ -76,6 +76,7 @@ class GTPOAgentLoop(AgentLoopBase):
             backend,
             sampling=Sampling(max(float(sampling_params.get("temperature", 1.0)), 0.0)),
             rollout_ids=[next(shared.numbers)],
+            columns=[problem.columns],
         )
         (trajectory,) = batch.trajectories
         scored = await asyncio.to_thread(shared.score, trajectory, problem, kwargs)
