@@ -98,9 +98,21 @@ def test_a_model_that_keeps_more_than_keys_and_values_takes_a_pass_per_turn(
     found = scorer.logprobs(small_model, rollouts, [gold("42")] * 4)
     hook.remove()
     assert [len(mask) for mask in masks] == [2], "rows and columns, as such models take them"
-    assert masks[0][0] == 3 + 1 + 4 + 2
+    assert masks[0][0] == 4, "the rollouts begin alike, so their places are four"
     for trajectory, values in zip(rollouts, found, strict=True):
         assert values == pytest.approx(one_by_one(small_model, encoder, trajectory, "42"), abs=1e-5)
+
+
+def test_rollouts_without_a_call_are_scored_once_per_prompt(small_model, scorer, rollouts, encoder):
+    rows = []
+    small_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    other = rollout(encoder, "1+1", answer="\\boxed{4}")
+    alone, same, longer = scorer.logprobs(small_model, [rollouts[1], other, rollouts[3]], [gold("42")] * 3)
+    assert sum(rows) == 2
+    assert alone == same
+    assert longer[0] == pytest.approx(alone[0], abs=1e-5)
 
 
 def test_what_comes_later_is_not_seen(small_model, encoder, scorer):

@@ -5,9 +5,9 @@ each rollout, one number per turn: the mean log-probability of the gold answer's
 place of that turn, at temperature 1 and without a gradient. The answer stands in the form that the prompt asks for,
 `\boxed{...}`; its frame is given and not counted. Of several aliases the likeliest counts at each place.
 
-One forward pass per rollout does it: the answer is put behind the rollout once for each turn, and each copy sees the
-rollout up to its own place and itself, by an explicit attention mask. Models that keep more than keys and values of
-their tokens take one pass per turn.
+One forward pass per rollout does it, and one per prompt for all that make no call: the answer is put behind the rollout
+once for each turn, and each copy sees the rollout up to its own place and itself, by an explicit attention mask. Models
+that keep more than keys and values of their tokens take one pass per turn.
 
 A rollout gets None if the problem has no gold answer to write (none at all, or tests in place of one) or if the rollout
 failed. Where an answer does not fit into the context any more, the number of the turn before stands again.
@@ -75,9 +75,8 @@ class _Copy:
 class _Row:
     """What one row of a forward pass computes: a rollout before its last turn, and copies that are put behind it."""
 
-    rollout: int
-    ids: Sequence[int]
-    copies: Sequence[_Copy]
+    ids: tuple[int, ...]
+    copies: tuple[_Copy, ...]
 
     @property
     def behind(self) -> int:
@@ -124,7 +123,7 @@ class AnswerScorer:
         """
         whole = attends_to_all(model)
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        rows: list[_Row] = []
+        rows: dict[_Row, list[int]] = {}  # and their rollouts: those of a prompt that make no call share theirs
         found: list[list[float | None]] = []
         for rollout, (trajectory, problem) in enumerate(zip(trajectories, problems, strict=True)):
             before, places = _before_turns(trajectory)
@@ -136,15 +135,15 @@ class AnswerScorer:
                 for answer in answers
                 if place + len(answer.ids) <= longest
             ]
-            if whole and copies:
-                rows.append(_Row(rollout, before, copies))
-            else:
-                rows += [_Row(rollout, before[: copy.start], [copy]) for copy in copies]
-        for row, numbers in zip(rows, _mean_logprobs(model, rows, whole), strict=True):
-            values = found[row.rollout]
-            for copy, number in zip(row.copies, numbers, strict=True):
-                best = values[copy.turn]
-                values[copy.turn] = number if best is None else max(number, best)
+            together = [copies] if whole and copies else [[copy] for copy in copies]
+            for some in together:
+                row = _Row(tuple(before if whole else before[: some[0].start]), tuple(some))
+                rows.setdefault(row, []).append(rollout)
+        for (row, rollouts), numbers in zip(rows.items(), _mean_logprobs(model, list(rows), whole), strict=True):
+            for values in (found[rollout] for rollout in rollouts):
+                for copy, number in zip(row.copies, numbers, strict=True):
+                    best = values[copy.turn]
+                    values[copy.turn] = number if best is None else max(number, best)
         return [_carried(values) for values in found]
 
     def _answers(self, problem: Problem, context: Sequence[int]) -> list[_Answer]:
