@@ -158,7 +158,8 @@ def train_recorded(trainer: GTPOTrainer, resume: bool | str | Path | None, *, wi
         trainer.recorder = run.recorder
         for callback in run.callbacks:
             trainer.add_callback(callback)
-        return run.complete(trainer, {"tool_format": trainer.engine.encoder.choice})
+        choice = getattr(trainer.engine.encoder, "choice", None)  # an engine of the user's own may have no encoder
+        return run.complete(trainer, {"tool_format": choice})
 
 
 @dataclass(frozen=True)
