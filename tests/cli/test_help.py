@@ -58,8 +58,8 @@ def test_every_option_that_gtpo_defines_is_shown_once_with_its_kind_and_its_text
 
 def test_types_choices_and_defaults_are_those_of_the_fields(capsys):
     found = entries(help_of(capsys, "train"))
-    assert "--gamma FLOAT" in found["gamma"]
-    assert found["gamma"].endswith("[default: 0.9]")
+    assert "--alpha FLOAT" in found["alpha"]
+    assert found["alpha"].endswith("[default: 0.5]")
     assert "--max_problems INT" in found["max_problems"], "an int that may be None"
     assert "default:" not in found["max_problems"], "None is no default"
     assert "{keep,mask,drop}" in found["no_answer_rollouts"]
