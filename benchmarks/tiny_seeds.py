@@ -1,4 +1,4 @@
-"""Run the embedded default with several seeds, one after another, and write the table and the picture.
+"""Run the embedded default with several seeds, one after another, and write the table into tiny.md and the picture.
 
     python benchmarks/tiny_seeds.py [--seeds 1 2 3] [--algorithms gtpo] [--output docs/results]
 
@@ -16,6 +16,7 @@ from statistics import fmean, stdev
 
 from gtpo.training.curves import learning_curve
 
+BEGIN, END = "<!-- table: python benchmarks/tiny_seeds.py -->", "<!-- end -->"
 COLUMNS = (
     ("pass rate, before", lambda s: s["before"]["pass_rate"]),
     ("after", lambda s: s["after"]["pass_rate"]),
@@ -53,6 +54,10 @@ def main() -> None:
             lines.append(row(algorithm, "deviation", [stdev(get(s) for s in summaries) for _, get in COLUMNS]))
     print("\n".join(lines))
     args.output.mkdir(parents=True, exist_ok=True)
+    page = args.output / "tiny.md"
+    if page.exists():
+        before, _, rest = page.read_text().partition(BEGIN)
+        page.write_text(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
     learning_curve(runs, args.output / "tiny.png", title="gtpo demo: computations in steps, sampled rollouts")
 
 

@@ -20,7 +20,7 @@ from gtpo.commands.arguments import load_model, load_tokenizer
 from gtpo.commands.train import arguments
 from gtpo.run_directory import read_metrics
 from gtpo.tasks.sources import problems_from
-from gtpo.training import trainer
+from gtpo.training import base_trainer
 from gtpo.training.micro_batch import rows_count_alone, trimmed
 from gtpo.training.run import train
 
@@ -49,8 +49,8 @@ def main() -> None:
     for number, side in enumerate(SIDES):
         _, args, _ = arguments([*argv, "--run_dir", str(whole / str(number))])
         with (
-            patch.object(trainer, "rows_count_alone", side.rows_count_alone),
-            patch.object(trainer, "trimmed", side.trimmed),
+            patch.object(base_trainer, "rows_count_alone", side.rows_count_alone),
+            patch.object(base_trainer, "trimmed", side.trimmed),
         ):
             problems = problems_from(problem_args.train_file, limit=problem_args.max_problems)
             train(load_model(model_args), load_tokenizer(model_args), problems, args, label=side.name)

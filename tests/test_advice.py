@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
+from gtpo import functional as F
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import CreditSettings
 
@@ -20,7 +21,10 @@ from gtpo.credit_assignment import CreditSettings
         ({"zero_uniform_groups": False}, 7, ["zero_uniform_groups true"]),
         ({"zero_uniform_groups": False, "format_penalty": 0.0}, 7, []),
         ({"zero_uniform_groups": False, "turn_rewards": False}, 7, []),
-        ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "use gamma 1"]),
+        ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "or gamma 1"]),
+        ({"gamma": F.gamma_for_turns(8)}, 8, []),
+        ({"gamma": F.gamma_for_turns(50)}, 50, []),
+        ({"gamma": F.gamma_for_turns(8), "alpha": 0.8}, 8, ["gamma^7 = 0.7", "set gamma 1"]),
     ],
 )
 def test_what_is_said(options, turns, expected):

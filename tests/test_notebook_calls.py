@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -306,3 +308,20 @@ def test_train_records_a_run_of_rows_of_the_public_form(tmp_path, tiny_tokenizer
         gtpo.train(model, ROWS, **options)
     with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
         gtpo.train(model, ROWS, **{**options, "max_step": 3})
+
+
+def test_the_page_for_notebooks_runs(byte_model_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = "tool_format='fenced', max_turn_tokens=6, " + ", ".join(f"{name}={QUIET[name]!r}" for name in QUIET)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "notebook.md").read_text(encoding="utf-8")
+    code = "".join(re.findall(r"```python\n(.*?)```", page, flags=re.S)).replace('"MODEL"', repr(str(byte_model_dir)))
+    code = code.replace("max_turns=4", "max_turns=4, tool_format='fenced', max_turn_tokens=6, progress=False")
+    code = code.replace("max_steps=2,", f"max_steps=1, {small},")
+    found: dict = {}
+    exec(compile(code, "docs/notebook.md", "exec"), found)
+    shown = capsys.readouterr().out
+    assert "turn 1" in shown
+    assert "advantage" in shown
+    assert len(found["table"].to_frame()) == sum(len(t.turns) for t in found["result"].trajectories)
+    assert found["trained"].steps == 1
+    assert found["after"].figures.rollouts == 8

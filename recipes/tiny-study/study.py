@@ -71,7 +71,7 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
         "max_completion_length": start.max_completion_length,
         "tool_wall_s": 4,
         "tool_cpu_s": 1,
-        # 16 problems x 8 rollouts a step
+        # 16 problems x 8 rollouts per step
         "num_generations": 8,
         "per_device_train_batch_size": 128,
         "max_concurrency": 128,
@@ -143,7 +143,7 @@ def prepare(name: str, args: argparse.Namespace) -> None:
     folder = STUDIES / "start" / name
     if (folder / "problems" / "selection.jsonl").exists():
         return
-    options = [f"--{key}={value}" for key, value in STARTS[name].demo.items()]
+    options = [f"--{key}={value}" for key, value in {"cold_start_steps": 900, **STARTS[name].demo}.items()]
     command = [sys.executable, "-m", "gtpo", "demo", "--run_dir", str(folder), "--prepare_only=true"]
     subprocess.run([*command, "--eval_problems=512", "--seed=1", *options], check=True)
 

@@ -31,6 +31,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write names no file
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -66,7 +66,7 @@ def _refuse_binary(head: bytes, path: Path) -> None:
     if kind is None and head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError("UTF-16; save the file as UTF-8", path=path)
     if kind is not None or b"\0" in head[:4096]:
-        raise DataError(f"not text but {kind or 'binary'}; give JSON Lines, one JSON object a line", path=path)
+        raise DataError(f"not text but {kind or 'binary'}; give JSON Lines, one JSON object per line", path=path)
 
 
 def json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object a line"
+        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object per line"
         raise DataError(message, path=path, line=number) from None
     except _FaultError as error:
         raise DataError(str(error), path=path, line=number, field=error.field) from None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gtpo._text import for_terminal, well_formed
 from gtpo.credit_assignment import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
 from gtpo.errors import ConfigError
+from gtpo.scoring import check_names
 from gtpo.show import show
 from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.turn_rewards import TurnRewardFunction, weighted_turn_rewards
@@ -151,6 +152,7 @@ def credit(
     if len(weights) != len(turn_reward_funcs):
         raise ConfigError(f"{len(weights)} turn_reward_weights for {len(turn_reward_funcs)} turn_reward_funcs")
     if turn_reward_funcs or own is None:
+        check_names(turn_reward_funcs)
         own = weighted_turn_rewards(turn_reward_funcs, weights, rollouts, columns or {})
     chosen = _settings(settings)
     inputs = tuple(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gtpo import models
 from gtpo._text import say
@@ -134,7 +134,8 @@ def train(
     reward_funcs: Any = None,
     turn_reward_funcs: Sequence[str | TurnRewardFunction] | None = None,
     sandbox: Sandbox | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
+    resume_with_changes: bool = False,
     callbacks: Sequence[Any] | None = None,
     peft_config: Any = None,
     **options: Any,
@@ -145,7 +146,7 @@ def train(
         model: a folder or Hub id, or a loaded model, which is trained in place.
         problems, tools, limit, columns, processing_class, verifier: see `gtpo.evaluate`.
         reward_funcs, turn_reward_funcs, sandbox: see `gtpo.evaluate`.
-        resume: go on from the last checkpoint of `run_dir`.
+        resume, resume_with_changes: see `gtpo.training.run.train`.
         callbacks: of the trainer.
         peft_config: of an adapter to train.
         options: any option of `GTPOConfig`, such as `run_dir`, `max_steps` or `num_generations`.
@@ -175,6 +176,7 @@ def train(
             found,
             args,
             resume=resume,
+            resume_with_changes=resume_with_changes,
             provenance={"problems": {"train_file": str(problems) if isinstance(problems, str | Path) else None}}
             | {"model": {"model_name_or_path": _name_of(model)}},
             label=args.algorithm,

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -87,18 +87,21 @@ _RESERVED = {"prompt", "prompts", "completions", "completion_ids", "environments
 _RESERVED |= {"trainer_state", "log_extra", "log_metric"}
 
 
-def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """What reward functions get by name: each column of the rows, also those in their `extras` (JSON); None if missing.
+def columns_of(rows: Sequence[Mapping[str, Any]], more: Iterable[str] = ()) -> dict[str, list[Any]]:
+    """What reward functions get by name: each column of the rows, also those in their `extras`; None if missing.
 
     Args:
         rows: of `gtpo.training.data.problem_dataset`, or of any data set; one per rollout.
+        more: names that other rows of the data set have in their `extras`.
     """
-    whole = [{**_loaded(row.get("extras")), **row} for row in rows]
-    names = dict.fromkeys(name for row in whole for name in row if name not in _RESERVED)
-    return {name: [row.get(name) for row in whole] for name in names}
+    whole = [{**extras_of(row), **row} for row in rows]
+    names = dict.fromkeys([*(name for row in whole for name in row), *more])
+    return {name: [row.get(name) for row in whole] for name in names if name not in _RESERVED}
 
 
-def _loaded(extras: Any) -> dict[str, Any]:
+def extras_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The further fields of a row's problem, which a data set holds as JSON."""
+    extras = row.get("extras")
     if isinstance(extras, str):
         try:
             extras = json.loads(extras)

@@ -23,6 +23,7 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
 from gtpo.turn_rewards import (
     TurnRewardFunction,
+    asks_for_answers,
     environment_turn_rewards,
     get_turn_reward,
     name_of,
@@ -44,8 +45,8 @@ class RewardConfig:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions as in TRL, MODULE:FUNCTION or ./file.py:FUNCTION; 'auto' is the verifier. By "
-            "default the verifier alone."
+            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto stands for "
+            "the verifier. By default the verifier alone."
         },
     )
     reward_weights: list[float] | None = field(
@@ -53,16 +54,19 @@ class RewardConfig:
     )
     graded: bool = field(
         default=False,
-        metadata={"help": "Reward the verifier's score, not only whether it passes (code, qa, your own)."},
+        metadata={
+            "help": "Use the verifier's score as reward, not only whether the answer passes (code, qa, your own)."
+        },
     )
     success_threshold: float = field(
-        default=1.0, metadata={"help": "A rollout whose outcome reward reaches this counts as passed. Ours."}
+        default=1.0, metadata={"help": "Smallest outcome reward at which a rollout counts as passed."}
     )
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, MODULE:FUNCTION or "
-            "./file.py:FUNCTION."
+            "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
+            "only: how much likelier the policy finds the gold answer after each turn, at one more forward pass per "
+            "rollout), or your own as MODULE:FUNCTION or ./FILE.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -172,9 +176,9 @@ class Scorer:
         self.added = own[0] if own and others else None
         self.verifier = verifier if any(map(is_verifier, self.sources)) else None
         self.graded, self.success_threshold = graded, success_threshold
-        self.names = [VERIFIED if is_verifier(source) else name_of(source) for source in self.sources]
+        self.names = _distinct([_named(source) for source in self.sources])
         self.weights = [*_weights("reward", reward_weights, others), *(1.0 for _ in own)]
-        self.turn_reward_funcs = list(turn_reward_funcs)
+        self.turn_reward_funcs = check_names(turn_reward_funcs)
         self.turn_reward_weights = _weights("turn_reward", turn_reward_weights, self.turn_reward_funcs)
         if environment_turns is not None:
             self.turn_reward_funcs.append(environment_turn_rewards(environment_turns))
@@ -202,7 +206,7 @@ class Scorer:
 
         Args:
             trajectories, problems: one each per rollout.
-            prompts: what each was asked, for reward functions.
+            prompts: what each was asked, for reward functions; by default the problems, without a system prompt.
             columns: see `gtpo.reward_functions.columns_of`.
             rewards: calls the reward functions in place of this object, given the verdicts: a trainer's.
 
@@ -210,6 +214,7 @@ class Scorer:
             RewardError: a function gave something that is no reward.
         """
         columns = columns or {}
+        prompts = prompts or [problem.prompt(None) for problem in problems]
         verdicts, failures = self._verdicts(trajectories, problems)
         rows = self._called(verdicts, trajectories, prompts, columns) if rewards is None else rewards(verdicts)
         sums = [self._weighted(row) for row in rows]
@@ -232,7 +237,7 @@ class Scorer:
         ]
 
     def check_functions(self) -> None:
-        """Refuse reward models, which a trainer alone calls.
+        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
 
         Raises:
             ConfigError: names the first one.
@@ -243,6 +248,12 @@ class Scorer:
                 raise ConfigError(
                     f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
                     "MODULE:FUNCTION or ./file.py:FUNCTION"
+                )
+        for function in self.turn_reward_funcs:
+            if asks_for_answers(function):
+                raise ConfigError(
+                    f"turn_reward_funcs: for {name_of(function)} the policy in training scores the gold answer, and "
+                    "there is none here; leave it out"
                 )
 
     def close(self) -> None:
@@ -279,6 +290,18 @@ class Scorer:
         """The weighted sum of a rollout's rewards; None where no function applies."""
         applies = [(weight, value) for weight, value in zip(self.weights, rewards, strict=True) if value is not None]
         return sum(weight * value for weight, value in applies) if applies else None
+
+
+def check_names(turn_reward_funcs: Sequence[TurnRewardFunction]) -> list[TurnRewardFunction]:
+    """The turn reward functions, each of which has a name of its own.
+
+    Raises:
+        ConfigError: two have one name, under which they are recorded.
+    """
+    names = [name_of(function) for function in turn_reward_funcs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"turn_reward_funcs: two of them are named {twice[0]!r}; give them different names")
+    return list(turn_reward_funcs)
 
 
 def make_scorer(
@@ -342,6 +365,17 @@ def verify(
             verdicts.append(Verdict(False, 0.0, f"the verifier failed: {error}"))
             failures.append(Failure("verifier", str(error)))
     return verdicts, failures
+
+
+def _named(source: Any) -> str:
+    if is_verifier(source):
+        return VERIFIED
+    return source.rpartition("/")[2] if isinstance(source, str) else name_of(source)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, the second of one name with its number."""
+    return [name if (n := names[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(names)]
 
 
 def _weights(what: str, weights: Sequence[float] | None, functions: Sequence[Any]) -> list[float]:

@@ -6,6 +6,7 @@ import html
 import sys
 from typing import Any
 
+from gtpo import _text
 from gtpo._text import for_terminal
 from gtpo.types import Observation, ToolCall, Trajectory, Turn
 
@@ -44,7 +45,7 @@ def show(thing: Any) -> None:
 
         display(thing)
     else:
-        print(thing)
+        _text.show(str(thing))
 
 
 def in_notebook() -> bool:

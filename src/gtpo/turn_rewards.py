@@ -4,8 +4,11 @@
 
     f(trajectories, **columns) -> one list per rollout, with one finite number per turn
 
-`columns` are those of the data set, one entry per rollout. Weighted by `turn_reward_weights`, the numbers are added to
-the turn rewards of docs/algorithm.md.
+`columns` are those of the data set, one entry per rollout. A function with a parameter `answer_logprobs` is given, for
+each rollout, how likely the policy finds the gold answer before each turn (`gtpo.training.answer_scoring`): one mean
+log-probability per turn, or None where there is no answer to score; and `group_ids`, a number that the rollouts of one
+prompt share. Of several processes each calls the functions with its own rollouts. Weighted by `turn_reward_weights`,
+the numbers are added to the turn rewards of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -21,6 +24,13 @@ from gtpo.errors import ConfigError, RewardError
 from gtpo.types import Trajectory, Turn
 
 TurnRewardFunction = Callable[..., Any]
+ANSWER_LOGPROBS = "answer_logprobs"
+"""The parameter by which a function asks for the policy's scores of the gold answer."""
+
+
+def asks_for_answers(function: TurnRewardFunction) -> bool:
+    """Whether a function takes `answer_logprobs` by name."""
+    return ANSWER_LOGPROBS in inspect.signature(function).parameters
 
 
 def execution_feedback(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
@@ -56,8 +66,56 @@ def environment_turn_rewards(name: str) -> TurnRewardFunction:
     return given
 
 
+def information_gain(
+    trajectories: Sequence[Trajectory],
+    answer_logprobs: Sequence[Sequence[float] | None] | None = None,
+    group_ids: Sequence[int] = (),
+    **columns: Any,
+) -> list[list[float]]:
+    """How much likelier each turn made the gold answer in the eyes of the policy itself: `F.information_gain`.
+
+    0 at the last turn, and everywhere in a rollout without an answer to score. Normalised over the group, also where it
+    is spread over processes: all of them must call it.
+
+    Source: IGPO (arXiv 2510.14967); see `gtpo.functional.information_gain` for what differs.
+
+    Args:
+        trajectories: the rollouts.
+        answer_logprobs: for each rollout the mean log-probability of the gold answer before each turn, or None.
+        group_ids: for each rollout a number that those of its prompt share.
+        columns: not used.
+
+    Raises:
+        ConfigError: nothing scored the answers.
+    """
+    if answer_logprobs is None:
+        raise ConfigError(
+            "information_gain needs answer_logprobs, by which the policy scores the gold answer, and only GTPOTrainer "
+            "gives them: use it under gtpo train or in GTPOTrainer"
+        )
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from gtpo import functional as F
+
+    everywhere = gather_object(list(zip(group_ids, answer_logprobs, strict=True)))
+    scored = [(group, values) for group, values in everywhere if values is not None]
+    longest = max((len(values) for _, values in scored), default=1)
+    padded = torch.zeros(len(scored), longest, dtype=torch.float64)
+    for row, (_, values) in zip(padded, scored, strict=True):
+        row[: len(values)] = torch.tensor(values, dtype=torch.float64)
+    counts = torch.tensor([len(values) for _, values in scored], dtype=torch.long)
+    groups = torch.tensor([group for group, _ in scored], dtype=torch.long)
+    rows = iter(F.information_gain(padded, counts, groups).tolist())
+    gains = [None if values is None else next(rows)[: len(values)] for _, values in everywhere]
+    first = PartialState().process_index * len(trajectories)
+    own = gains[first : first + len(trajectories)]
+    return [[0.0] * len(t.turns) if row is None else row for t, row in zip(trajectories, own, strict=True)]
+
+
 SHIPPED: Mapping[str, TurnRewardFunction] = {
-    function.__name__: function for function in (execution_feedback, repeated_calls)
+    function.__name__: function for function in (execution_feedback, repeated_calls, information_gain)
 }
 
 

@@ -149,6 +149,7 @@ class Trajectory:
         stop_reason: why it ended.
         note: of a failure, what failed; for logs.
         reward: the outcome reward that the rollout's environment gave; None if it gives none.
+        prompt_suffix: the text that the environment's `reset` put behind the prompt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -156,6 +157,15 @@ class Trajectory:
     stop_reason: StopReason
     note: str = ""
     reward: float | None = None
+    prompt_suffix: str = ""
+
+    def asked(self, prompt: Any) -> Any:
+        """A prompt, text or chat messages, with what the rollout's environment put behind it."""
+        if not self.prompt_suffix:
+            return prompt
+        if isinstance(prompt, str):
+            return prompt + self.prompt_suffix
+        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + self.prompt_suffix}]
 
     @property
     def completion_ids(self) -> list[int]:

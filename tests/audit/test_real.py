@@ -53,7 +53,7 @@ def test_what_the_hosts_trainer_computes_from_our_rollouts_is_clean(tmp_path, mo
     from gtpo.training.trainer import GTPOTrainer
 
     monkeypatch.setattr(RandomTurns, "tokenizer", tiny_tokenizer, raising=False)
-    monkeypatch.setattr("gtpo.training.trainer.TransformersBackend", RandomTurns)
+    monkeypatch.setattr("gtpo.training.rolling_trainer.TransformersBackend", RandomTurns)
     problems = [Problem(id=f"p/{i}", question=f"{i}+{2 - i}", answer="2") for i in range(12)]
     config = GTPOConfig(
         run_dir=str(tmp_path),

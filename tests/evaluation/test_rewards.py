@@ -11,6 +11,9 @@ from test_eval import argv_of, chat
 from gtpo.cli import main
 from gtpo.evaluation import load_result
 from gtpo.evaluation.statistics import mean_of
+from gtpo.scoring import Scorer
+from gtpo.tasks.problems import Problem
+from gtpo.types import StopReason, Trajectory, Turn
 
 PROBLEMS = [{"id": f"p{i}", "question": f"{i}+1?", "answer": str(i + 1), "level": i} for i in range(4)]
 REWARDS = """
@@ -162,9 +165,14 @@ def test_traces_are_collected_by_the_threshold(argv, tmp_path):
     [
         (("--reward_funcs", "./rewards.py:bad"), "reward function bad: rollout 0 got nan"),
         (("--reward_funcs", "owner/model"), "'owner/model' is a reward model, which training alone can use"),
+        (
+            ("--turn_reward_funcs", "information_gain"),
+            "for information_gain the policy in training scores the gold answer",
+        ),
         (("--reward_funcs", "./rewards.py:none"), "can't be imported"),
         ((*FUNCTIONS[:4], "--reward_weights", "1"), "1 reward_weights for 3 reward_funcs"),
         (("--turn_reward_funcs", "nothing"), "there is no 'nothing'"),
+        (("--turn_reward_funcs", *["repeated_calls"] * 2), "two of them are named 'repeated_calls'"),
         (("--success_threshold", "nan"), "success_threshold must be finite"),
         (("--reward_weights", "inf"), "reward_weights must be finite"),
     ],
@@ -181,3 +189,10 @@ def test_an_interval_of_numbers_of_any_size():
         (2.0, 2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-4
     )
     assert mean_of([7.0]).low is None
+
+
+def test_two_functions_of_one_name_are_told_apart():
+    scorer = Scorer(None, reward_funcs=[lambda **_: [0.25], lambda **_: [0.5]])
+    rollout = Trajectory((1,), (Turn("text", (1,)),), StopReason.ANSWER)
+    (scored,) = scorer.score([rollout], [Problem("p", "?", "")])
+    assert (scored.parts, scored.reward) == ({"<lambda>": 0.25, "<lambda>_2": 0.5}, 0.75)

@@ -10,6 +10,10 @@ import pytest
 from families import template_tokenizer
 
 from gtpo.lab.tiny.model import make_model
+from gtpo.rollout import RolloutConfig, RolloutEngine
+from gtpo.rollout.backends.base import Generation
+from gtpo.rollout.choosing import make_encoder
+from gtpo.testing import ScriptedBackend
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = (
@@ -49,3 +53,51 @@ def test_an_example_trains(name, model, tmp_path, monkeypatch):
     wanted = {"weighted_rewards": "rewards/short/mean", "turn_reward": "turn_reward/brief"}
     wanted |= {"environment": "turn_reward/Safe", "dialogue_environment": "rewards/Riddle/mean"}
     assert wanted.get(name, "pass_rate") in found["trainer"].state.log_history[0]
+
+
+class Says(ScriptedBackend):
+    """The turns of the one rollout, whatever the context."""
+
+    def __init__(self, tokenizer, encoder, turns):
+        super().__init__(tokenizer, {})
+        self.encoder, self.turns = encoder, turns
+
+    async def generate(self, request):
+        text = self.turns[request.turn]
+        ids = (*self.tokenizer.encode(text), self.encoder.end_of(self.encoder.parse(text)))
+        return Generation(ids, (0.0,) * len(ids))
+
+
+def guess(number):
+    return f'<tool_call>{{"name": "guess", "arguments": {{"number": {number}}}}}</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "turns", "seen", "rewards", "outcome"),
+    [
+        (
+            *("environment.Safe", {"code": 42}, [guess(50), guess(60), "Hm." + guess(42)]),
+            *(["lower", "lower", "It opens."], [0.0, -0.1, 0.0], 1.0),
+        ),
+        ("environment.Safe", {"code": 42}, [guess(1), "I give up."], ["higher", None], [0.0, -0.1], 0.0),
+        (
+            *(
+                "dialogue_environment.Riddle",
+                {"animal": "owl"},
+                ["What does it do?", "A cat?", "A bird.", "It is the owl."],
+            ),
+            *(["It flies at night.", "I have told you.", "No. Ask me something.", "Right!"], [0.1, 0.0, 0.0, 0.0], 1.0),
+        ),
+    ],
+)
+def test_a_game_of_the_examples_is_played_by_its_rules(name, row, turns, seen, rewards, outcome):
+    file, _, kind = name.partition(".")
+    environments = RolloutConfig(environment=f"{EXAMPLES / file}.py:{kind}").make_environments()
+    tokenizer = template_tokenizer("qwen3.jinja")
+    encoder = make_encoder(tokenizer, "auto", environments.specs)
+    engine = RolloutEngine(encoder, [], environments=environments)
+    prompt = [{"role": "user", "content": "Begin."}]
+    (played,) = engine.run([prompt], Says(tokenizer, encoder, turns), columns=[row]).trajectories
+    assert [turn.observation and turn.observation.text for turn in played.turns] == seen
+    assert [turn.reward for turn in played.turns] == rewards
+    assert played.reward == outcome

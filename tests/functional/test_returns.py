@@ -109,3 +109,12 @@ def test_an_empty_batch_has_no_returns():
 def test_bad_arguments_raise(rewards, num_turns, gamma, message):
     with pytest.raises(ValueError, match=message):
         F.discounted_returns(rewards, num_turns, gamma=gamma)
+
+
+def test_gamma_leaves_the_first_turn_its_share():
+    assert F.gamma_for_turns(8, first_share=0.9) ** 7 == pytest.approx(0.9)
+    assert F.gamma_for_turns(2, first_share=0.5) == 0.5
+    assert F.gamma_for_turns(1) == 1.0
+    for turns, share in ((0, 0.9), (4, 0.0), (4, 1.1)):
+        with pytest.raises(ValueError, match="first_share"):
+            F.gamma_for_turns(turns, first_share=share)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from statistics import fmean, stdev
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,3 +132,47 @@ def test_bad_arguments_raise(change, message):
 def test_grpo_rewards_of_unequal_length_raise():
     with pytest.raises(ValueError, match="format_ok_B must have shape"):
         F.grpo_rewards(flags(1, 0), flags(1))
+
+
+def test_information_gain_by_hand():
+    """Probabilities before each turn; the gains 0.3, -0.1 and 0.1 have a mean of 0.1 and a deviation of 0.2."""
+    logprobs = torch.tensor([[0.1, 0.4, 0.3], [0.5, 0.6, 0.9], [0.5, 0.9, 0.9]], dtype=torch.float64).log()
+    gains = F.information_gain(logprobs, torch.tensor([3, 2, 1]), torch.tensor([4, 4, 4]), eps=0)
+    expected = torch.tensor([[1, -1, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(gains, expected, rtol=0, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_information_gain_equals_a_loop(data):
+    counts = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=8))
+    groups = [data.draw(st.integers(0, 2)) for _ in counts]
+    rows = [data.draw(st.lists(st.floats(-8, 0), min_size=5, max_size=5)) for _ in counts]
+    padding = torch.arange(5) >= torch.tensor(counts)[:, None]
+    logprobs = torch.tensor(rows, dtype=torch.float64).masked_fill(padding, float("nan"))
+    found = F.information_gain(logprobs, torch.tensor(counts), torch.tensor(groups)).tolist()
+    gains = [
+        [math.exp(row[j + 1]) - math.exp(row[j]) for j in range(count - 1)]
+        for row, count in zip(rows, counts, strict=True)
+    ]
+    for i, group in enumerate(groups):
+        members = [value for k, row in enumerate(gains) if groups[k] == group for value in row]
+        spread = stdev(members) if len(members) > 1 else 0.0
+        if abs(spread - 1e-8) < 1e-10:
+            return
+        loop = [(value - fmean(members)) / (spread + 1e-4) if spread > 1e-8 else 0.0 for value in gains[i]]
+        assert found[i] == pytest.approx([*loop, *[0] * (5 - len(loop))], abs=1e-6)
+
+
+def test_information_gain_has_no_say_on_how_many_calls_are_made():
+    """Where every call makes the answer less likely, a call is no worse than none: the mean is taken out."""
+    logprobs = torch.tensor([[0.5, 0.4, 0.2], [0.5, 0.3, 0.0], [0.5, 0.0, 0.0]], dtype=torch.float64)
+    logprobs = logprobs.clamp(min=1e-9).log()
+    gains = F.information_gain(logprobs, torch.tensor([3, 2, 1]), torch.zeros(3).long())
+    assert float(gains.sum()) == pytest.approx(0, abs=1e-9)
+    assert gains.abs().sum() > 1
+
+
+def test_information_gain_refuses_what_is_no_log_probability():
+    with pytest.raises(ValueError, match="answer_logprobs_B_K"):
+        F.information_gain(torch.tensor([[0.0, float("-inf")]]), torch.tensor([2]), torch.tensor([0]))

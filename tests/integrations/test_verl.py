@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -93,7 +94,7 @@ def world(tmp_path_factory):
         return verl_world.configuration(folder / "model", folder / "agent.yaml", *more)
 
     verl_world.start(config())
-    yield SimpleNamespace(config=config, tokenizer=tokenizer)
+    yield SimpleNamespace(config=config, tokenizer=tokenizer, folder=folder)
     tq.close()
     verl_world.ray.shutdown()
 
@@ -170,6 +171,63 @@ def test_a_batch_of_verl_gets_the_credit_of_gtpo(world, more, settings):
         "verl adds those up"
     )
     tq.kv_clear(partition_id="train", keys=padded.keys)
+
+
+OWN = """
+def graded(prompts, completions, answer, data_source, **columns):
+    assert data_source == ["made up"]
+    said = completions[0][-1]["content"]
+    return [1.0 if answer[0] in said else 0.5 if "8" in said else 0.0]
+
+def later(trajectories, **columns):
+    return [[0.1 * j for j in range(len(t.turns))] for t in trajectories]
+"""
+
+
+def test_rewards_of_ones_own_reach_the_trainer(world):
+    """Graded outcomes and turn rewards, through verl's worker and queue, against the credit of the same rollouts."""
+    (world.folder / "own.py").write_text(OWN)
+    agent = world.folder / "own.yaml"
+    agent.write_text(
+        "- name: gtpo\n"
+        "  _target_: gtpo.integrations.verl.agent_loop.GTPOAgentLoop\n"
+        "  options:\n"
+        "    {tool_format: fenced, system_prompt: '', max_turns: 4, max_turn_tokens: 64, success_threshold: 0.5,\n"
+        f"     reward_funcs: ['{world.folder}/own.py:graded'], turn_reward_funcs: ['{world.folder}/own.py:later'],\n"
+        "     turn_reward_weights: [2.0]}\n"
+    )
+    config = world.config(f"actor_rollout_ref.rollout.agent.agent_loop_config_path={agent}")
+    trainer, batch = verl_world.roll_out(config, world.tokenizer, ["own"])
+    before = rows(batch, "rm_scores", "extra_fields")
+    outcomes = [1.0, 0.5, 1.0, 0.0]
+    metrics = {}
+    trainer._compute_advantage(with_old_log_probs(batch), metrics)
+    facts = [
+        replace(
+            fact,
+            passed=outcome >= 0.5,
+            outcome=outcome,
+            turn_rewards={"later": tuple(0.2 * j for j in range(len(fact.invalid_turns)))},
+        )
+        for fact, outcome in zip(GROUP, outcomes, strict=True)
+    ]
+    credit = compute_credit(facts, LexicalSimilarity(), CreditSettings())
+    for key, (advantages, mask) in rows(batch, "advantages", "response_mask").items():
+        scores, extra = before[key]
+        fields = getattr(extra, "data", extra)
+        i = next(
+            i
+            for i, script in enumerate(verl_world.SCRIPTS)
+            if fields["gtpo"]["turn_tokens"] == lengths(world.tokenizer, script)
+        )
+        assert float(scores.sum()) == outcomes[i], "the score is the outcome reward"
+        assert fields["reward_extra_info"] == {"acc": float(outcomes[i] >= 0.5), "graded": outcomes[i]}
+        expected = F.spread_to_tokens(credit.advantages_B_K[i : i + 1], F.turn_ids_from_mask(mask[None]))[0]
+        torch.testing.assert_close(advantages, expected, atol=1e-6, rtol=0)
+    assert metrics["gtpo/pass_rate"] == 0.75
+    assert metrics["gtpo/reward/outcome"] == 0.625
+    assert metrics["gtpo/turn_reward/later"] == pytest.approx((0.2 + 0.6 + 0.2) / 4)
+    tq.kv_clear(partition_id="train", keys=batch.keys)
 
 
 def lengths(tokenizer, script):
@@ -308,6 +366,11 @@ def test_a_server_that_gives_nothing_is_an_error():
 def test_options_with_a_slip_are_refused():
     with pytest.raises(ConfigError, match="options of the agent loop: unknown max_turn;"):
         loop_config({"max_turn": 3})
+    with pytest.raises(ConfigError, match="graded is an option of the agent loop: give it under `options`"):
+        AlgorithmOptions.of({"gtpo": {"graded": True}})
+    with pytest.raises(ConfigError, match="success_threshold must be finite"):
+        loop_config({"success_threshold": float("inf")})
+    assert loop_config({"graded": True, "turn_reward_funcs": ["repeated_calls"]}).graded
     with pytest.raises(ConfigError, match="must be a mapping"):
         AlgorithmOptions.of({"gtpo": "yes"})
     with pytest.raises(ConfigError, match="for ablations under gtpo train only"):

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtpo import functional as F
 from gtpo.lab.tabular import (
     CANDIDATES,
     CallProcess,
@@ -42,15 +41,6 @@ def sharing(events, num_turns, groups, i, j):
     ]
 
 
-def test_gamma_leaves_the_first_turn_its_share():
-    assert C.gamma_for_turns(8, first_share=0.9) ** 7 == pytest.approx(0.9)
-    assert C.gamma_for_turns(2, first_share=0.5) == 0.5
-    assert C.gamma_for_turns(1) == 1.0
-    for turns, share in ((0, 0.9), (4, 0.0), (4, 1.1)):
-        with pytest.raises(ValueError, match="first_share"):
-            C.gamma_for_turns(turns, first_share=share)
-
-
 def test_shaping_is_bounded_by_the_least_first_turn_of_the_groups_successes():
     shaped = torch.tensor([0.0, 0.0, 0.5, 0.2, 0.4, 0.0, 0.3])
     first = torch.tensor([0.8, 0.4, 9.0, -1.0, 0.0, -0.2, 0.0])
@@ -63,27 +53,6 @@ def test_shaping_is_bounded_by_the_least_first_turn_of_the_groups_successes():
 def test_where_first_turns_of_successes_get_everything_shaping_stays_as_it_is():
     shaped, passed = torch.tensor([0.0, 0.5]), torch.tensor([True, False])
     assert torch.equal(C.bounded_shaping(shaped, torch.ones(2), passed, torch.zeros(2, dtype=torch.long)), shaped)
-
-
-def test_a_format_penalty_apart_is_neither_normalised_nor_silenced():
-    returns, num_turns, groups = torch.zeros(2, 2), torch.tensor([2, 1]), torch.tensor([0, 0])
-    penalties = torch.tensor([[-0.1, 0.0], [0.0, 5.0]])
-    found = C.format_apart_advantages(returns, penalties, num_turns, groups, passed_B=torch.tensor([False, False]))
-    assert torch.allclose(found, torch.tensor([[-0.1, 0.0], [0.0, 0.0]]))
-
-
-def test_without_penalties_format_apart_is_gtpo():
-    _, returns, num_turns, groups = batch(1)
-    passed = torch.arange(8) % 2 == 0
-    found = C.format_apart_advantages(returns, torch.zeros_like(returns), num_turns, groups, passed_B=passed)
-    assert torch.equal(found, F.group_advantages(returns, num_turns, groups, passed_B=passed))
-
-
-def test_maxrl_by_hand():
-    outcome = torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
-    groups, ones = torch.tensor([0, 0, 0, 0, 1]), torch.ones(5, dtype=torch.long)
-    found = C.maxrl_advantages(outcome[:, None], ones, groups, passed_B=outcome.bool())
-    assert found[:, 0].tolist() == pytest.approx([3.0, -1.0, -1.0, -1.0, 0.0])  # (r - 1/4) / (1/4)
 
 
 def test_prefixes_by_hand():
@@ -110,48 +79,6 @@ def test_prefixes_are_equal_where_all_events_before_are(seed):
             assert (ids == ids[i, j]).sum() == (ids[:, j] == ids[i, j]).sum()
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 2.0]))
-@settings(max_examples=60, deadline=None)
-def test_prefix_baselines_match_a_loop(seed, prior):
-    events, returns, num_turns, groups = batch(seed)
-    expected = torch.zeros_like(returns)
-    for i in range(8):
-        base = 0.0
-        for j in range(num_turns[i] if (groups == groups[i]).sum() > 1 else 0):
-            others = [float(returns[k, j]) for k in sharing(events, num_turns, groups, i, j) if k != i]
-            weight = 0.0 if j == 0 else prior
-            if others or weight:
-                base = (sum(others) + weight * base) / (len(others) + weight)
-            expected[i, j] = returns[i, j] - base
-    ids = C.prefix_ids(events, num_turns, groups)
-    found = C.prefix_baseline_advantages(returns, ids, num_turns, groups, prior=prior)
-    assert torch.allclose(found, expected)
-
-
-def test_with_a_large_prior_the_baseline_is_rloos():
-    events, _, num_turns, groups = batch(3)
-    outcome = torch.rand(8, dtype=torch.float64)
-    ids = C.prefix_ids(events, num_turns, groups)
-    active = torch.arange(4) < num_turns[:, None]
-    found = C.prefix_baseline_advantages(outcome[:, None] * active, ids, num_turns, groups, prior=1e9)
-    assert torch.allclose(found, F.rloo_advantages(outcome, groups)[:, None] * active, atol=1e-6)
-
-
-@given(st.integers(0, 10_000))
-@settings(max_examples=60, deadline=None)
-def test_prefix_values_match_a_loop_and_add_up_to_the_outcome_minus_the_mean(seed):
-    events, returns, num_turns, groups = batch(seed)
-    outcome = returns[:, 0]
-    expected = torch.zeros_like(returns)
-    for i in range(8):
-        values = [outcome[sharing(events, num_turns, groups, i, j)].mean() for j in range(num_turns[i])]
-        for j in range(num_turns[i]):
-            expected[i, j] = (values[j + 1] if j + 1 < num_turns[i] else outcome[i]) - values[j]
-    found = C.prefix_value_advantages(outcome, C.prefix_ids(events, num_turns, groups), num_turns)
-    assert torch.allclose(found, expected)
-    assert torch.allclose(found.sum(dim=1), F.dr_grpo_advantages(outcome, groups))
-
-
 def test_gigpo_by_hand():
     events = torch.tensor([[1, 3], [1, 4], [2, 0]])
     num_turns, groups = torch.tensor([2, 2, 1]), torch.zeros(3, dtype=torch.long)
@@ -170,14 +97,8 @@ def test_bad_input_is_named():
     ids = C.prefix_ids(events, num_turns, groups)
     with pytest.raises(ValueError, match="events_B_K"):
         C.prefix_ids(returns, num_turns, groups)
-    with pytest.raises(ValueError, match="prefix_ids_B_K"):
-        C.prefix_baseline_advantages(returns, ids[:, :2], num_turns, groups)
-    with pytest.raises(ValueError, match="prior"):
-        C.prefix_baseline_advantages(returns, ids, num_turns, groups, prior=-1.0)
     with pytest.raises(ValueError, match="weight"):
         C.gigpo_advantages(returns[:, 0], returns, ids, num_turns, groups, weight=float("nan"))
-    with pytest.raises(ValueError, match="returns_B_K must be finite"):
-        C.maxrl_advantages(returns / 0, num_turns, groups, passed_B=groups == 3)
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
@@ -185,20 +106,6 @@ def test_every_candidate_points_to_success(name):
     logits = policy_with_success(PROCESS, 0.3)
     found = enumerate_expectation(PROCESS, logits, candidate(PROCESS, 2, name), 2)
     assert found.cosine(PROCESS.true_gradient(logits)) > 0.9
-
-
-@pytest.mark.parametrize("name", ["prefix baseline", "prefix baseline, prior 2"])
-def test_prefix_baselines_are_unbiased(name):
-    logits = policy_with_success(PROCESS, 0.3) + torch.linspace(-0.3, 0.3, 12, dtype=torch.float64).view(3, 4)
-    found = enumerate_expectation(PROCESS, logits, candidate(PROCESS, 3, name), 3)
-    assert torch.allclose(found.mean_S_A, PROCESS.true_gradient(logits), atol=1e-12)
-
-
-def test_the_expectation_of_maxrl_is_the_truncated_gradient_of_log_success():
-    logits, size = policy_with_success(PROCESS, 0.3), 3
-    found = enumerate_expectation(PROCESS, logits, candidate(PROCESS, size, "MaxRL"), size)
-    factor = sum(0.7 ** (k - 1) for k in range(1, size))
-    assert torch.allclose(found.mean_S_A, PROCESS.true_gradient(logits) * factor, atol=1e-9)
 
 
 def test_the_default_is_that_of_the_credit_settings():

@@ -18,7 +18,6 @@ Memory, descriptors, threads and processes are looked at after each batch. The e
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import gc
 import json
@@ -33,14 +32,14 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fault_plan import Planned, byte_tokenizer, plan, question, said
+from fault_tools import TOOL_S, Breaking, look, look_later
 
-from gtpo.rollout import FunctionTool, PythonTool, RolloutConfig, RolloutEngine, ToolResult, build_engine
+from gtpo.rollout import FunctionTool, PythonTool, RolloutConfig, RolloutEngine, build_engine
 from gtpo.rollout.backends import OpenAIBackend
 from gtpo.sandbox import Limits, LocalSandbox
 from gtpo.types import StopReason, Trajectory
@@ -50,64 +49,7 @@ GROWTH_MIB, GROWTH_COUNT = 48.0, 3
 UNPLANNED = 0.25
 """Share of the rollouts that faults may cost, in all: a killed worker costs all sessions that it has."""
 _LIMITS = Limits(cpu_s=2.0, wall_s=8.0, memory_mb=256, output_bytes=20_000)
-_TOOL_S = 1.0
 _FAILURES = (StopReason.TOOL_FAILURE, StopReason.MODEL_FAILURE)
-
-
-def look(word: str) -> str:
-    """Look something up.
-
-    Args:
-        word: what.
-    """
-    return _looked_up(word, time.sleep)
-
-
-async def look_later(word: str) -> str:
-    """Look something up, later.
-
-    Args:
-        word: what.
-    """
-    if word.startswith("block"):
-        await asyncio.sleep(60)
-    return _looked_up(word, lambda seconds: None)
-
-
-def _looked_up(word: str, sleep: Any) -> str:
-    kind, _, number = word.partition(" ")
-    if kind == "raise":
-        raise ValueError(f"no {number}")
-    if kind == "block":
-        sleep(2.5 * _TOOL_S)
-    return f"\x1b[31m{number}\ud800\x07" if kind == "odd" else f"value {number}"
-
-
-class Breaking:
-    """A tool whose own machinery fails when it is told to."""
-
-    def __init__(self) -> None:
-        def brittle(word: str) -> str:
-            """Look something up in something brittle.
-
-            Args:
-                word: what.
-            """
-            return word
-
-        self.spec = FunctionTool(brittle).spec
-
-    def open(self, key: Hashable) -> Breaking:
-        return self
-
-    async def run(self, call: Any) -> ToolResult:
-        await asyncio.sleep(0.001)
-        if str(call.arguments["word"]).startswith("break"):
-            raise OSError("the tool itself is broken")
-        return ToolResult(f"value {call.arguments['word']}")
-
-    async def aclose(self) -> None:
-        pass
 
 
 @dataclass
@@ -207,6 +149,8 @@ class Soak:
         max_workers: of the sandbox.
         kills: whether workers and the server are killed.
         make: gives the sandbox.
+        server: the model's, by default one of its own in a process.
+        limits: of a program.
     """
 
     def __init__(
@@ -217,15 +161,17 @@ class Soak:
         max_workers: int = 4,
         kills: bool = True,
         make: Any = LocalSandbox,
+        server: Any = None,
+        limits: Limits = _LIMITS,
     ) -> None:
         self.rollouts, self.seed, self.faults, self.kills = rollouts, seed, faults, kills
         self.kill_every_s = (4.0, 12.0)
         self.report, self.over = Report(), threading.Event()
         self.tokenizer = byte_tokenizer()
-        self.server = ModelServer(seed, faults)
-        self.sandbox = make(max_workers, limits=_LIMITS)
+        self.server = server or ModelServer(seed, faults)
+        self.sandbox = make(max_workers, limits=limits)
         self.report.level = self.sandbox.level().name
-        own = [FunctionTool(look, _TOOL_S), FunctionTool(look_later, _TOOL_S), Breaking()]
+        own = [FunctionTool(look, TOOL_S), FunctionTool(look_later, TOOL_S), Breaking()]
         config = RolloutConfig(
             tool_format="tool_call",
             max_turns=12,
@@ -302,6 +248,8 @@ class Soak:
             found.append("another prompt")
         context = list(trajectory.prompt_ids)
         turns = [turn for turn in trajectory.turns if turn.text]
+        if len(turns) > len(planned.turns) + 1:
+            return [*found, f"{len(turns)} turns in the place of {len(planned.turns) + 1}"]
         for j, turn in enumerate(turns):
             report.turns += 1
             if turn.text != said(planned, j, context):
@@ -309,7 +257,7 @@ class Soak:
             if turn.logprobs is None or not turn.token_exact or len(turn.logprobs) != len(turn.token_ids):
                 found.append(f"turn {j} is not exact")
             context += turn.token_ids
-            if turn.observation:
+            if turn.observation and j < len(planned.turns):
                 found += [f"turn {j}: {wrong}" for wrong in self._wrong_results(turn.observation, planned.turns[j])]
                 context += turn.observation.token_ids
         if trajectory.stop_reason is StopReason.ANSWER and len(turns) != len(planned.turns) + 1:
@@ -353,7 +301,7 @@ class Soak:
                 restart = time.monotonic() + rng.uniform(30, 90)
 
     def _sample(self, seconds: float) -> None:
-        time.sleep(3 * _TOOL_S)  # calls that went on after their limit have ended
+        time.sleep(3 * TOOL_S)  # calls that went on after their limit have ended
         gc.collect()
         workers = [worker.pid for seat in self.sandbox._seats for worker in (seat.light, seat.scientific)]
         sample = Sample(

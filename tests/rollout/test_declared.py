@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from families import PROMPT, template_tokenizer, tokenizer_with
 
+from gtpo.errors import ConfigError
 from gtpo.rollout.choosing import make_encoder
+from gtpo.rollout.tool_spec import ToolSpec
 from gtpo.types import InvalidCall, ToolCall
 
 _TURNS = """
@@ -75,3 +77,11 @@ def test_a_result_stands_where_the_template_puts_it(encoder):
     assert "42" in encoder.decode(trace.completion_ids).replace("It is 42.", "")
     assert encoder.decode(own).startswith(written)
     assert trace.turns[0].token_ids[-1] in encoder.end_ids
+
+
+def test_a_tool_whose_name_is_no_function_of_python_is_refused_where_calls_are_python():
+    text = {"type": "string"}
+    named = [ToolSpec(name, "x", {"text": text}, ("text",), ability="x") for name in ("look_up", "look-up")]
+    with pytest.raises(ConfigError, match=r"'look-up': this model writes calls as Python.*--tool_format tool_call"):
+        make_encoder(template_tokenizer("lfm2_v2.jinja"), "native", named)
+    assert make_encoder(template_tokenizer("lfm2_v2.jinja"), "native", named[:1]).choice.startswith("declared (")

@@ -115,7 +115,7 @@ def test_a_rollout_resets_calls_and_is_rewarded(tool_tokenizer):
     assert rollout.turns[-1].observation.token_ids == (), "nothing follows the turn that ended it"
 
 
-def test_each_rollout_has_an_instance_of_its_own_and_the_next_batch_uses_them_again(tool_tokenizer):
+def test_each_rollout_has_an_instance_of_its_own_which_is_used_again_once_it_is_released(tool_tokenizer):
     made = []
 
     def factory():
@@ -123,15 +123,15 @@ def test_each_rollout_has_an_instance_of_its_own_and_the_next_batch_uses_them_ag
         return made[-1]
 
     engine = engine_of(tool_tokenizer, factory)
-    for _ in range(2):
+    for release, count in ((False, 3), (True, 6), (False, 6)):
         scripts = {f"{n}?": [call("enter", number=n)] * (n + 1) + ["I give up"] for n in range(3)}
         rollouts, doors, _ = roll(tool_tokenizer, factory, scripts, engine=engine)
         assert len({id(door) for door in doors}) == 3
         assert [door.tries for door in doors] == [1, 2, 3]
         assert all(r.reward == 0.0 for r in rollouts)
-        assert not engine.environments._free, "reward functions may look at them"
-        engine.environments.release(doors)
-    assert len(made) == 3
+        assert len(made) == count
+        if release:
+            engine.environments.release(doors)
 
 
 def test_environments_that_are_not_held_are_used_again_within_a_batch(tool_tokenizer):
@@ -295,6 +295,42 @@ def test_a_method_that_blocks_is_told_to_the_model_and_its_instance_goes_to_no_o
     engine.environments.release(doors)
     assert doors[0] not in engine.environments._free
     assert doors[1] in engine.environments._free
+    let_go.set()
+
+
+def test_an_async_method_that_blocks_its_loop_holds_up_no_other_rollout(tool_tokenizer):
+    let_go = threading.Event()
+
+    class Blocks(Door):
+        async def wait(self) -> str:
+            """Wait."""
+            let_go.wait(20)
+            return "at last"
+
+    scripts = {"slow": [call("wait"), "A"], "quick": ["A"], "later": ["B", "C"]}
+    (slow, quick, later), _, engine = roll(tool_tokenizer, Blocks, scripts, timeout_s=0.3)
+    assert slow.turns[0].observation.statuses == ("timeout",)
+    assert [r.stop_reason for r in (slow, quick, later)] == [StopReason.ANSWER] * 3
+    (knocks,), _, _ = roll(tool_tokenizer, Blocks, {"next": [call("knock"), "A"]}, engine=engine)
+    assert knocks.turns[0].observation.text == "Who is there?", "in a loop of its own"
+    let_go.set()
+
+
+def test_instances_that_never_return_are_not_made_without_end(tool_tokenizer, monkeypatch):
+    monkeypatch.setattr("gtpo.rollout.environment.MOST_STUCK", 2)
+    let_go = threading.Event()
+
+    class Stuck:
+        def reset(self, **columns):
+            let_go.wait(20)
+
+    scripts = {f"{n}": ["A"] for n in range(3)}
+    engine = engine_of(tool_tokenizer, Stuck, timeout_s=0.1)
+    rollouts, _, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
+    assert all("reset did not return within 0.1 s" in r.note for r in rollouts)
+    rollouts, environments, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
+    assert all("3 of them are in a call that goes on after its 0.1 s" in r.note for r in rollouts)
+    assert environments == (None,) * 3
     let_go.set()
 
 

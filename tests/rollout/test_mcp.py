@@ -194,12 +194,12 @@ def test_a_rollout_without_a_call_starts_nothing(tiny, tmp_path):
     assert len(noted(tmp_path / "started")) == 1
 
 
-def test_what_is_not_text_is_named(tiny):
+def test_what_is_not_text_is_named_and_tools_are_listed_once_per_session(tiny):
     tools = tiny()
-    assert texts(tools, call("picture"), call("nothing"), call("echo", text="ä")) == [
+    assert texts(tools, call("picture"), call("echo", text="ä"), call("nothing")) == [
         ("ok", "[image: image/png]\n[resource file:///x]\na note"),
-        ("ok", '{"found": []}'),
         ("ok", "ä"),
+        ("ok", '{"listings": 2}'),  # two pages; the SDK would list them again with each call
     ]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 OPTIONS = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
 SLEEP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-count = 0
+count = listings = 0
 
 
 def tool(name: str, **properties: object) -> dict[str, object]:
@@ -53,15 +53,17 @@ def called(name: str, arguments: dict[str, str]) -> dict[str, object] | None:
     if name == "long":
         return {"content": [{"type": "text", "text": " ".join(map(str, range(20000)))}]}
     if name == "nothing":
-        return {"content": [], "structuredContent": {"found": []}}
+        return {"content": [], "structuredContent": {"listings": listings}}
     return {"content": [{"type": "text", "text": arguments.get("text", f"{count} in {os.getpid()}")}]}
 
 
 def answer(method: str, params: dict[str, object]) -> dict[str, object] | None:
+    global listings
     if method == "initialize":
         about = {"name": "tiny", "version": "1"}
         return {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": about}
     if method == "tools/list":  # in two pages
+        listings += 1
         at = int(str(params.get("cursor") or 0))
         return {"tools": TOOLS[at : at + 4], **({"nextCursor": "4"} if at == 0 else {})}
     if method == "tools/call":

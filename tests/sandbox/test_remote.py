@@ -283,12 +283,15 @@ def test_a_lasting_failure_is_infra(server, retries, failure):
     box.close()
 
 
-def test_a_script_that_fails_around_the_program_is_infra(server, box, monkeypatch):
+def test_a_program_that_can_not_be_run_on_servers_that_answer_is_an_error_and_no_failure_of_theirs(
+    server, box, monkeypatch
+):
     main, _ = remote._fusion._sources()
     monkeypatch.setattr(remote._fusion, "_sources", lambda: (main, "AAAA"))
     result = box.run_sync("1")
-    assert (result.status, len(server.requests)) == (Status.TOOL_FAILURE, 4)
+    assert (result.status, len(server.requests)) == (Status.ERROR, 4)
     assert "could not be run there" in result.note
+    assert [endpoint.failures for endpoint in box._endpoints.all] == [0]
 
 
 def test_waits_grow_and_leave_the_global_generator_alone(server, monkeypatch):

@@ -263,10 +263,13 @@ import os, sys
 frame = sys._getframe()
 while frame and "word" not in frame.f_locals:
     frame = frame.f_back
-os.write(2, f"{frame.f_locals['word'] if frame else 'x'} tool_failure 0.000 0 x\\n".encode())
+OVERWRITE
+os.write(2, f"{frame.f_locals['word'] if frame else 'x'} tool_failure 0.000 0 x\\n".encode().ljust(200, b" "))
 os._exit(1)
 """
-    assert box.run_sync(forged).status is Status.ERROR
+    for overwrite in ("", "os.lseek(2, 0, 0)"):
+        assert box.run_sync(forged.replace("OVERWRITE", overwrite)).status is Status.ERROR
+    assert [endpoint.failures for endpoint in box._endpoints.all] == [0], "nor a failure of its server"
 
 
 def test_one_hiccup_does_not_keep_a_server_from_work(two):

@@ -310,6 +310,8 @@ def test_closing_a_session_waits_for_its_own_program(box):
         job = asyncio.create_task(session.run("import time\ntime.sleep(0.3)\n'ended'"))
         await asyncio.sleep(0.1)
         await session.aclose()
+        for _ in range(5):  # the two ends are told to the loop one after the other
+            await asyncio.sleep(0)
         return job.done(), (await job).stdout
 
     assert asyncio.run(main()) == (True, "'ended'\n")

@@ -155,7 +155,7 @@ OUTCOMES = {
     "unknown kinds": "json.dumps([['passed', True]] * count)",
     "a reference": "json.dumps([['value', {'r': 0}]] * count)",
     "an object": "json.dumps([['value', {'o': 'int'}]] * count)",
-    "deep": "'[' * 100000",
+    "deep": "'[' * 40000",
     "deep values": "'[' + ','.join(['[\"value\",' + '{\"l\":[' * 5000 + ']}' * 5000 + ']'] * count) + ']'",
     "numbers": "'[1, 2, 3]'",
     "null": "'null'",
@@ -178,3 +178,31 @@ def test_forged_outcomes_are_no_pass_and_no_exception(verifier, kind, outcomes):
 @pytest.mark.parametrize("kind", ["asserts", "unittest", "raises"])
 def test_forged_kinds_are_no_pass_and_no_exception(verifier, kind, kinds):
     assert not judged(verifier, kind, FORGE % (kinds, "json.dumps([['value', 0]] * count)")).passed
+
+
+FLOOD_OF_VALUES = """\
+import os, sys
+frame = sys._getframe()
+while not isinstance(frame.f_locals.get("word"), bytes):
+    frame = frame.f_back
+word = frame.f_locals["word"]
+data = b"\\n" + word + b' {"f": ["callable"]}\\n' + word + b' [["value",[' + b"VALUE," * 600000 + b"0]]]\\n"
+while data:
+    data = data[os.write(1, data) :]
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("value", ["{}", "[]", "[[[[[[[]]]]]]]"])
+@pytest.mark.parametrize("kind", ["calls", "asserts"])
+def test_values_that_would_fill_the_memory_here_are_not_read(verifier, kind, value):
+    """A candidate writes its own results, in megabytes that would be gigabytes of objects in the trainer."""
+    verdict = judged(verifier, kind, FLOOD_OF_VALUES.replace("VALUE", value))
+    assert (verdict.passed, verdict.reason) == (False, "the program gave more values than can be compared")
+
+
+def test_large_honest_results_are_compared(verifier):
+    tests = "assert len(f(0)) == 40000\nassert f(0)[-1] == [39999]\n"
+    problem = Problem(id="large", question="q", answer=tests, domain="code", extras={"answer_kind": "tests"})
+    (verdict,) = verifier.verify_many(["<answer>\ndef f(n): return [[i] for i in range(40000)]\n</answer>"], [problem])
+    assert verdict.passed, verdict.reason

@@ -313,3 +313,14 @@ def test_real_gold_answers_pass_against_themselves_and_fail_when_perturbed(share
         other = verifier.verify_many([box(f"{p.answer} + 1") for p in problems], problems)
     assert [p.id for p, v in zip(problems, same, strict=True) if not v.passed] == []
     assert [p.id for p, v in zip(problems, other, strict=True) if v.passed] == []
+
+
+def test_any_of_several_aliases_passes_and_each_must_be_readable():
+    problem = Problem("p", "?", "\\frac12", extras={"aliases": ["\\frac12", "x+1"]})
+    broken = Problem("q", "?", "3", extras={"aliases": ["3", "\\qquad"]})
+    other = Problem("r", "?", "4")
+    with MathVerifier() as verifier:
+        texts = ["\\boxed{1+x}", "\\boxed{0.5}", "\\boxed{4}", "\\boxed{3}", None]
+        verdicts = verifier.verify_many(texts, [problem, problem, other, problem, problem])
+        assert [verdict.passed for verdict in verdicts] == [True, True, True, False, False]
+        assert list(verifier.unusable([problem, broken, other])) == ["q"]

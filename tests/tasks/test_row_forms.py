@@ -214,6 +214,9 @@ def test_columns_settle_what_is_ambiguous(tmp_path, monkeypatch):
     (tmp_path / "r.jsonl").write_text(json.dumps(row) + "\n")
     (problem,) = problems_from(f"{tmp_path}/r.jsonl?question=problem&answer=meta.gold", columns={"answer": "nope"})
     assert problem.answer == "4", "what stands behind the source wins"
+    worked = {"task": "1+1?", "worked": "Two.\n#### 2"}
+    (problem,) = problems_from([worked], columns={"question": "task", "solution": "worked"})
+    assert (problem.answer, problem.extras["solution"]) == ("2", "Two.\n#### 2"), "the answer is that of the solution"
     with pytest.raises(DataError, match=r"problems:1: field 'gold': no such column \(there are: answer, meta"):
         problems_from([row], columns={"answer": "gold"})
     with pytest.raises(ConfigError, match="no field 'label'; there are: id, question"):

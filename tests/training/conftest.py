@@ -74,5 +74,5 @@ def config(tmp_path):
 @pytest.fixture
 def random_turns(monkeypatch, tiny_tokenizer):
     backend = RandomTurns(tiny_tokenizer)
-    monkeypatch.setattr("gtpo.training.trainer.TransformersBackend", backend)
+    monkeypatch.setattr("gtpo.training.rolling_trainer.TransformersBackend", backend)
     return backend

@@ -46,6 +46,7 @@ def main(run_dir: str, kind: str) -> None:
         per_device_train_batch_size=4,
         max_steps=2,
         learning_rate=1e-3,
+        turn_reward_funcs=["information_gain"],
         use_cpu=True,
         **QUIET,
         overwrite=True,

@@ -75,6 +75,9 @@ def test_two_processes_train_one_policy_on_groups_that_both_hold(tmp_path, kind)
         *first["rounds"][0]["texts"],
         *second["rounds"][0]["texts"],
     ]
+    scored = [[turn["turn_rewards"]["information_gain"] for turn in row["turns"]] for row in recorded]
+    assert all(any(gains) == (len(gains) > 1) for gains in scored), "the wrapped policy scores the answer on both"
+    assert sum(map(sum, scored)) == pytest.approx(0, abs=1e-4), "normalised over a group that both hold"
     if kind == "plain":
         assert first["stopped"] == second["stopped"], "a signal to one of them ends all after the same step"
         said, steps = first["stopped"]

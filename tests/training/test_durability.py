@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
+from gtpo._lock import locked
 from gtpo._signals import STOPPED_STATUS
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.run_directory import RunFiles, read_metrics
 from gtpo.training.checkpoints import sealed_checkpoints
+from gtpo.training.lock import LOCK
 
 FAMILY = get_family("hops")
 STEPS = 4
@@ -179,6 +181,13 @@ def test_a_signal_ends_the_step_with_a_checkpoint_and_status_75(runs, unbroken, 
     assert runs.steps() == left
     assert not (runs.folder / "run" / "model").exists()
     assert runs.train() == 0, runs.said()
+    assert figures_of(runs.folder / "run") == unbroken
+
+
+def test_a_run_that_saves_weights_only_can_go_on_from_a_signal(runs, unbroken):
+    fault = {"at": "update", "step": 2, "signals": [signal.SIGTERM]}
+    assert runs.train(fault=fault, save_only_model=True, save_steps=1) == STOPPED_STATUS, runs.said()
+    assert runs.train(save_only_model=True, save_steps=1) == 0, runs.said()
     assert figures_of(runs.folder / "run") == unbroken
 
 
@@ -363,3 +372,15 @@ def test_an_evaluation_that_a_signal_stops_keeps_its_samples(runs, start):
     assert evaluate("halved.json") == 0, runs.said()
     whole, halved = (json.loads((runs.folder / name).read_text())["samples"] for name in ("whole.json", "halved.json"))
     assert [sample["turns"] for sample in halved] == [sample["turns"] for sample in whole]
+
+
+def test_a_second_trainer_in_a_directory_is_refused_before_it_reads_weights(runs):
+    with locked(runs.folder / "run" / LOCK, what="the run", mend="wait"):
+        (runs.folder / "weightless").mkdir()
+        for file in (runs.start / "model").iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, runs.folder / "weightless")
+        assert runs.train(model=runs.folder / "weightless") == 2
+        holder = f"in use by another process (process {os.getpid()} on"
+        assert f"the run directory {runs.folder / 'run'} is {holder}" in runs.said()
+    assert not (runs.folder / "run" / "config.yaml").exists()

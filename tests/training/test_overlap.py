@@ -183,13 +183,21 @@ def server(tiny_tokenizer, monkeypatch):
 
 @pytest.fixture
 def run(server, config, tiny_tokenizer, problems):
-    def go(resume=False, **changes):
+    def go(resume=False, resume_with_changes=False, **changes):
         options = {"use_vllm": True, "vllm_mode": "server", "vllm_sync": "adapter", "max_steps": 4}
         options |= {"vllm_server_base_url": server.url.removesuffix("/v1"), "vllm_server_timeout": 5.0}
         args = config(**{**options, "vllm_importance_sampling_mode": "token_truncate", **changes})
         lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
         model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=2)
-        return args, train(model, tiny_tokenizer, problems, args, resume=resume, peft_config=lora)
+        return args, train(
+            model,
+            tiny_tokenizer,
+            problems,
+            args,
+            resume=resume,
+            resume_with_changes=resume_with_changes,
+            peft_config=lora,
+        )
 
     return go
 
@@ -232,7 +240,7 @@ def test_a_resumed_run_rolls_out_again_what_was_under_way_and_nothing_twice(run)
     whole = [[row["problem_id"] for row in rows] for rows in records(args)]
     saving = {"save_strategy": "steps", "save_steps": 2}
     run(overlap=1, overwrite=True, max_steps=2, **saving)
-    args, result = run(overlap=1, resume=True, **saving)
+    args, result = run(overlap=1, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 4
     assert [[row["problem_id"] for row in rows] for rows in records(args)] == whole
     assert [{row["weights_step"] for row in rows} for rows in records(args)] == [{0}, {0}, {2}, {2}]

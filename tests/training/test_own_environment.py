@@ -88,8 +88,9 @@ def test_an_environment_gives_the_outcome_and_turn_rewards(trainer_for, tmp_path
 def test_it_is_added_to_reward_functions_with_weight_1_and_they_see_the_environments(trainer_for):
     seen = []
 
-    def half(environments, goal, **columns):
+    def half(environments, goal, prompts, **columns):
         seen.append(environments)
+        assert [prompt[-1]["content"] for prompt in prompts] == [f"Go: to {n}" for n in goal]
         return [0.5 for _ in goal]
 
     trainer = trainer_for(Counting, half, reward_weights=[2.0])

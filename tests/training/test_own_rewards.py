@@ -265,15 +265,19 @@ def test_turn_rewards_of_zero_and_outcomes_of_the_verdict_change_nothing():
         assert torch.equal(one.advantages_B_K, other.advantages_B_K)
 
 
-def test_in_groups_of_one_outcome_only_turn_rewards_of_ones_own_are_left():
+def test_in_groups_of_one_outcome_only_turn_rewards_of_ones_own_are_left_at_the_size_of_their_weight():
     returns = torch.tensor([[0.5, 0.0], [0.2, 0.1]], dtype=torch.float64)
-    own = torch.tensor([[0.3, 0.0], [-0.3, 0.0]], dtype=torch.float64)
+    own = torch.tensor([[0.3, 0.0], [-0.1, 0.0]], dtype=torch.float64)
     counts, groups, failed = torch.tensor([2, 2]), torch.zeros(2).long(), torch.zeros(2).bool()
     silenced = F.group_advantages(returns, counts, groups, passed_B=failed, own_returns_B_K=own)
-    alone = F.group_advantages(own, counts, groups, zero_uniform_groups=False)
-    assert torch.equal(silenced, alone)
-    assert silenced.any()
+    torch.testing.assert_close(silenced, torch.tensor([[0.2, -0.1], [-0.2, -0.1]], dtype=torch.float64))
+    tenth = F.group_advantages(returns, counts, groups, passed_B=failed, own_returns_B_K=own / 10)
+    torch.testing.assert_close(tenth, silenced / 10)
     assert not F.group_advantages(returns, counts, groups, passed_B=failed).any(), "the control: without any, nothing"
+    mixed = torch.tensor([True, False])
+    assert F.group_advantages(returns, counts, groups, passed_B=mixed, own_returns_B_K=own)[0, 0] > 0.6, (
+        "scaled elsewhere"
+    )
 
 
 def test_turn_rewards_are_logged_recorded_and_refused_where_they_would_have_no_effect(

@@ -61,10 +61,8 @@ def test_nothing_is_described_that_is_not_recorded(
     monkeypatch.setattr(trainer_module, "rollout_rows", described)
     args = config(max_steps=1)
     dataset = problem_dataset(problems, build_prompts(args))
-    trainer = GTPOTrainer(
-        small_model, args=args, train_dataset=dataset, processing_class=tiny_tokenizer, sandbox=sandbox
-    )
-    trainer.train()
+    options = {"processing_class": tiny_tokenizer, "sandbox": sandbox, "recorder": False}
+    GTPOTrainer(small_model, args=args, train_dataset=dataset, **options).train()
     with pytest.raises(AssertionError, match="for nobody"):  # the control: with a recorder they are
         train(
             small_model, tiny_tokenizer, problems, config(max_steps=1, run_dir=str(tmp_path / "other")), sandbox=sandbox

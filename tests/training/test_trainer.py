@@ -240,3 +240,15 @@ def test_settings_that_can_not_work_are_refused_by_name(config, change, fault, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=fault):
         config(**change)
+
+
+def test_gamma_may_follow_from_the_number_of_turns(config):
+    assert config().gamma == 0.9
+    chosen = config(first_turn_share=0.7, max_turns=8)
+    assert chosen.gamma**7 == pytest.approx(0.7)
+    assert config(first_turn_share=0.7, max_turns=1).gamma == 1.0
+    assert config(first_turn_share=0.7, max_turns=8, gamma=chosen.gamma).gamma == chosen.gamma, "as it is recorded"
+    with pytest.raises(ConfigError, match=r"make gamma 0\.9503, and gamma is 0\.9: give one of the two"):
+        config(first_turn_share=0.7, gamma=0.9, max_turns=8)
+    with pytest.raises(ConfigError, match="first_turn_share must be in"):
+        config(first_turn_share=0.0)

@@ -8,20 +8,19 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig, get_peft_config
 
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, load_model, load_tokenizer, parse, take_model_options
+from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer
 from gtpo.tasks.sources import problems_from, verifiable
 from gtpo.training.config import GTPOConfig
-from gtpo.training.recorder import RunRecorder
 from gtpo.training.run import train
-from gtpo.training.start import ResumeArguments, check_startable
+from gtpo.training.start import ResumeArguments, held
 
 
 @dataclass
 class ProblemArguments(ColumnArguments, ResumeArguments):
-    """What to train on."""
+    """Data."""
 
     train_file: str | None = field(
         default=None,
@@ -29,7 +28,17 @@ class ProblemArguments(ColumnArguments, ResumeArguments):
             "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
         },
     )
-    max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
+    max_problems: int | None = field(
+        default=None, metadata={"help": "Number of problems to use, from the first; by default all."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo train",
+    "Train a model that reasons with tools, with GTPO (or with GRPO, to compare).",
+    (ProblemArguments, GTPOConfig, ModelConfig),
+    usage="--model MODEL --train_file PROBLEMS [--run_dir FOLDER] [--config FILE.yaml] [--OPTION VALUE ...]",
+)
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
@@ -38,63 +47,53 @@ def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelC
     Raises:
         ConfigError: one is unknown or can't be used.
     """
-    problem_args, args, model_args = parse(
-        (ProblemArguments, GTPOConfig, ModelConfig),
-        argv,
-        prog="gtpo train",
-        about="Train a model that reasons with tools, with GTPO (or GRPO, for comparison).",
-    )
+    problem_args, args, model_args = COMMAND_LINE.parse(argv)
     return problem_args, args, model_args
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, check everything that can be checked without training, then train."""
     problem_args, args, model_args = arguments(argv)
-    if problem_args.train_file is None:
+    environments = args.make_environments()
+    own = environments.problems()[: problem_args.max_problems] if environments else []
+    if problem_args.train_file is None and not own:
         raise ConfigError(
             "no problems: give --train_file, such as a JSON Lines file (or run `gtpo demo`, which needs none)"
         )
     verifier = make_scorer(args).verifier
-    found = problems_from(
-        problem_args.train_file,
-        limit=problem_args.max_problems,
-        columns=problem_args.row_columns(),
-        answers=verifier is not None,
-    )
-    problems = verifiable(found, verifier, say)
+    if problem_args.train_file is not None:
+        own = problems_from(
+            problem_args.train_file,
+            limit=problem_args.max_problems,
+            columns=problem_args.row_columns(),
+            answers=verifier is not None,
+        )
+    problems = verifiable(own, verifier, say)
     tokenizer = load_tokenizer(model_args, trust_remote_code=args.trust_remote_code)
-    RunRecorder(args.run_dir)
     provenance = {"problems": asdict(problem_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
-    check_startable(
-        args,
-        args.run_dir,
-        resume=problem_args.choice,
-        overwrite=args.overwrite,
-        with_changes=problem_args.resume_with_changes,
-        about=provenance,
-    )
-    engine = build_engine(args, tokenizer)
-    is_main = args.process_index == 0
-    if is_main:
-        python = engine.tools.get("python")
-        level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
-        say(f"{len(problems)} problems{level}")
-        say(f"tool format: {engine.encoder.choice}")
-    model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
-    result = train(
-        model,
-        tokenizer,
-        problems,
-        args,
-        resume=problem_args.choice,
-        resume_with_changes=problem_args.resume_with_changes,
-        provenance=provenance,
-        label=args.algorithm,
-        engine=engine,
-        verifier=verifier,
-        peft_config=get_peft_config(model_args),
-    )
+    with held(args, problem_args, provenance):
+        engine = build_engine(args, tokenizer)
+        is_main = args.process_index == 0
+        if is_main:
+            python = engine.tools.get("python")
+            level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
+            say(f"{len(problems)} problems{level}")
+            say(f"tool format: {engine.encoder.choice}")
+        model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
+        result = train(
+            model,
+            tokenizer,
+            problems,
+            args,
+            resume=problem_args.choice,
+            resume_with_changes=problem_args.resume_with_changes,
+            provenance=provenance,
+            label=args.algorithm,
+            engine=engine,
+            verifier=verifier,
+            peft_config=get_peft_config(model_args),
+        )
     if is_main:
         say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
     return 0

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class _Evaluation:
             rollouts=None if kept is None else tuple(kept.get(number) for number in range(self.total)),
         )
 
+    @cached_property
+    def _further(self) -> list[str]:
+        """Names of the further fields of all problems."""
+        return list(dict.fromkeys(name for problem in self.problems for name in problem.extras))
+
     def _problem(self, number: int) -> Problem:
         return self.problems[number // self.protocol.samples]
 
@@ -171,11 +177,13 @@ class _Evaluation:
             {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, "extras": dict(p.extras)}
             for p in problems
         ]
+        rollouts = list(trajectories.values())
+        put = map(self.engine.prompts.messages, problems)
         found = self.scorer.score(
-            list(trajectories.values()),
+            rollouts,
             problems,
-            prompts=[self.engine.prompts.messages(problem) for problem in problems],
-            columns=columns_of(rows),
+            prompts=[rollout.asked(prompt) for rollout, prompt in zip(rollouts, put, strict=True)],
+            columns=columns_of(rows, self._further),
         )
         for (number, trajectory), problem, scored in zip(trajectories.items(), problems, found, strict=True):
             if scored.failure is None:
@@ -222,7 +230,8 @@ def sample_record(problem: Problem, number: int, trajectory: Trajectory, scored:
         "sample": number,
         "domain": problem.domain,
         "source": str(problem.extras.get("from", "")),
-        "prompt": problem.prompt(None),
+        "prompt": trajectory.asked(problem.prompt(None)),
+        **({"prompt_suffix": trajectory.prompt_suffix} if trajectory.prompt_suffix else {}),
         "answer": problem.answer,
         "passed": scored.passed,
         "score": verdict.score,

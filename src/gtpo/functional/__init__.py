@@ -43,8 +43,8 @@ from gtpo.functional.estimators import (
     mt_grpo_advantages,
     rloo_advantages,
 )
-from gtpo.functional.returns import discounted_returns
-from gtpo.functional.rewards import grpo_rewards, turn_rewards
+from gtpo.functional.returns import discounted_returns, gamma_for_turns
+from gtpo.functional.rewards import grpo_rewards, information_gain, turn_rewards
 from gtpo.functional.segments import spread_to_tokens, sum_over_turns, turn_ids_from_mask
 from gtpo.functional.shaping import shaped_accuracy
 
@@ -53,10 +53,12 @@ __all__ = [
     "PAPER",
     "discounted_returns",
     "dr_grpo_advantages",
+    "gamma_for_turns",
     "group_advantages",
     "grpo_advantages",
     "grpo_rewards",
     "gtpo_advantages",
+    "information_gain",
     "leave_one_out_advantages",
     "mt_grpo_advantages",
     "rloo_advantages",

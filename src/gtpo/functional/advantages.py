@@ -59,7 +59,9 @@ def group_advantages(
         same_turn    the returns R[k,j] of those rollouts k of i's group that reach turn j
 
     Under `zero_uniform_groups` groups whose rollouts all passed or all failed are silenced: of their returns only
-    `own_returns_B_K` is left, the part that comes from turn rewards of one's own; without any, A is 0 there.
+    `own_returns_B_K` is left, the part that comes from turn rewards of one's own, and it is centred, not scaled,
+    A[i,j] = clip(R_own[i,j] - mean(S), -c, c): divided by their deviation, the smallest rewards would count as much as
+    success does elsewhere, whatever their weight. Without any, A is 0 there.
 
     Source: normalised over the group [P]; over which set is unknown, the three are readings by third parties
     [T]. Sample deviation, eps (the one of TRL's GRPO), the guard, silencing uniform groups, the clip and the
@@ -93,6 +95,7 @@ def group_advantages(
     if not (math.isfinite(advantage_clip) and advantage_clip >= 0):
         raise ValueError(f"advantage_clip must be finite and at least 0 (0: no bound), got {advantage_clip}")
     group_B, num_groups = number_groups(group_ids_B, returns.shape[0])
+    silenced_B = torch.zeros_like(group_B, dtype=torch.bool)
     if passed_B is not None:
         passed = as_flags("passed_B", passed_B, (returns.shape[0],))
         if zero_uniform_groups:
@@ -102,10 +105,11 @@ def group_advantages(
                 check_floating("own_returns_B_K", own_returns_B_K)
                 own = own_returns_B_K.to(returns.dtype).masked_fill(~active, 0)
                 check_finite("own_returns_B_K", own)
-            returns = torch.where(_has_uniform_outcome(passed, group_B, num_groups)[:, None], own, returns)
+            silenced_B = _has_uniform_outcome(passed, group_B, num_groups)
+            returns = torch.where(silenced_B[:, None], own, returns)
     elif zero_uniform_groups:
         raise ValueError("zero_uniform_groups=True needs passed_B, which rollouts passed; or set it to False")
-    advantages = _normalise(returns, active, group_B, num_groups, normalize_over, eps)
+    advantages = normalised(returns, active, group_B, num_groups, normalize_over, eps, centred_B=silenced_B)
     if advantage_clip:
         advantages = advantages.clamp(-advantage_clip, advantage_clip)
     return advantages.to(returns_B_K.dtype)
@@ -187,7 +191,7 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
     group_B, num_groups = number_groups(group_ids_B, rewards_B.shape[0])
     rewards_B_1 = widen(rewards_B)[:, None]
     active = torch.ones_like(rewards_B_1, dtype=torch.bool)
-    return _normalise(rewards_B_1, active, group_B, num_groups, "first_turns", eps)[:, 0].to(rewards_B.dtype)
+    return normalised(rewards_B_1, active, group_B, num_groups, "first_turns", eps)[:, 0].to(rewards_B.dtype)
 
 
 def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
@@ -198,10 +202,17 @@ def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
     return group_B, len(groups)
 
 
-def _normalise(
-    returns: Tensor, active: Tensor, group_B: Tensor, num_groups: int, normalize_over: str, eps: float
+def normalised(
+    returns: Tensor,
+    active: Tensor,
+    group_B: Tensor,
+    num_groups: int,
+    normalize_over: str,
+    eps: float,
+    *,
+    centred_B: Tensor | None = None,
 ) -> Tensor:
-    """Centre and scale each return by the set it belongs to; `set_ids` numbers the sets."""
+    """Centre and scale each return by the set it belongs to; those of rollouts in `centred_B` keep their scale."""
     if normalize_over not in NORMALIZE_OVER:
         raise ValueError(f"normalize_over must be one of {NORMALIZE_OVER}, got {normalize_over!r}")
     if not (math.isfinite(eps) and eps >= 0):
@@ -224,7 +235,10 @@ def _normalise(
     deviation = (squares / (counts - 1).clamp(min=1)).sqrt()
 
     flat = deviation < MIN_DEVIATION
-    advantages = (returns - origin[set_ids] - mean[set_ids]) / (deviation + eps)[set_ids]
+    scale = (deviation + eps)[set_ids]
+    if centred_B is not None:
+        scale = scale.masked_fill(centred_B[:, None], 1)
+    advantages = (returns - origin[set_ids] - mean[set_ids]) / scale
     return advantages.masked_fill(flat[set_ids] | ~active, 0)
 
 

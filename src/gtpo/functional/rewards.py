@@ -1,4 +1,4 @@
-"""Rewards: one for each turn (GTPO), or one for each rollout (the paper's GRPO baseline)."""
+"""Rewards: one for each turn (GTPO), or one for each rollout (the paper's GRPO baseline), and information gain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from gtpo.functional._checks import active_turns, as_flags, check_finite, check_floating, check_shape, widen
+from gtpo.functional._checks import (
+    active_turns,
+    as_flags,
+    check_finite,
+    check_floating,
+    check_shape,
+    turn_values,
+    widen,
+)
+from gtpo.functional.advantages import normalised, number_groups
 
 
 def turn_rewards(
@@ -104,6 +113,42 @@ def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor, *, outcome_B: Tensor | N
     outcome = _accuracy(passed, None, outcome_B)
     dtype = torch.get_default_dtype() if outcome_B is None else outcome_B.dtype
     return torch.where(format_ok, outcome, outcome.clamp(max=0)).to(dtype)
+
+
+def information_gain(
+    answer_logprobs_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
+) -> Tensor:
+    """How much likelier each turn, with what it brought back, made the gold answer, normalised over the group.
+
+        gain[i,j] = p[i,j+1] - p[i,j] for j < T_i, with p[i,j] = exp(l[i,j])
+        r[i,j] = (gain[i,j] - mean(S)) / (std(S) + eps) for j < T_i, else 0; and 0 if S has one member or no spread
+
+    with l[i,j] the mean log-probability of the gold answer's tokens before turn j, S the gains of all rollouts of i's
+    group, and std the sample deviation. The last turn answers, and is judged by the outcome.
+
+    Source: information gain of IGPO (Wang et al. 2025, arXiv 2510.14967): the difference of probabilities as in its
+    first version (its second takes that of the logarithms), normalised apart from the outcome as in its second. There
+    the outcome is normalised before the two are discounted, too; here it is not, and what comes of both is normalised
+    as a return [O]. Not normalised, gains taught a tiny model to make no call (docs/results/information-gain.md).
+
+    Args:
+        answer_logprobs_B_K: float, at most 0: l. Padding is ignored.
+        num_turns_B: integer, 1..K, the T_i of the equation.
+        group_ids_B: integer, equal within a group; any values, order and group sizes.
+        eps: at least 0, added to the deviation.
+
+    Returns:
+        gains_B_K: in the dtype of `answer_logprobs_B_K`. 0 at a rollout's last turn and past it.
+
+    Raises:
+        ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a log-probability is not finite,
+            or `eps` is out of range.
+    """
+    logprobs, active = turn_values("answer_logprobs_B_K", answer_logprobs_B_K, num_turns_B)
+    gains, gained = torch.zeros_like(logprobs), torch.zeros_like(active)
+    gains[:, :-1], gained[:, :-1] = logprobs.exp().diff(dim=1), active[:, 1:]
+    group_B, num_groups = number_groups(group_ids_B, len(logprobs))
+    return normalised(gains, gained, group_B, num_groups, "all_turns", eps).to(answer_logprobs_B_K.dtype)
 
 
 def _accuracy(passed: Tensor, shaped_B: Tensor | None, outcome_B: Tensor | None) -> Tensor:

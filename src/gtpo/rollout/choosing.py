@@ -79,7 +79,7 @@ def make_encoder(
             f"a renderer: {', '.join(FAMILIES)}"
         )
     made = ChatEncoder(tokenizer, get_format("fenced", specs), end_ids=ends, template_kwargs=template_kwargs)
-    return _chosen(made, "fenced", f"no native format is known for this chat template ({because})")
+    return _chosen(made, "fenced", "no native format is known for this chat template")
 
 
 def declared_end_ids(tokenizer: Any) -> frozenset[int]:

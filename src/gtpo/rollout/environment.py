@@ -24,7 +24,7 @@ import contextvars
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -35,8 +35,9 @@ from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raise
 from gtpo.rollout.tool_spec import ToolSpec
 from gtpo.rollout.tool_threads import MOST_STUCK, LateError, Threads, ToolStuckError, fulfil
 from gtpo.rollout.tools import ToolResult
+from gtpo.tasks.problems import Problem
 from gtpo.turn_rewards import checked
-from gtpo.types import ToolCall
+from gtpo.types import ToolCall, Trajectory
 
 RESERVED = ("reset", "get_reward", "get_turn_reward", "respond", "done")
 """Names of an environment that are no tools."""
@@ -51,6 +52,7 @@ class Environments:
         factory: a class, or anything that returns an environment without arguments. It is called once to see what the
             environment has.
         timeout_s: wall-clock seconds that a call of an environment may take.
+        specs: the methods that are tools; by default all public ones.
 
     Raises:
         ConfigError: it can't be made, or lacks `reset`, or a public method can't be a tool; names the class.
@@ -61,7 +63,12 @@ class Environments:
         has_reward, has_turn_reward, has_respond: whether the class has these methods.
     """
 
-    def __init__(self, factory: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
+    takes_trajectory = False
+    """Whether `get_reward` gets the prompt and the finished rollout, as environments of other libraries need it."""
+
+    def __init__(
+        self, factory: Callable[[], Any], timeout_s: float = TIMEOUT_S, *, specs: Sequence[ToolSpec] | None = None
+    ) -> None:
         if not callable(factory):
             raise ConfigError(f"environment_factory: {factory!r} is not callable; give a class or a function")
         if not (math.isfinite(timeout_s) and timeout_s > 0):
@@ -86,8 +93,8 @@ class Environments:
         self.specs: tuple[ToolSpec, ...] = tuple(
             spec_of(getattr(instance, name), f"environment {self.name}: the method {name!r}")
             for name in methods
-            if not name.startswith("_") and name not in RESERVED
-        )
+            if specs is None and not name.startswith("_") and name not in RESERVED
+        ) or tuple(specs or ())
         self._takes = inspect.signature(instance.reset)
         self._free = [instance]
         self._held: dict[int, Any] = {}
@@ -105,6 +112,10 @@ class Environments:
                 f"environment {self.name}: reset{self._takes} does not fit the columns {', '.join(names) or '(none)'}: "
                 f"{error}. Name the columns that it needs, and add **columns for the others"
             ) from error
+
+    def problems(self) -> list[Problem]:
+        """The problems that the environment brings; empty if it needs a data set."""
+        return []
 
     def open(self) -> EnvironmentUse:
         """An environment for one rollout.
@@ -128,19 +139,18 @@ class Environments:
             ) from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
-        """The rollout is over; its environment can be used again, with `hold` when it is given to `release`."""
+        """The rollout is over; its environment can be used again, with `hold` after `release`."""
         if use.busy:
             self._stuck.append(use)
-        elif use.failed:
-            return
-        elif hold:
+        elif not use.failed:
             self._held[id(use.instance)] = use.instance
-        else:
-            self._free.append(use.instance)
+            if not hold:
+                self.release([use.instance])
 
-    def release(self, instances: Iterable[Any]) -> None:
-        """Environments of rollouts that were held can be used again."""
-        self._free += [self._held.pop(id(instance)) for instance in instances if id(instance) in self._held]
+    def release(self, instances: Sequence[Any]) -> None:
+        """Environments that were held can be used again, but for those that failed."""
+        held = [self._held.pop(id(instance), None) for instance in instances]
+        self._free += [instance for instance in held if instance is not None]
 
 
 class EnvironmentUse:
@@ -170,8 +180,8 @@ class EnvironmentUse:
         """The user's reply to a turn without a call; None: the dialogue is over. Raises as `reset` does."""
         return self._text("respond", await self._asked("respond", message))
 
-    async def reward(self) -> float | None:
-        """The outcome reward; None if the environment has none for the rollout.
+    async def reward(self, prompt: Sequence[Mapping[str, Any]], trajectory: Trajectory) -> float | None:
+        """The outcome reward of the finished rollout; None if the environment has none for it.
 
         Raises:
             EnvironmentFailedError: it raised or took too long.
@@ -179,7 +189,8 @@ class EnvironmentUse:
         """
         if not self._of.has_reward:
             return None
-        value = await self._asked("get_reward")
+        about = {"prompt": prompt, "trajectory": trajectory} if self._of.takes_trajectory else {}
+        value = await self._asked("get_reward", **about)
         return None if value is None else checked(value, f"environment {self._of.name}", "get_reward")
 
     async def turn_reward(self) -> float | None:

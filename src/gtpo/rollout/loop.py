@@ -106,7 +106,7 @@ class RolloutEngine:
         told = {spec.name for spec in encoder.format.specs}
         there = {*self.tools, *(spec.name for spec in (environments.specs if environments else ()))}
         if told != there:
-            raise ConfigError(f"the model is told of the tools {sorted(told)}, but there are {sorted(there)}")
+            raise ConfigError(f"the prompt describes the tools {sorted(told)}, but the engine has {sorted(there)}")
         if environments and environments.has_respond:
             encoder.check_replies()
 
@@ -141,8 +141,8 @@ class RolloutEngine:
             mask_failures: a failing model server ends the rollouts that it concerns and not the batch, as a failing
                 tool or environment always does.
             columns: for each prompt the row of the data set that its environment is reset with.
-            hold_environments: `RolloutBatch.environments` has them, and no other rollout gets them before
-                `Environments.release` is told of them.
+            hold_environments: no other rollout gets the environments before `Environments.release`;
+                `RolloutBatch.environments` has them.
 
         Returns:
             The trajectories in the order of the prompts.

@@ -94,12 +94,14 @@ class OneRollout:
     ) -> None:
         self.mask_failures, self.note = mask_failures, ""
         self.number, self.prompt_ids, self.messages = number, prompt_ids, list(prompt)
+        self.prompt = prompt
         self.encoder, self.limits = encoder, limits
         self.tools: dict[str, ToolUse] = {name: tool.open(key=number) for name, tool in tools.items()}
         self.server, self.clock, self.max_context = server, clock, max_context
         self.environments, self.row, self.hold_environment = environments, row, hold_environment
         self.environment: EnvironmentUse | None = None
         self.reward: float | None = None
+        self.suffix = ""
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
@@ -135,7 +137,7 @@ class OneRollout:
             pass
         if self.environment and not stop_reason.is_failure:
             with self.clock.calling():
-                self.reward = await self.environment.reward()
+                self.reward = await self.environment.reward(self.prompt, self._trajectory(stop_reason))
         return stop_reason
 
     async def _begin(self, environments: Environments) -> None:
@@ -146,11 +148,12 @@ class OneRollout:
         text = await environment.reset(self.row)
         if text is None:
             return
-        text = well_formed(text)
+        self.suffix = text = well_formed(text)
         last = self.messages[-1]
         if not isinstance(last["content"], str):
             raise ConfigError(f"environment {environments.name}: the text of reset needs a prompt that is text")
         self.messages[-1] = {**last, "content": last["content"] + text}
+        self.prompt = list(self.messages)
         self.prompt_ids = self.encoder.prompt_ids(self.messages)
         self.context = list(self.prompt_ids)
         if not self.mask_failures:
@@ -167,7 +170,7 @@ class OneRollout:
     def _trajectory(self, stop_reason: StopReason) -> Trajectory:
         turns = tuple(self.turns) or (Turn("", (self.encoder.end_id,)),)
         prompt_ids = self.prompt_ids[:1] if stop_reason is StopReason.PROMPT_TOO_LONG else self.prompt_ids
-        return Trajectory(tuple(prompt_ids), turns, stop_reason, self.note, self.reward)
+        return Trajectory(tuple(prompt_ids), turns, stop_reason, self.note, self.reward, self.suffix)
 
     def _budgets(self) -> list[tuple[int, StopReason]]:
         """Tokens that the next turn may hold under each limit, in the order in which ties are resolved."""

@@ -43,7 +43,9 @@ class Prompts:
         return " ".join([_TASK, *map(self.tool_format.usage, self.tool_format.specs), answer + ending])
 
     def answer_type(self, problem: Problem) -> str:
-        """The kind of answer that a problem wants."""
+        """The kind of answer that a problem wants; "none" where the prompts ask for none."""
+        if not self.asks_for_answer:
+            return "none"
         return answer_type(problem, self.verifier)
 
     def messages(self, problem: Problem) -> list[dict[str, Any]]:

@@ -40,6 +40,10 @@ class RetryableError(Exception):
         self.wait_s = wait_s
 
 
+class NotBegunError(RetryableError):
+    """The script says that it could not run the program; a program that overwrites what was said can say so too."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How the process on the server ended; no `code` if the server ended it at its time limit."""
@@ -143,7 +147,7 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     """What became of the program: by the streams' length, the server's clock, the report, the return code.
 
     Raises:
-        RetryableError: the script failed around the program.
+        NotBegunError: the script says that it failed around the program.
     """
     before, begun, after = end.stderr.partition(f"{word} begun\n")
     said, found, tail = (before + after if begun else end.stderr).rpartition(word)
@@ -159,7 +163,7 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
     elif status == "tool_failure" and begun:  # the program itself can have written that
         status, error_type = "error", None
     elif status == "tool_failure":
-        raise RetryableError(f"the program could not be run there: {detail}")
+        raise NotBegunError(f"the program could not be run there: {detail}")
     elif signal_name := "" if status else _signal_name(end.code):
         status = "crashed"
         if signal_name == "SIGXCPU":

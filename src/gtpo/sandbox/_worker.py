@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
+import functools
 import itertools
 import json
 import mmap
@@ -40,7 +42,8 @@ _MAY: dict[str, Any] = {
     "over_quota": str,
 }
 _STATUSES = {status.value for status in Status}
-_ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE = 1033, 1, 2, 4, 8
+_ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_WRITE, _SEAL_FUTURE_WRITE = 1033, 1, 2, 4, 8, 16
+_KEEP_SIZE_AND_PUNCH_HOLE = 3
 _BOOT = "import sys; sys.path[0] = sys.argv[1]; from _child.start import main; main()"
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -238,7 +241,11 @@ class Worker:
                 raise WorkerDied(f"an unreadable reply: {received[0]}")
             if not received[0]["clean"]:
                 self._await_cleaning()
-            return Raw(received[0], *(_read(file.fileno(), keep) for file in files[1:]))
+            streams = [_read(file.fileno(), keep) for file in files[1:]]
+            if "session" in request:
+                for file in files[1:]:
+                    _empty(file)
+            return Raw(received[0], *streams)
 
     def end_session(self, name: str) -> None:
         """Ends the child of a session, if the server and the child are there; any thread may call this at any time.
@@ -331,12 +338,31 @@ def _code_file(code: str) -> Any:
 def _output_file(name: str, size: int) -> Any:
     """A file without a name for one stream; where the system can seal it, it holds `size` bytes in whole pages.
 
-    A write past the seal fails as a whole, so the size must end at a page for every byte of it to be reached.
+    A write past the seal fails as a whole, so the size must end at a page for every byte of it to be reached. Further
+    seals may follow (`_empty`); the program can't add any.
     """
     file = _anonymous_file(name)
     file.truncate(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-    _seal(file, _SEAL_GROW | _SEAL_SHRINK | _SEAL_SEAL)
+    _seal(file, _SEAL_GROW | _SEAL_SHRINK)
     return file
+
+
+def _empty(file: Any) -> None:
+    """Gives the memory of a stream back, and lets nobody write to it again: a session may have kept its descriptor."""
+    if (fallocate := _fallocate()) is not None:
+        size = os.fstat(file.fileno()).st_size
+        fallocate(file.fileno(), _KEEP_SIZE_AND_PUNCH_HOLE, 0, size)  # before the seal, which refuses it
+    with contextlib.suppress(OSError):  # Linux before 5.1 has no such seal
+        _seal(file, _SEAL_FUTURE_WRITE)
+
+
+@functools.cache
+def _fallocate() -> Any:
+    """The C library's, None where there is none."""
+    found = getattr(ctypes.CDLL(None), "fallocate", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return found
 
 
 def _anonymous_file(name: str) -> Any:

@@ -38,7 +38,7 @@ from gtpo.errors import ConfigError, SandboxError
 from gtpo.sandbox import _fusion
 from gtpo.sandbox._dispatch import Dispatcher
 from gtpo.sandbox._endpoints import Endpoint, Endpoints
-from gtpo.sandbox._fusion import RetryableError
+from gtpo.sandbox._fusion import NotBegunError, RetryableError
 from gtpo.sandbox._jobs import all_results, killed_if_interrupted
 from gtpo.sandbox.base import ExecResult, Limits, Session, Status
 from gtpo.sandbox.levels import Level, level_of
@@ -222,7 +222,7 @@ class SandboxFusionSandbox:
         word = secrets.token_hex(16)
         payload = _fusion.request(_fusion.script(code, word, limits, seed), limits, self._compile_timeout_s)
         timeout_s = self._compile_timeout_s + limits.wall_s + _GRACE_S
-        cause, endpoint = "", None
+        cause, endpoint, not_begun = "", None, False
         refusals: list[SandboxError] = []
         for _ in range(self._retries + 1):
             endpoint = self._endpoints.take(call, avoid=endpoint)
@@ -232,8 +232,11 @@ class SandboxFusionSandbox:
             try:
                 ended = _fusion.ended(_fusion.fetch(f"{endpoint.url}/run_code", payload, self._headers, timeout_s))
                 result = _fusion.result(ended, limits, word)
+            except NotBegunError as failure:  # the server is well
+                cause, not_begun = str(failure), True
+                self._endpoints.done(endpoint)
             except RetryableError as failure:
-                cause = str(failure)
+                cause, not_begun = str(failure), False
                 self._endpoints.failed(endpoint, began, failure.wait_s)
             except SandboxError as refusal:
                 self._endpoints.failed(endpoint, began)  # the others may take what this one refuses
@@ -248,6 +251,8 @@ class SandboxFusionSandbox:
                 return result
         if refusals:
             raise refusals[-1]
+        if not_begun:  # every time, on servers that answer: it is for the program, which may have said so itself
+            return ExecResult(Status.ERROR, note=cause)
         if endpoint is not None and not any(one.answered for one in self._endpoints.all):
             self._ping(endpoint)
         return ExecResult(Status.TOOL_FAILURE, note=cause)

@@ -82,13 +82,15 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
     def _save_more(self, folder: Path) -> None:
         """The rollouts that later steps train on, where a generation batch serves several steps."""
         if self._step % self._steps_per_batch and self._buffered_inputs is not None:
-            torch.save({"step": self._step, "inputs": self._buffered_inputs}, self._buffer_path(folder))
+            kept = {"step": self._step, "weights_step": self._weights_step, "inputs": self._buffered_inputs}
+            torch.save(kept, self._buffer_path(folder))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and (path := self._buffer_path(Path(checkpoint))).exists():
             found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._step, self._buffered_inputs = found["step"], found["inputs"]
+            self._weights_step = found["weights_step"]
 
     def _buffer_path(self, folder: Path) -> Path:
         return folder / f"generation_batch_{self.accelerator.process_index}.pt"

@@ -34,6 +34,8 @@ class Batch:
         inputs, failures, credit: of the rollouts of all processes.
         rewards: what TRL logs, and what it computes GRPO's advantages from; None for a dropped rollout.
         verify_s, credit_s: wall seconds.
+        parts: what each reward function gave each rollout of this process, by name; empty where the verifier alone
+            scores.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -47,6 +49,7 @@ class Batch:
     rewards: tuple[float | None, ...]
     verify_s: float
     credit_s: float
+    parts: tuple[Mapping[str, float | None], ...] = ()
 
     @property
     def masks(self) -> list[list[int]]:
@@ -142,6 +145,7 @@ class BatchScorer:
             rewards=tuple(None if policy == "drop" else rewards_B[first + i] for i, policy in enumerate(policies)),
             verify_s=verified - start,
             credit_s=time.perf_counter() - verified,
+            parts=tuple(item.parts for item in scored),
         )
 
     def _policy(self, trajectory: Trajectory, problem: Problem) -> LossPolicy:

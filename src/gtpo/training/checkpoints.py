@@ -7,6 +7,7 @@ said.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -34,6 +35,7 @@ _PARTS: Mapping[str, Sequence[str]] = {
 }
 """What a run needs to go on exactly, by the names that transformers, FSDP and DeepSpeed give to it."""
 _KEPT_ROLLING = 2
+_FULL_BYTES = 1 << 20
 _WRITE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOENT, errno.EACCES}
 _WRITE_WORDS = ("PytorchStreamWriter", "inline_container", "basic_ios", "os error")
 """Parts of what torch, safetensors and tokenizers say of a failed write, which is no OSError."""
@@ -176,6 +178,9 @@ def is_write_failure(error: BaseException) -> bool:
 def write_failure(path: Path, error: BaseException, more: str) -> RecordError:
     """The error that says how to go on: one line of what the library said, and `more`."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0][:200]
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(path.parent).free < _FULL_BYTES:  # torch says "unexpected pos 64 vs 0"
+            said = f"the disk is full ({said})"
     return RecordError(f"{path}: can't be written: {said}. Free some space or mend the permissions, then {more}")
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from gtpo._jsonl import rows
 from gtpo.errors import DataError
+from gtpo.reward_functions import extras_of
 from gtpo.rollout import Encoder, Prompts
 from gtpo.tasks.problems import Problem, problem_of_row
 from gtpo.tasks.row_forms import RowReader
@@ -46,6 +47,8 @@ class RowProblems:
 
     def __init__(self, *, verifies: bool) -> None:
         self._verifies, self._reader = verifies, RowReader()
+        self.further: dict[str, None] = {}
+        """Names of the further fields of the problems, in the order of their first row."""
 
     def problem(self, row: Mapping[str, Any], place: int = 0) -> Problem:
         """The problem of a row; `place` names it if it has no `id`.
@@ -97,6 +100,9 @@ class RowProblems:
             raise DataError(
                 f"{fault}; rename a column with train_dataset.rename_column, or give reward_funcs, which need no answer"
             ) from fault
+        if isinstance(dataset, Dataset) and "extras" in dataset.column_names:
+            for extras in dataset["extras"]:
+                self.further |= dict.fromkeys(extras_of({"extras": extras}))
         if first.get("prompt") is not None and not (self._verifies and "reward_model" in first):
             return dataset
         options = {"new_fingerprint": uuid.uuid4().hex} if isinstance(dataset, Dataset) else {}

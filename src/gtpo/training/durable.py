@@ -38,10 +38,12 @@ class DurableTrainer:
     Attributes:
         check_place: raises where the run's directory is no longer there.
         rolling_save: whether the next checkpoint makes room for later ones; see `gtpo.training.checkpoints.seal`.
+        whole_save: whether the run has to be able to go on from the next checkpoint, whatever `save_only_model` says.
     """
 
     check_place: Callable[[], None] | None = None
     rolling_save = False
+    whole_save = False
     _sealed_step: int | None = None
 
     args: Any
@@ -60,6 +62,9 @@ class DurableTrainer:
             self.check_place()
         folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # nothing goes before this one is whole
+        weights_only = self.args.save_only_model
+        self.args.save_only_model = weights_only and not self.whole_save
+        self.whole_save = False
         try:
             if self.args.should_save:
                 unseal(folder)
@@ -76,6 +81,7 @@ class DurableTrainer:
             raise
         finally:
             self.args.save_total_limit = limit
+            self.args.save_only_model = weights_only
         self._sealed_step = step
         if self.args.should_save:
             rotate(self.args.output_dir, limit, self.state.best_model_checkpoint)
@@ -83,13 +89,13 @@ class DurableTrainer:
     def _save_more(self, folder: Path) -> None:
         """What else a checkpoint needs; each process writes its own."""
 
-    def go_on(self, checkpoint: str | None) -> None:
-        """Train to the end, from a checkpoint or from the beginning."""
+    def go_on(self, checkpoint: str | None) -> Any:
+        """Train to the end, from a checkpoint or from the beginning; returns what `train` does, None if all is done."""
         if checkpoint and step_of(checkpoint) >= self.args.max_steps > 0:
             self._load_from_checkpoint(checkpoint)  # type: ignore[attr-defined]  # train would do one step more
             self.state.global_step = step_of(checkpoint)
-        else:
-            self.train(resume_from_checkpoint=checkpoint)  # type: ignore[attr-defined]
+            return None
+        return self.train(resume_from_checkpoint=checkpoint)  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Transformers', which takes the optimizer's settings from the checkpoint; those that are asked for hold."""
@@ -199,6 +205,7 @@ class DurabilityCallback(TrainerCallback):
             raise self.trainer._diverged("weights are not finite after the update", state.global_step)
         if number or due_now:
             self.trainer.rolling_save = not control.should_save
+            self.trainer.whole_save = True
             control.should_save = True
         self._end(number, state, control)
 

@@ -40,10 +40,10 @@ def time_metrics(seconds: Mapping[str, float], step_s: float) -> dict[str, float
     """Seconds a phase and their shares of the steps since the last log.
 
     Args:
-        seconds: wall seconds of rollout (which includes tools), tools, verify, credit and record.
+        seconds: wall seconds of rollout (which includes tools), tools, scoring, verify, credit and record.
         step_s: wall seconds of the training steps as a whole; what the phases leave is the update.
     """
-    spent = {name: seconds.get(name, 0.0) for name in ("rollout", "tools", "verify", "credit", "record")}
+    spent = {name: seconds.get(name, 0.0) for name in ("rollout", "tools", "scoring", "verify", "credit", "record")}
     accounted = sum(spent.values()) - spent["tools"]
     spent["update"] = max(step_s - accounted, 0.0)
     shares = {f"time/{name}_share": value / step_s for name, value in spent.items()} if step_s > 0 else {}

@@ -9,9 +9,10 @@ from typing import Any
 from datasets import Dataset
 
 from gtpo.errors import ConfigError
-from gtpo.rollout import Environments, RolloutEngine, build_engine
+from gtpo.rollout import Environments, Prompts, RolloutEngine, build_engine
 from gtpo.sandbox import Sandbox
-from gtpo.training.config import GTPOConfig
+from gtpo.training.config import GTPOConfig, check_enough_problems
+from gtpo.training.data import problem_dataset
 
 
 def made_engine(
@@ -45,12 +46,15 @@ def made_engine(
     return build_engine(args, tokenizer, tools=own, sandbox=sandbox, environments=environments)
 
 
-def check_data(environments: Environments, dataset: Any, args: GTPOConfig) -> Any:
-    """The data set, or without one rows with an empty prompt, which `reset` fills.
+def check_data(environments: Environments, dataset: Any, args: GTPOConfig, prompts: Prompts) -> Any:
+    """The data set; without one the environment's own problems, or rows with an empty prompt, which `reset` fills.
 
     Raises:
         ConfigError: `reset` does not take its columns, or there is neither a data set nor `max_steps`.
     """
+    if dataset is None and (problems := environments.problems()):
+        dataset = problem_dataset(problems, prompts)
+        check_enough_problems(len(dataset), args)
     if dataset is None:
         if args.max_steps <= 0:
             raise ConfigError(
@@ -59,8 +63,9 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig) -> An
             )
         groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
         dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * groups})
-    if names := getattr(dataset, "column_names", None):
-        environments.check_columns([name for name in names if name != "extras"])
+    names = getattr(dataset, "column_names", None)
+    if names and "extras" not in names:  # those of problems have further fields, which the first batch is checked for
+        environments.check_columns(names)
     return dataset
 
 

@@ -156,7 +156,7 @@ def check_vacant(run_dir: str | Path) -> None:
         ConfigError: it holds records or checkpoints.
     """
     run_dir = Path(run_dir)
-    if (run_dir / METRICS).exists() or (run_dir / CHECKPOINTS).exists():
+    if (run_dir / METRICS).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*")):
         raise ConfigError(
             f"{run_dir} holds a run already: go on with it (--resume true), choose another --run_dir, or delete its "
             "records and checkpoints (--overwrite true)"

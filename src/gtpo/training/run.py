@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gtpo._signals import stop_signals
+from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutEngine, build_engine, fitting
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
+from gtpo.training.checkpoints import newest_whole
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import problem_dataset
 from gtpo.training.durable import DurabilityCallback
@@ -125,6 +127,40 @@ def train(
         return TrainResult(Path(args.run_dir), model_dir, trainer.state.global_step)
 
 
+def train_recorded(trainer: GTPOTrainer, resume: bool | str | Path | None, *, with_changes: bool) -> Any:
+    """Train in the run's directory, recorded, locked and stopped by signals as `train` does it.
+
+    For a trainer that was made in Python; see `GTPOTrainer.train`.
+
+    Raises:
+        ConfigError: see `begin`; or `resume` is the path of another checkpoint than the newest whole one.
+        RecordError: the directory can't be written.
+        StoppedError: a signal ended the run before its last step; a checkpoint holds it.
+    """
+    args = trainer.args
+    newest = newest_whole(args.output_dir or "")
+    if isinstance(resume, str | Path) and (newest is None or newest.resolve() != Path(resume).resolve()):
+        raise ConfigError(
+            f"resume_from_checkpoint {str(resume)!r} is not the newest whole checkpoint of the run ({newest}): give "
+            "True, which takes that one, or delete the newer ones"
+        )
+    about = {"identity": {"processes": args.world_size}}
+    with ExitStack() as stack:
+        try:
+            run = stack.enter_context(
+                recorded_run(args, about, trainer.progress, resume=bool(resume), with_changes=with_changes)
+            )
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. In Python: train(resume_from_checkpoint=True, resume_with_changes=True), another "
+                "output_dir, or GTPOConfig(overwrite=True)"
+            ) from error
+        trainer.recorder = run.recorder
+        for callback in run.callbacks:
+            trainer.add_callback(callback)
+        return run.complete(trainer, {"tool_format": trainer.engine.encoder.choice})
+
+
 @dataclass(frozen=True)
 class RecordedRun:
     """A run in its directory, which no other trainer writes into.
@@ -150,8 +186,8 @@ class RecordedRun:
         """What the trainer needs to be recorded and stopped."""
         return [MetricsCallback(self.recorder), self.durability]
 
-    def complete(self, trainer: Any, found: Mapping[str, Any]) -> None:
-        """Write config.yaml, then train to the end.
+    def complete(self, trainer: Any, found: Mapping[str, Any]) -> Any:
+        """Write config.yaml, then train to the end; returns what the trainer's `train` does.
 
         Args:
             trainer: a `DurableTrainer`, with `callbacks`.
@@ -166,9 +202,10 @@ class RecordedRun:
             changes = {"changes": list(self.start.changes)} if self.start.changes else {}
             self.recorder.write_config({**self.about, **found, **changes, "config": self.settings})
         self.durability.check_requested(self.args)
-        trainer.go_on(self.start.checkpoint)
+        output = trainer.go_on(self.start.checkpoint)
         self.durability.check_stopped(self.args, trainer.state)
         self.recorder.check_place()
+        return output
 
 
 @contextmanager

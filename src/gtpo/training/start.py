@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,33 @@ class Start:
 
     checkpoint: str | None
     changes: tuple[Mapping[str, Any], ...] = ()
+
+
+@contextmanager
+def held(args: Any, chosen: ResumeArguments, about: Mapping[str, Any]) -> Iterator[None]:
+    """A run's directory, locked and looked at before weights are loaded; the main process alone does it.
+
+    Args:
+        args: settings.
+        chosen: whether the run is gone on with.
+        about: see `begin`.
+
+    Raises:
+        ConfigError: see `begin`.
+        RecordError: the directory can't be written.
+    """
+    recorder = RunRecorder(args.run_dir)
+    if args.process_index:
+        yield
+        return
+    recorder.hold()
+    try:
+        with_changes = chosen.resume_with_changes
+        options = {"overwrite": args.overwrite, "with_changes": with_changes, "about": about}
+        check_startable(args, args.run_dir, resume=chosen.choice, **options)
+        yield
+    finally:
+        recorder.release()
 
 
 def begin(

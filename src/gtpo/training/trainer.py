@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -28,42 +27,41 @@ from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
-from gtpo._async import run_async
 from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
-from gtpo.errors import BackendError, ConfigError, TooManyFailuresError
+from gtpo.errors import ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import RolloutEngine
-from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.loop import Progress, RolloutBatch, write_partial
+from gtpo.rollout.loop import write_partial
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.sandbox import Sandbox
 from gtpo.scoring import EnvironmentReward, Rewards, make_scorer
 from gtpo.similarity import CodeSimilarity, get_similarity
+from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
-from gtpo.training.base_trainer import BaseTrainer
+from gtpo.training.answer_scoring import AnswerScorer
 from gtpo.training.batch import Batch, BatchScorer
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
-from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
-from gtpo.training.own_environment import check_data, made_engine, reset_columns
+from gtpo.training.overlap import FRAC_CUT, share_cut
+from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.reward_functions import RewardSources
+from gtpo.training.rolling_trainer import RollingTrainer
 from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
-from gtpo.training.trl_compat import RandomState, gather_on_main, unwrapped_for_generation, whole_weights
+from gtpo.training.trl_compat import RandomState, gather_on_main
 from gtpo.training.trl_options import check_arguments
-from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
-from gtpo.turn_rewards import TurnRewardFunction
+from gtpo.turn_rewards import TurnRewardFunction, asks_for_answers
 from gtpo.types import Trajectory
 
 
-class GTPOTrainer(BaseTrainer):
+class GTPOTrainer(RollingTrainer):
     """Trains a model that reasons with tools. Its arguments are those of `GRPOTrainer`, in their order and meaning.
 
     Args:
@@ -90,7 +88,8 @@ class GTPOTrainer(BaseTrainer):
         verifier: checks final answers; by default the one that `args` ask for.
         similarity: of codes, for shaping; by default `args.similarity`.
         turn_reward_funcs: see `gtpo.turn_rewards`; by default those of `args`.
-        recorder: writes the run's directory; None writes nothing.
+        recorder: writes the run's directory, which the caller has made ready; None: if `args` name a directory, `train`
+            records the run there, as `gtpo train` does; False: nothing is recorded.
         progress: says on the terminal what a step is doing; None says nothing.
 
     Raises:
@@ -120,7 +119,7 @@ class GTPOTrainer(BaseTrainer):
         verifier: Verifier | None = None,
         similarity: CodeSimilarity | None = None,
         turn_reward_funcs: Sequence[TurnRewardFunction] | None = None,
-        recorder: RunRecorder | None = None,
+        recorder: RunRecorder | Literal[False] | None = None,
         progress: StepProgress | None = None,
     ):
         check_arguments({"rollout_func": rollout_func})
@@ -136,7 +135,7 @@ class GTPOTrainer(BaseTrainer):
         self.engine = engine or made_engine(args, processing_class, tools, environment_factory, sandbox)
         environments = self.engine.environments
         if environments:
-            train_dataset = check_data(environments, train_dataset, args)
+            train_dataset = check_data(environments, train_dataset, args, self.engine.prompts)
         scorer = make_scorer(
             args,
             reward_funcs=reward_funcs,
@@ -146,9 +145,10 @@ class GTPOTrainer(BaseTrainer):
             turns=args.algorithm in TURN_REWARDS,
         )
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
-        self._rows = RowProblems(verifies=scorer.verifier is not None)
-        train_dataset, eval_dataset = (self._prompted(data) for data in (train_dataset, eval_dataset))
-        self.recorder = recorder
+        rows = RowProblems(verifies=scorer.verifier is not None)
+        train_dataset, eval_dataset = (_prompted(rows, data, self.engine) for data in (train_dataset, eval_dataset))
+        self.recorder = recorder or None
+        self._records_itself = recorder is None and args.run_dir != type(args).run_dir
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
         self._rare_success = FailureWatch(where_success_is_rare(settings))
@@ -161,14 +161,12 @@ class GTPOTrainer(BaseTrainer):
         self._failures = FailurePolicy(args.max_failed_fraction, args.max_failed_batches)
         self._pieces = TokenPieces(self.engine.encoder.decode)
         self._batch: Batch | None = None
-        self._inputs: Sequence[Mapping[str, Any]] = ()
-        self._held: list[Any] = []
+        asks = any(map(asks_for_answers, scorer.turn_reward_funcs))
+        self._answers = AnswerScorer(self.engine.encoder, self.engine.prompts) if asks else None
         self._said_graded = False
-        self._overlap = self._overlap_for(train_dataset, args, progress)
-        self._coming: tuple[int, BatchOrder] | None = None
-        by_adapter = args.use_vllm and args.vllm_sync == "adapter"
-        args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(
+            engine=self.engine,
+            rows=rows,
             progress=progress,
             model=model,
             reward_funcs=[self._reward_function(source) for source in scorer.sources_of_trainer],
@@ -184,18 +182,6 @@ class GTPOTrainer(BaseTrainer):
             peft_config=peft_config,
         )
         self._sources = RewardSources(self, self.outcome_reward, self._reward_function(scorer.added))
-        if by_adapter:
-            folder = Path(args.run_dir) / "adapters"
-            self.use_vllm = args.use_vllm = True
-            self.vllm_generation: Any = AdapterSync(
-                self.model, self.accelerator, server_url(args), folder, args.vllm_server_timeout
-            )
-            self._last_loaded_step = -1
-            corrects = args.vllm_importance_sampling_correction and self.accelerator.is_main_process
-            if corrects and (said := self.vllm_generation.wrong_logprobs()):
-                self.progress.say(f"gtpo: {said}")
-        elif args.use_vllm and args.vllm_mode == "colocate":
-            check_takes_weights(self.vllm_generation)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
@@ -220,14 +206,29 @@ class GTPOTrainer(BaseTrainer):
         self.progress.phase("update")
         return output
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; rollouts that were begun ahead end with it."""
-        self._coming = None
+    def train(
+        self, resume_from_checkpoint: Any = None, *args: Any, resume_with_changes: bool = False, **kwargs: Any
+    ) -> Any:
+        """TRL's, recorded in `args.run_dir`.
+
+        Args:
+            resume_from_checkpoint: True, or the path of the newest whole checkpoint, to go on with the run.
+            args, kwargs: see `GRPOTrainer.train`.
+            resume_with_changes: go on although settings are not those that the run was begun with.
+
+        Raises:
+            ConfigError: the directory holds a run already, and it is not to be resumed or overwritten.
+            StoppedError: a signal ended the run, whose checkpoint says where.
+        """
+        if not self._records_itself:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        from gtpo.training.run import train_recorded  # it makes trainers
+
+        self._records_itself = False  # in the call of `train` that comes of this
         try:
-            return super().train(*args, **kwargs)
+            return train_recorded(self, resume_from_checkpoint, with_changes=resume_with_changes)
         finally:
-            if self._overlap:
-                self._overlap.close()
+            self._records_itself = True
 
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
@@ -240,95 +241,19 @@ class GTPOTrainer(BaseTrainer):
             "env_mask": batch.masks,
         }
 
-    def _trajectories(self) -> tuple[Trajectory, ...]:
+    def _columns(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, Sequence[Any]]:
+        """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
+        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs, self._rows.further))
+        if not self._answers:
+            return columns
         start = time.perf_counter()
-        self.progress.phase("rollouts")
-        self._weights_step = self.state.global_step
-        if self._overlap and self.model.training:
-            batch = self._taken(self._overlap)
-        else:
-            batch = run_async(self._begin(self._inputs, self.progress.within_phase))
-        if self.engine.environments:
-            self.engine.environments.release(self._held)  # those of the batch before
-        self._held = list(batch.environments)
-        if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
-            raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
-        self._seconds["rollout"] += time.perf_counter() - start
-        self._seconds["tools"] += batch.tools_s
-        return batch.trajectories
-
-    def _begin(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> Coroutine[Any, Any, RolloutBatch]:
-        """The rollouts of these rows, from the weights as they are now."""
-        context = ExitStack()
-        backend = context.enter_context(self._backend())
-        seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
-        prompts = [
-            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
-            for row in rows
-        ]
-        columns = list(map(reset_columns, rows))
-
-        async def roll_out() -> RolloutBatch:
-            with context:
-                return await self.engine.run_async(
-                    prompts,
-                    backend,
-                    seed=seed,
-                    progress=progress,
-                    mask_failures=True,
-                    columns=columns,
-                    hold_environments=True,
-                )
-
-        return roll_out()
-
-    def _overlap_for(self, dataset: Any, args: GTPOConfig, progress: StepProgress) -> Overlap | None:
-        if args.overlap and isinstance(dataset, IterableDataset):
-            args.overlap = 0
-            if args.process_index == 0:
-                progress.say("gtpo: overlap 0: a train_dataset that is streamed can't be read ahead")
-        return Overlap(args.overlap, self._begin) if args.overlap else None
-
-    def _taken(self, overlap: Overlap) -> RolloutBatch:
-        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
-        if self._coming is None:
-            order = BatchOrder(
-                self._epoch_order,
-                self.train_dataset,
-                batch_size=self._train_batch_size * self.args.steps_per_generation,
-                process=self.accelerator.process_index,
-                processes=self.accelerator.num_processes,
-            )
-            self._coming = (order.number_at(self.state.epoch or 0.0), order)
-        number, order = self._coming
-        last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
-        progress = self.progress.within_phase
-        found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
-        self._coming = (number + 1, order)
-        self._weights_step = found.weights_step
-        metrics = self._metrics["train"]
-        metrics["time/server_idle_s"].append(overlap.idle_s())
-        return found.batch
-
-    @contextmanager
-    def _backend(self) -> Iterator[Backend]:
-        """What generates, for one batch."""
-        if self.use_vllm:
-            if self.args.vllm_sync == "adapter":
-                with self.vllm_generation.backend(self._tokenizer) as backend:
-                    yield backend
-            elif self.args.vllm_mode == "server":
-                timeout_s = self.args.vllm_server_timeout
-                yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
-            else:
-                yield colocated(self.vllm_generation)
-            return
-        with (
-            unwrapped_for_generation(self) as model,
-            whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),
-            self.accelerator.autocast(),  # around the whole batch, so that weights are cast once and not for each token
-        ):
-            yield TransformersBackend(model, batch_size=self.args.max_concurrency or 64)
+        self.progress.phase("scoring")
+        with self._whole_policy() as model:
+            columns |= self._answers.columns(model, trajectories, problems, group_size)
+        self._seconds["scoring"] += time.perf_counter() - start
+        return columns
 
     def _reward_function(self, source: Any) -> Any:
         """A source of reward as TRL calls it; None for none."""
@@ -338,21 +263,13 @@ class GTPOTrainer(BaseTrainer):
             return source.as_function(lambda: self._rolled_out)
         return cast(Any, self.verified) if is_verifier(source) else guarded(source)
 
-    def _prompted(self, dataset: Any) -> Any:
-        """The data set with a column `prompt`; of several by name, each of them."""
-        if isinstance(dataset, Mapping):
-            return {name: self._prompted(part) for name, part in dataset.items()}
-        if not isinstance(dataset, Dataset | IterableDataset):
-            return dataset
-        return self._rows.prompted(dataset, self.engine.prompts)
-
     def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
         """What TRL gets from each reward function for the rollouts of this process."""
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
-        prompts = [row["prompt"] for row in self._inputs]
-        columns = columns_of(self._inputs)
+        prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, self._inputs, strict=True)]
+        columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
         try:
@@ -378,13 +295,15 @@ class GTPOTrainer(BaseTrainer):
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
+        problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
+        columns = self._columns(trajectories, problems, group_size)
         batch = self.scorer.score(
             trajectories,
-            tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs)),
+            problems,
             group_size,
             self.progress.phase,
             rewards=lambda verdicts: self._rewards(trajectories, verdicts),
-            columns=columns_of(self._inputs),
+            columns=columns,
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -473,3 +392,12 @@ class GTPOTrainer(BaseTrainer):
     def _records_now(self) -> bool:
         every = self.args.record_every
         return every > 0 and self.state.global_step % every == 0
+
+
+def _prompted(rows: RowProblems, dataset: Any, engine: RolloutEngine) -> Any:
+    """The data set with a column `prompt`; of several by name, each of them."""
+    if isinstance(dataset, Mapping):
+        return {name: _prompted(rows, part, engine) for name, part in dataset.items()}
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return dataset
+    return rows.prompted(dataset, engine.prompts)

@@ -208,10 +208,14 @@ def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
         from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
         if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-            raise ConfigError("rollouts in process need FSDP 2 (fsdp_config: {version: 2}), or --use_vllm true")
+            raise ConfigError(
+                "a process that computes on its own (rollouts in process, information_gain) needs FSDP 2 (fsdp_config: "
+                "{version: 2}); rollouts may also use --use_vllm true"
+            )
         if not gathered and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise ConfigError(
-                "rollouts in process under ZeRO-3 need --ds3_gather_for_generation true, or --use_vllm true"
+                "a process that computes on its own (rollouts in process, information_gain) needs "
+                "--ds3_gather_for_generation true under ZeRO-3; rollouts may also use --use_vllm true"
             )
         spread = [module for module in model.modules() if isinstance(module, FSDPModule)]
     else:

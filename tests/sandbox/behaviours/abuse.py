@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from behaviours.checks import ATTEMPTS, SYSTEM_CALL, X86, described, each_denied
+from behaviours.checks import ATTEMPTS, SYSTEM_CALL, X86, described, each_denied, prints
 from behaviours.entry import Behaviour, Facts, Outcome
 
 AREA = "abuse"
@@ -16,6 +16,7 @@ _NUMBERS = {
     "mq_open": (240, 180), "add_key": (248, 217), "keyctl": (250, 219), "vmsplice": (278, 75), "mlockall": (151, 230),
     "get_robust_list": (274, 100), "readahead": (187, 213), "set_mempolicy": (238, 237), "syslog": (103, 116),
     "fanotify_init": (300, 262), "ioprio_set": (251, 30), "remap_file_pages": (216, 234),
+    "futex": (202, 98),
 }  # fmt: skip
 NR = {name: row[0 if X86 else 1] for name, row in _NUMBERS.items()}
 TRY_CALLS = ATTEMPTS + SYSTEM_CALL
@@ -156,6 +157,38 @@ attempt('messages of the kernel', system_call, {NR["syslog"]}, 3, ctypes.create_
 """
 )
 
+MEMORY_ELSEWHERE = (
+    TRY_CALLS
+    + """
+import mmap
+page = mmap.mmap(-1, 4096)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+for name, advice in (('to the swap', 21), ('cold', 20), ('shared with equal pages', 12)):
+    attempt(name, page.madvise, advice)
+attempt('large pages', mmap.mmap, -1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)
+"""
+)
+
+OWNERS_OF_LOCKS = (
+    TRY_CALLS
+    + f"""
+word = ctypes.c_uint32(1)
+for operation in (6, 7, 8, 11, 12, 13):
+    attempt(f'operation {{operation}}', system_call, {NR["futex"]}, ctypes.byref(word), operation, 0, 0, 0, 0)
+"""
+)
+
+WRITE_OUT = """\
+import mmap, os
+file = os.open(os.__file__, os.O_RDONLY)
+page = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+for _ in range(20_000):
+    os.fsync(file)
+    os.fdatasync(file)
+    page.flush()
+print("in memory")
+"""
+
 
 def at_most(most: int, least: int = 0):
     """The last program printed a number within these bounds."""
@@ -215,5 +248,15 @@ BEHAVIOURS = (
         area=AREA,
         code=ATTEMPTS + "attempt('priority', os.getpriority, os.PRIO_USER, 0)",
         holds=each_denied(),
+    ),
+    Behaviour(name="memory where nobody counts it", area=AREA, code=MEMORY_ELSEWHERE, holds=each_denied("ENOMEM")),
+    Behaviour(name="owners of locks", area=AREA, code=OWNERS_OF_LOCKS, holds=each_denied()),
+    Behaviour(
+        name="disks through files of the machine",
+        area=AREA,
+        code=WRITE_OUT,
+        holds=prints("in memory"),
+        limits={"cpu_s": 2.0, "wall_s": 8.0},
+        harmless=False,
     ),
 )

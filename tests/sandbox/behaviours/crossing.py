@@ -256,6 +256,26 @@ SCIENCE = "import numpy\n"
 BEGIN_COUNT = COUNT + "spent = time.process_time()"
 END_COUNT = "import time\nprint(1 if time.process_time() - spent < 0.7 else 1000)"
 
+KEEP_STREAMS = """\
+import os
+kept = [os.dup(1), os.dup(2)]
+for fd in kept:
+    os.pwrite(fd, b"x" * 4096, 0)
+print("kept")
+"""
+
+USE_STREAMS = """\
+import errno
+for fd in kept:
+    print(os.pread(fd, 4096, 0).count(b"x"))
+    try:
+        os.pwrite(fd, b"y", 8192)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+    else:
+        print("DONE")
+"""
+
 BEHAVIOURS = (
     Behaviour(
         name="files beside the own directory",
@@ -358,5 +378,12 @@ BEHAVIOURS = (
         area=AREA,
         code=PASS_A_DESCRIPTOR,
         holds=refused_at(0),
+    ),
+    Behaviour(
+        name="streams that a session keeps",
+        area=AREA,
+        code=(KEEP_STREAMS, USE_STREAMS),
+        rollouts=("attacker", "attacker"),
+        holds=prints("0\nEPERM\n0\nEPERM"),
     ),
 )

@@ -1,31 +1,33 @@
 """The agent loop `gtpo`: our multi-turn rollout, sandbox and verifier on verl's model servers.
 
-An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once a process and shared. The
-score that goes to verl is the accuracy. Beside it, in `extra_fields["gtpo"]`, is what the trainer makes
-turn rewards of: `gtpo.credit_assignment.CreditInputs` but for the group, and the tokens of each turn.
+An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once per process and shared. The
+score that goes to verl is the outcome reward: the accuracy, unless `graded` or `reward_funcs` say otherwise. Beside it,
+in `extra_fields["gtpo"]`, is what the trainer makes turn rewards of (`gtpo.integrations.verl.facts`). Reward functions
+and turn rewards are called for each rollout alone, with lists of one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput, register
 
-from gtpo.credit_assignment import credit_inputs
 from gtpo.errors import BackendError, ConfigError
-from gtpo.integrations.verl.rows import problem_of
-from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
-from gtpo.rollout import RolloutConfig, RolloutEngine, Sampling, build_engine
+from gtpo.integrations.verl.facts import told
+from gtpo.integrations.verl.rows import problem_of, reward_columns
+from gtpo.integrations.verl.settings import AlgorithmOptions, LoopConfig, loop_config
+from gtpo.rollout import RolloutEngine, Sampling, build_engine
 from gtpo.rollout.backends.answers import checked_generation
 from gtpo.rollout.backends.base import Generation, GenerationSession, Request
+from gtpo.scoring import Scored, Scorer, make_scorer
 from gtpo.tasks.problems import Problem
-from gtpo.tasks.verifiers import Verdict, Verifier, get_verifier
 from gtpo.types import Trajectory
 
 
@@ -74,15 +76,16 @@ class GTPOAgentLoop(AgentLoopBase):
             backend,
             sampling=Sampling(max(float(sampling_params.get("temperature", 1.0)), 0.0)),
             rollout_ids=[next(shared.numbers)],
+            columns=[problem.columns],
         )
         (trajectory,) = batch.trajectories
-        verdict = await asyncio.to_thread(shared.verify, trajectory, problem)
+        scored = await asyncio.to_thread(shared.score, trajectory, problem, kwargs)
         return AgentLoopOutput(
             prompt_ids=list(trajectory.prompt_ids),
             response_ids=trajectory.completion_ids,
             response_mask=trajectory.mask,
             response_logprobs=trajectory.logprobs,
-            reward_score=float(verdict.passed),
+            reward_score=float(scored.reward or 0.0),
             num_turns=len(trajectory.turns) + sum(turn.observation is not None for turn in trajectory.turns) + 1,
             metrics={
                 "generate_sequences": batch.generation_s,
@@ -92,24 +95,11 @@ class GTPOAgentLoop(AgentLoopBase):
             extra_fields={
                 "turn_scores": [],
                 "tool_rewards": [],
-                "reward_extra_info": {"acc": float(verdict.passed)},
-                "gtpo": self._facts(trajectory, verdict.passed),
+                "reward_extra_info": {"acc": float(scored.passed), **_by_name(scored)},
+                "gtpo": told(trajectory, scored, penalize_syntax_errors=self._penalize_syntax_errors),
                 **backend.versions,
             },
         )
-
-    def _facts(self, trajectory: Trajectory, passed: bool) -> dict[str, Any]:
-        """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue."""
-        facts = asdict(
-            credit_inputs(trajectory, passed=passed, group_id=0, penalize_syntax_errors=self._penalize_syntax_errors)
-        )
-        del facts["group_id"]
-        return {
-            **facts,
-            "invalid_turns": list(facts["invalid_turns"]),
-            "stop_reason": trajectory.stop_reason.value,
-            "turn_tokens": [len(turn.token_ids) for turn in trajectory.turns],
-        }
 
 
 @dataclass(frozen=True)
@@ -117,23 +107,32 @@ class _Shared:
     """What all rollouts of a process use."""
 
     engine: RolloutEngine
-    verifier: Verifier
+    scorer: Scorer
     numbers: Any = field(default_factory=itertools.count)
 
-    def verify(self, trajectory: Trajectory, problem: Problem) -> Verdict:
-        return self.verifier.verify_many([trajectory.answer_text], [problem])[0]
+    def score(self, trajectory: Trajectory, problem: Problem, row: Mapping[str, Any]) -> Scored:
+        prompts = [self.engine.prompts.messages(problem)]
+        (scored,) = self.scorer.score([trajectory], [problem], prompts=prompts, columns=reward_columns(row, problem))
+        return scored
+
+
+def _by_name(scored: Scored) -> dict[str, float]:
+    """What each reward function gave, for verl's validation figures; NaN where one does not apply."""
+    return {name: math.nan if value is None else float(value) for name, value in scored.parts.items()}
 
 
 _SHARED: dict[str, _Shared] = {}
 
 
-def _shared(tokenizer: Any, config: RolloutConfig, rollout: Any) -> _Shared:
+def _shared(tokenizer: Any, config: LoopConfig, rollout: Any) -> _Shared:
     """Made once for each set of options."""
     if rollout.get("enable_rollout_routing_replay", False):
         raise ConfigError("the agent loop gtpo keeps no routed experts: leave enable_rollout_routing_replay off")
     key = f"{id(tokenizer)} {config}"
     if key not in _SHARED:
-        _SHARED[key] = _Shared(build_engine(config, tokenizer), get_verifier(config.verifier))
+        scorer = make_scorer(config)
+        scorer.check_functions()
+        _SHARED[key] = _Shared(build_engine(config, tokenizer), scorer)
     return _SHARED[key]
 
 

@@ -17,22 +17,16 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est
 
-from gtpo import functional as F
-from gtpo.errors import ConfigError
+from gtpo.integrations.verl.facts import Known, token_advantages
 from gtpo.integrations.verl.settings import AlgorithmOptions
 
-_KNOWN: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("gtpo_turns", default=None)
+_KNOWN: ContextVar[Known | None] = ContextVar("gtpo_turns", default=None)
 
 
 @contextmanager
-def turns_known(turn_ids_B_T: Tensor, passed_B: Tensor) -> Iterator[None]:
-    """Tell the estimator, for as long as the block lasts, what verl does not pass on.
-
-    Args:
-        turn_ids_B_T: integer, the turn of each sampled token, -1 elsewhere; -1 throughout for rows that are not scored.
-        passed_B: bool, whether the row's rollout passed.
-    """
-    token = _KNOWN.set((turn_ids_B_T, passed_B))
+def turns_known(turn_ids_B_T: Tensor, passed_B: Tensor, own_B_K: Tensor | None = None) -> Iterator[None]:
+    """Tell the estimator, for as long as the block lasts, what verl does not pass on; see `Known`."""
+    token = _KNOWN.set(Known(turn_ids_B_T, passed_B, own_B_K))
     try:
         yield
     finally:
@@ -63,32 +57,6 @@ def gtpo_advantage(
         ConfigError: `zero_uniform_groups` is true, and nobody said which rollouts passed.
     """
     settings = AlgorithmOptions.of(config or {}).credit
-    known = _KNOWN.get()
-    if known is None and settings.zero_uniform_groups:
-        raise ConfigError(
-            "algorithm.gtpo.zero_uniform_groups=true needs to know which rollouts passed: use "
-            "trainer.v1.trainer_mode=gtpo_sync, or +algorithm.gtpo.zero_uniform_groups=false"
-        )
+    groups_B = torch.as_tensor(np.unique(index, return_inverse=True)[1])
     with torch.no_grad():
-        turn_ids_B_T = F.turn_ids_from_mask(response_mask) if known is None else known[0].to(response_mask.device)
-        scored_B = turn_ids_B_T.ge(0).any(dim=1)
-        advantages_B_T = torch.zeros_like(token_level_rewards)
-        returns_B_T = torch.zeros_like(token_level_rewards)
-        if scored_B.any():
-            ids = turn_ids_B_T[scored_B]
-            rewards = F.sum_over_turns(token_level_rewards[scored_B], ids)
-            num_turns = ids.max(dim=1).values + 1
-            groups = torch.as_tensor(np.unique(index, return_inverse=True)[1], device=scored_B.device)[scored_B]
-            returns = F.discounted_returns(rewards, num_turns, gamma=settings.gamma)
-            advantages = F.group_advantages(
-                returns,
-                num_turns,
-                groups,
-                passed_B=None if known is None else known[1].to(scored_B.device)[scored_B],
-                normalize_over=settings.normalize_over,
-                zero_uniform_groups=settings.zero_uniform_groups,
-                advantage_clip=settings.advantage_clip,
-            )
-            advantages_B_T[scored_B] = F.spread_to_tokens(advantages, ids)
-            returns_B_T[scored_B] = F.spread_to_tokens(returns, ids)
-        return advantages_B_T * response_mask, returns_B_T * response_mask
+        return token_advantages(token_level_rewards, response_mask, groups_B, settings, _KNOWN.get())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gtpo.reward_functions import columns_of
 from gtpo.tasks.problems import Problem
 
 
@@ -62,6 +63,24 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
         extras={**info, **ours},
         messages=messages,
     )
+
+
+def reward_columns(row: Mapping[str, Any], problem: Problem) -> dict[str, list[Any]]:
+    """What reward functions get by name for one rollout: columns of verl's row, and those that our trainer gives.
+
+    Args:
+        row: as for `problem_of`; its columns `data_source`, `ability`, `reward_model` and `extra_info` are passed on.
+        problem: of the row; `id`, `question`, `answer`, `domain` and the entries of its extras are columns, too.
+    """
+    of_verl = {
+        name: {str(key): _plain(value) for key, value in row[name].items()}
+        if isinstance(row[name], Mapping)
+        else _plain(row[name])
+        for name in ("data_source", "ability", "reward_model", "extra_info")
+        if row.get(name) is not None
+    }
+    ours = {name: getattr(problem, name) for name in ("id", "question", "answer", "domain")}
+    return columns_of([{**of_verl, **ours, "extras": dict(problem.extras)}])
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from gtpo.credit_assignment import CreditSettings
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
+from gtpo.scoring import RewardConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class AlgorithmOptions:
             ConfigError: an unknown option or one that can't be used.
         """
         found = _plain(algorithm.get("gtpo") if hasattr(algorithm, "get") else getattr(algorithm, "gtpo", None))
+        if misplaced := sorted(set(found) & _OF_REWARDS):
+            raise ConfigError(f"algorithm.gtpo: {misplaced[0]} is an option of the agent loop: {_WHERE}")
         similarity = found.pop("similarity", "lexical")
         _check_known("algorithm.gtpo", found, {item.name for item in fields(CreditSettings)}, "similarity")
         credit = CreditSettings(**found)
@@ -43,6 +46,17 @@ class AlgorithmOptions:
         return cls(credit, similarity)
 
 
+@dataclass
+class LoopConfig(RolloutConfig, RewardConfig):
+    """How the agent loop makes rollouts, and what they are worth."""
+
+    def __post_init__(self) -> None:
+        RolloutConfig.__post_init__(self)
+        self.check_rewards()
+
+
+_WHERE = "give it under `options` in the file actor_rollout_ref.rollout.agent.agent_loop_config_path"
+_OF_REWARDS = {item.name for item in fields(RewardConfig)}
 _OF_VERL: Mapping[str, str] = {
     "max_completion_length": "actor_rollout_ref.rollout.response_length",
     "max_context": "actor_rollout_ref.rollout.max_model_len",
@@ -56,12 +70,12 @@ _OF_VERL: Mapping[str, str] = {
 """Fields of `RolloutConfig` that verl decides on, and the option there."""
 
 
-def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str, Any] | None = None) -> RolloutConfig:
-    """How the agent loop makes rollouts.
+def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str, Any] | None = None) -> LoopConfig:
+    """How the agent loop makes rollouts, and what they are worth.
 
     Args:
         options: `options` of its entry in the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`: the fields
-            of `RolloutConfig`, by the names of `gtpo train`.
+            of `RolloutConfig` and `RewardConfig`, by the names of `gtpo train`.
         rollout: verl's `actor_rollout_ref.rollout`: the lengths of prompt, response and context.
         template_kwargs: verl's options of the chat template.
 
@@ -71,11 +85,11 @@ def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str,
     found = _plain(options)
     if taken := sorted(set(found) & set(_OF_VERL)):
         raise ConfigError(f"options of the agent loop: {taken[0]} is verl's: set {_OF_VERL[taken[0]]}")
-    _check_known("options of the agent loop", found, {item.name for item in fields(RolloutConfig)} - set(_OF_VERL))
+    _check_known("options of the agent loop", found, {item.name for item in fields(LoopConfig)} - set(_OF_VERL))
     if rollout is None:
-        return RolloutConfig(**found)
+        return LoopConfig(**found)
     longest = rollout.prompt_length + rollout.response_length
-    return RolloutConfig(
+    return LoopConfig(
         **found,
         max_completion_length=rollout.response_length,
         max_context=min(longest, rollout.max_model_len or longest),

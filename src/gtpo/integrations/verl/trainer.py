@@ -21,9 +21,10 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from gtpo.credit_assignment import Credit, CreditInputs, compute_credit, credit_metrics
+from gtpo.credit_assignment import Credit, compute_credit, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.estimator import turns_known
+from gtpo.integrations.verl.facts import facts_of, on_last_tokens, turn_ids_of
 from gtpo.integrations.verl.settings import AlgorithmOptions
 from gtpo.similarity import get_similarity
 
@@ -74,7 +75,7 @@ class TurnCredit(PPOTrainer):
         metrics.update({f"gtpo/{name}": value for name, value in figures.items()})
         metrics["gtpo/frac_masked"] = sum(facts[i].masked for i in real) / max(len(real), 1)
         turn_ids_B_T = torch.nn.utils.rnn.pad_sequence(turn_ids, batch_first=True, padding_value=-1)
-        with turns_known(turn_ids_B_T, torch.tensor([fact.passed for fact in facts])):
+        with turns_known(turn_ids_B_T, torch.tensor([fact.passed for fact in facts]), credit.own_B_K):
             return super()._compute_advantage(batch, metrics)
 
 
@@ -91,48 +92,10 @@ def _said(value: Any, is_padding: bool) -> Mapping[str, Any] | None:
     return fields["gtpo"]
 
 
-def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> list[CreditInputs]:
-    """The rollouts of a batch as credit wants them; padding is masked."""
-    groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
-    return [
-        CreditInputs(
-            group_id=groups[uid],
-            passed=bool(row["passed"]),
-            invalid_turns=tuple(map(bool, row["invalid_turns"])),
-            has_call=bool(row["has_call"]),
-            code=row["code"],
-            masked=bool(row["masked"]),
-        )
-        if row is not None
-        else CreditInputs(groups[uid], False, (False,), False, "", masked=True)
-        for uid, row in zip(uids, said, strict=True)
-    ]
-
-
-def turn_ids_of(mask_T: Tensor, row: Mapping[str, Any] | None) -> Tensor:
-    """The turn of each token of one rollout, -1 elsewhere; -1 throughout if there is nothing to be scored.
-
-    Raises:
-        ValueError: the mask does not hold the tokens that were sampled.
-    """
-    if row is None:
-        return torch.full_like(mask_T, -1, dtype=torch.int64)
-    turns = torch.repeat_interleave(torch.arange(len(row["turn_tokens"])), torch.tensor(row["turn_tokens"]))
-    sampled_T = mask_T.bool()
-    if int(sampled_T.sum()) != len(turns):
-        raise ValueError(f"{len(turns)} tokens were sampled, but the mask of the batch holds {int(sampled_T.sum())}")
-    return torch.full(mask_T.shape, -1).masked_scatter(sampled_T, turns)
-
-
 def _put(batch: Any, turn_ids: Sequence[Tensor], credit: Credit) -> None:
     """Turn rewards and masks into verl's queue."""
-    rewards, masks = [], []
-    for ids, rewards_K in zip(turn_ids, credit.rewards_B_K, strict=True):
-        rewards_T = torch.zeros(len(ids))
-        ends = (ids >= 0) & (torch.cat([ids[1:], ids.new_full((1,), -1)]) != ids)
-        rewards_T[ends] = rewards_K[ids[ends]]
-        rewards.append(rewards_T)
-        masks.append((ids >= 0).long())
+    rewards = [on_last_tokens(row_K, ids) for ids, row_K in zip(turn_ids, credit.rewards_B_K, strict=True)]
+    masks = [(ids >= 0).long() for ids in turn_ids]
     fields = {"rm_scores": rewards, "response_mask": masks, "loss_mask": masks}
     nested = {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in fields.items()}
     tq.kv_batch_put(

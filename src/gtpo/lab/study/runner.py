@@ -37,7 +37,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
     Args:
         cells: all of them.
         jobs: cells at a time.
-        threads: CPU threads a cell; by default the machine's cores over the jobs.
+        threads: CPU threads per cell; by default the machine's cores over the jobs.
         say: told when a cell begins and ends.
 
     Returns:
@@ -54,6 +54,8 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
     waiting = [cell for cell in cells if not _state(cell).get("done")]
     say(f"{len(cells)} cells, {len(cells) - len(waiting)} done already; logs in {cells[0].folder.parent}/*/{_LOG}")
     threads = threads or max((os.cpu_count() or 1) // jobs, 1)
+    if not waiting:
+        return []
     with stop_signals(say) as stop, stop.deferred():
         return _run_all(waiting, jobs, threads, say, stop)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gtpo.credit_assignment import SHAPED, CreditSettings
 from gtpo.lab.tabular.estimators import credit_of
-from gtpo.lab.tabular.gradients import group_gradients
+from gtpo.lab.tabular.gradients import Advantage, group_gradients
 from gtpo.lab.tabular.process import CallProcess
 
 
@@ -38,6 +38,7 @@ def learn(
     *,
     algorithm: str = "gtpo",
     settings: CreditSettings | None = None,
+    advantage: Advantage | None = None,
     seeds: int = 50,
     steps: int = 60,
     groups: int = 16,
@@ -52,6 +53,7 @@ def learn(
         logits_S_A: the policy to begin with.
         algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
         settings: of the algorithm.
+        advantage: an estimator in place of the algorithm, such as `gtpo.lab.tabular.candidate`.
         seeds: copies.
         steps: optimizer steps.
         groups, group_size: rollouts per step and copy.
@@ -67,11 +69,16 @@ def learn(
     records: dict[str, list[Tensor]] = {name: [] for name in ("success", "turns", "invalid", "similarity", "uniform")}
     for _ in range(steps):
         rollouts = process.sample(table_N_S_A.repeat_interleave(each, dim=0), generator)
-        credit = credit_of(process, rollouts, group_ids_B, group_size, settings, algorithm)
         failed = ~rollouts.passed_B
         with_success = rollouts.passed_B.view(-1, group_size).any(dim=1).repeat_interleave(group_size) & failed
-        shapes = algorithm in SHAPED and settings.alpha > 0
-        alike = (credit.shaped_B / settings.alpha if shapes else credit.shaped_B * float("nan")) * with_success
+        alike = rollouts.passed_B.double() * float("nan")
+        if advantage is not None:
+            advantages_B_K = advantage(rollouts, group_ids_B)
+        else:
+            credit = credit_of(process, rollouts, group_ids_B, group_size, settings, algorithm)
+            advantages_B_K = credit.advantages_B_K
+            if algorithm in SHAPED and settings.alpha > 0:
+                alike = credit.shaped_B / settings.alpha * with_success
         passes_M = rollouts.passed_B.view(-1, group_size).sum(dim=1)
         uniform = ((passes_M == 0) | (passes_M == group_size)).double()
         records["success"].append(process.success(table_N_S_A.detach()))
@@ -79,7 +86,7 @@ def learn(
         records["invalid"].append(rollouts.invalid_B_K.sum(dim=1).double().view(seeds, -1).mean(dim=1))
         records["similarity"].append(alike.view(seeds, -1).sum(dim=1) / with_success.view(seeds, -1).sum(dim=1))
         records["uniform"].append(uniform.view(seeds, -1).mean(dim=1))
-        table_N_S_A.grad = -group_gradients(table_N_S_A.detach(), rollouts, credit.advantages_B_K, each)
+        table_N_S_A.grad = -group_gradients(table_N_S_A.detach(), rollouts, advantages_B_K, each)
         optimizer.step()
     records["success"].append(process.success(table_N_S_A.detach()))
     missing = torch.full((seeds,), float("nan"), dtype=torch.float64)

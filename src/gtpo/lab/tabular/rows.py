@@ -42,11 +42,6 @@ class Batch:
         """Of calls and results: an action stands for both."""
         return C.prefix_ids(self.rollouts.actions_B_K, self.rollouts.num_turns_B, self.group_B)
 
-    @property
-    def format_B_K(self) -> Tensor:
-        """The format penalties."""
-        return self._rewards(torch.zeros_like(self.rollouts.passed_B), _DEFAULT.format_penalty, None)
-
     def returns_B_K(self, gamma: float, *, penalty: float = -0.1, bounded: bool = False) -> Tensor:
         """Returns with shaping as it is by default, or bounded by first turns of successes."""
         turns, passed_B = self.rollouts.num_turns_B, self.rollouts.passed_B
@@ -73,38 +68,9 @@ class Batch:
         found = self.rollouts
         return F.group_advantages(returns_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B)
 
-    def format_apart(self, gamma: float, *, bounded: bool = False) -> Tensor:
-        """`format_apart_advantages` of shaped returns."""
-        returns_B_K = self.returns_B_K(gamma, penalty=0.0, bounded=bounded)
-        found = self.rollouts
-        return C.format_apart_advantages(
-            returns_B_K, self.format_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B
-        )
-
-    def maxrl(self, returns_B_K: Tensor) -> Tensor:
-        """`maxrl_advantages`."""
-        found = self.rollouts
-        return C.maxrl_advantages(returns_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B)
-
-    def grpo_B(self) -> Tensor:
-        """GRPO's advantages of the bare outcome."""
-        return F.grpo_advantages(self.outcome_B, self.group_B)
-
-    def prefix_baseline(self, outcome_B: Tensor, prior: float = 0.0) -> Tensor:
-        """`prefix_baseline_advantages` of outcomes."""
-        found = self.rollouts
-        returns_B_K = outcome_B[:, None] * found.active_B_K
-        return C.prefix_baseline_advantages(
-            returns_B_K, self.prefixes_B_K, found.num_turns_B, self.group_B, prior=prior
-        )
-
-    def prefix_value(self, outcome_B: Tensor) -> Tensor:
-        """`prefix_value_advantages`."""
-        return C.prefix_value_advantages(outcome_B, self.prefixes_B_K, self.rollouts.num_turns_B)
-
     def gamma(self) -> float:
-        """`gamma_for_turns` of the longest rollout there may be."""
-        return C.gamma_for_turns(self.process.max_turns)
+        """`F.gamma_for_turns` of the longest rollout there may be."""
+        return F.gamma_for_turns(self.process.max_turns)
 
 
 def _gigpo(batch: Batch) -> Tensor:
@@ -118,28 +84,10 @@ CANDIDATES: dict[str, Callable[[Batch], Tensor]] = {
     "gtpo default": lambda b: b.normalised(b.returns_B_K(_DEFAULT.gamma)),
     "default, gamma by turns": lambda b: b.normalised(b.returns_B_K(b.gamma())),
     "default, shaping bounded": lambda b: b.normalised(b.returns_B_K(_DEFAULT.gamma, bounded=True)),
-    "default, format apart": lambda b: b.format_apart(_DEFAULT.gamma),
-    "default, MaxRL's scale": lambda b: b.maxrl(b.returns_B_K(_DEFAULT.gamma)),
     "gamma by turns, shaping bounded": lambda b: b.normalised(b.returns_B_K(b.gamma(), bounded=True)),
-    "gamma by turns, format apart": lambda b: b.format_apart(b.gamma()),
-    "gamma, shaping, format": lambda b: b.format_apart(b.gamma(), bounded=True),
-    "gamma, shaping, MaxRL's scale": lambda b: b.maxrl(b.returns_B_K(b.gamma(), bounded=True)),
-    "grpo of the outcome": lambda b: b.grpo_B()[:, None] * b.rollouts.active_B_K,
-    "MaxRL": lambda b: b.maxrl(b.outcome_B_K),
     "GiGPO": _gigpo,
-    "prefix baseline": lambda b: b.prefix_baseline(b.outcome_B),
-    "prefix baseline, GRPO's scale": lambda b: b.prefix_baseline(b.grpo_B()),
-    "prefix baseline, prior 2": lambda b: b.prefix_baseline(b.outcome_B, prior=2.0),
-    "prefix baseline, prior 2, GRPO's scale": lambda b: b.prefix_baseline(b.grpo_B(), prior=2.0),
-    "prefix value": lambda b: b.prefix_value(b.outcome_B),
-    "prefix value, GRPO's scale": lambda b: b.prefix_value(b.grpo_B()),
-    "prefix value, MaxRL's scale": lambda b: b.prefix_value(b.maxrl(b.outcome_B_K)[:, 0]),
-    "GRPO's scale: prefix value, format apart": lambda b: b.prefix_value(b.grpo_B()) + b.format_B_K,
-    "half GRPO, half prefix value": lambda b: (
-        0.5 * b.grpo_B()[:, None] * b.rollouts.active_B_K + 0.5 * b.prefix_value(b.grpo_B())
-    ),
 }
-"""`default`: GTPO with the defaults of `CreditSettings`. Prefixes, MaxRL and GiGPO take the bare outcome."""
+"""`default`: GTPO with the defaults of `CreditSettings`. GiGPO takes the bare outcome."""
 
 
 def candidate(process: CallProcess, group_size: int, name: str) -> Advantage:

@@ -39,7 +39,8 @@ function credit(group, settings) {
     row.advantages = row.counted.map((value, j) => {
       if (group[i].masked) return 0;
       const { origin, mean, deviation } = sets[settings.normalize_over === "same_turn" ? j : 0];
-      const advantage = deviation < MIN_DEVIATION ? 0 : (value - origin - mean) / (deviation + EPS);
+      const scale = silent ? 1 : deviation + EPS; // what is left of a silenced group is centred alone
+      const advantage = deviation < MIN_DEVIATION ? 0 : (value - origin - mean) / scale;
       return Math.min(Math.max(advantage, -bound), bound);
     });
   });

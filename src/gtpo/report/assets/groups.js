@@ -105,7 +105,7 @@ function whatIf(state, rows) {
     "fieldset",
     { class: "bar", id: "what-if" },
     h("legend", {}, "What if"),
-    slider("gamma", 0, 1, 0.05),
+    slider("gamma", 0, 1, 0.01),
     slider("alpha", 0, 1, 0.05),
     slider("format_penalty", -1, 0, 0.05),
     select("normalize_over", now.normalize_over, ["all_turns", "first_turns", "same_turn"], set("normalize_over"), `the run's own: ${own.normalize_over}`),

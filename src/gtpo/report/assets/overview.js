@@ -64,7 +64,7 @@ function sharesChart(runs, prefix, label) {
 
 function timeCharts(runs) {
   return runs.map((run) => {
-    const parts = ["rollout", "tools", "verify", "credit", "record", "update"];
+    const parts = ["rollout", "tools", "scoring", "verify", "credit", "record", "update"];
     const series = parts.map((part) => ({ name: part, points: pointsOf(run, `time/${part}_share`) }));
     const meaning = { unit: "share of a step", meaning: parts.map((p) => `${p}: ${meaningOf(`time/${p}_s`).meaning}`).join("\n") };
     return lineChart("time", series, { label: runs.length > 1 ? `time: ${run.name}` : "where the time goes", meaning });

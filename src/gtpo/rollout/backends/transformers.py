@@ -58,12 +58,10 @@ class TransformersBackend:
         self.batch_size = batch_size
         config = model.config.get_text_config()
         self.max_context = int(getattr(config, "max_position_embeddings", None) or 2**31)
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        windows = bool(getattr(config, "sliding_window", None)) and "layer_types" not in config.to_dict()
-        self.by_rows = kinds == {"full_attention"} and not windows
+        self.by_rows = attends_to_all(model)
         """Whether the rows of the key-value cache hold all that the model keeps of its tokens."""
         if not self.by_rows:
-            more = ", ".join(sorted(kinds - {"full_attention"})) or "a sliding window"
+            more = ", ".join(sorted(_layer_kinds(config) - {"full_attention"})) or "a sliding window"
             warnings.warn(
                 f"{type(model).__name__} keeps more than keys and values of its tokens ({more}), so turns are "
                 "generated one at a time, each from its whole context: much slower than other models. If that is too "
@@ -76,7 +74,7 @@ class TransformersBackend:
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
     ) -> AsyncIterator[GenerationSession]:
         """See `Backend.serve`."""
-        with _generating(self.model):
+        with generating(self.model):
             if not self.by_rows:
                 yield GenerateSession(self.model, sampling, end_ids, seed)
                 return
@@ -269,10 +267,7 @@ class _KVRowSession:
     @torch.no_grad()
     def _forward(self, ids_R_T: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Logits of shape (R, V) after the last id of each row."""
-        if self._model.config.get_text_config()._attn_implementation == "eager":  # adds its mask to the scores
-            seen = inputs["attention_mask"]
-            lowest = torch.finfo(self._model.dtype).min
-            inputs["attention_mask"] = torch.where(seen, 0.0, lowest).to(self._model.dtype)
+        inputs["attention_mask"] = mask_for(self._model, inputs["attention_mask"])
         output = self._model(
             input_ids=ids_R_T.to(self._device),
             past_key_values=self._cache,
@@ -283,8 +278,26 @@ class _KVRowSession:
         return output.logits[:, -1]
 
 
+def mask_for(model: Any, seen: torch.Tensor) -> torch.Tensor:
+    """A boolean attention mask as the model's attention takes it: eager attention adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return seen
+    return torch.where(seen, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+
+
+def attends_to_all(model: Any) -> bool:
+    """Whether every layer of a model attends to all tokens before, and keeps nothing else of them."""
+    config = model.config.get_text_config()
+    windows = bool(getattr(config, "sliding_window", None)) and "layer_types" not in config.to_dict()
+    return _layer_kinds(config) == {"full_attention"} and not windows
+
+
+def _layer_kinds(config: Any) -> set[str]:
+    return set(getattr(config, "layer_types", None) or ["full_attention"])
+
+
 @contextmanager
-def _generating(model: Any) -> Iterator[None]:
+def generating(model: Any) -> Iterator[None]:
     """Evaluation mode (no dropout) and an attention that takes explicit masks inside, the former ones afterwards.
 
     A very small model computes on one thread of a CPU: more make it no faster, and get in the way of the tools.

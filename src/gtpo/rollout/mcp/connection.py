@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import importlib
+import logging
 import os
 import shlex
 import shutil
@@ -113,9 +114,13 @@ class Connection:
     Args:
         server: where it is.
         starting: limits how many servers start at the same time, each of which keeps a core busy for a second.
+
+    Attributes:
+        tools: what the server says of its tools, in the protocol's own names (`name`, `description`, `inputSchema`).
     """
 
     def __init__(self, server: Server, starting: asyncio.Semaphore) -> None:
+        self.tools: list[dict[str, Any]] = []
         self._server, self._starting = server, starting
         self._stop = asyncio.Event()
         self._opened: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -130,31 +135,12 @@ class Connection:
         return self._stop.is_set() or self._task.done()
 
     async def opened(self) -> Any:
-        """The SDK's session, once the server has answered.
+        """The SDK's session, once the server has named its tools (`tools`).
 
         Raises:
-            ConnectionLostError: it can't be reached; says why.
+            ConnectionLostError: it can't be reached, or does not name them within `connect_s`; says why.
         """
         return await asyncio.shield(self._opened)
-
-    async def list_tools(self) -> list[dict[str, Any]]:
-        """What the server says of its tools, in the protocol's own names (`name`, `description`, `inputSchema`).
-
-        Raises:
-            TimeoutError: no answer within `connect_s`.
-            ConnectionLostError: the server can't be reached.
-            RefusedError: it has no tools.
-        """
-        from mcp.types import PaginatedRequestParams
-
-        session, found, cursor = await self.opened(), [], None
-        while True:
-            asked = session.list_tools(params=PaginatedRequestParams(cursor=cursor))
-            listed = _plain(await self._answer(asked, self._server.connect_s))
-            found += listed["tools"]
-            cursor = listed.get("nextCursor")
-            if not cursor:
-                return found
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The result of a call, in the protocol's own names (`content`, `isError`).
@@ -233,6 +219,7 @@ class Connection:
                     try:
                         with anyio.fail_after(self._server.connect_s):
                             await session.initialize()
+                            self.tools = await _all_tools(session)
                     except TimeoutError:
                         return self._fail(f"no answer within {self._server.connect_s:g} s")
                 self._opened.set_result(session)
@@ -282,6 +269,20 @@ class Connection:
         )
 
 
+async def _all_tools(session: Any) -> list[dict[str, Any]]:
+    """All pages of them. Of a tool that it has not seen listed, the SDK would ask again with every call."""
+    from mcp.types import PaginatedRequestParams
+
+    found: list[dict[str, Any]] = []
+    cursor = None
+    while True:
+        page = _plain(await session.list_tools(params=PaginatedRequestParams(cursor=cursor)))
+        found += page["tools"]
+        cursor = page.get("nextCursor")
+        if not cursor:
+            return found
+
+
 def _sdk() -> Any:
     try:
         return importlib.import_module("mcp")
@@ -321,6 +322,7 @@ def background(asked: Coroutine[Any, Any, T]) -> Future[T]:
             _LIVE.clear()
             loop = _loops[os.getpid()] = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, name="gtpo-mcp", daemon=True).start()
+            logging.getLogger("mcp").addHandler(logging.NullHandler())  # what it says is said again in our errors
             atexit.register(_end, os.getpid())
     return asyncio.run_coroutine_threadsafe(asked, loop)
 

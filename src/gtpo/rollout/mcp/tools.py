@@ -76,7 +76,7 @@ class MCPTools:
         first = _Session(self.server, self._starting)
         try:
             listed = background(first.list_tools()).result()
-        except (ConnectionLostError, RefusedError, TimeoutError) as error:
+        except ConnectionLostError as error:
             raise ConfigError(_unreachable(self.server, error)) from error
         finally:
             if session == "rollout":
@@ -178,8 +178,10 @@ class _Session:
         self._closed = False
 
     async def list_tools(self) -> list[dict[str, Any]]:
-        """See `Connection.list_tools`."""
-        return await self._now().list_tools()
+        """See `Connection.tools`."""
+        connection = self._now()
+        await connection.opened()
+        return connection.tools
 
     async def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """See `Connection.call`. A server that can't be reached is tried again for `connect_s`, with growing waits."""
@@ -214,10 +216,9 @@ class _Session:
 
 
 def _unreachable(server: Server, error: Exception) -> str:
-    said = str(error) or f"{server}: it did not name its tools within {server.connect_s:g} s"
     remedy = (
         "Start it, or mend the URL (its path is often /mcp)."
         if server.is_url
         else "Run the command by hand to see what it lacks, or raise mcp_connect_s if it is slow to start."
     )
-    return f"tools: no MCP server answers: {said}. {remedy}"
+    return f"tools: no MCP server answers: {error}. {remedy}"

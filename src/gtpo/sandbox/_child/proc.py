@@ -12,6 +12,9 @@ import sys
 import time
 from dataclasses import dataclass
 
+_FIRST_NUMBER, _NUMBERS = 1000, 30000
+"""Below the least that the system has for a greatest number."""
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -31,9 +34,34 @@ class Proc:
 
     def __init__(self) -> None:
         self._root: int | None = None
+        self._last: int | None = None
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 self._root = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def own_numbers(self) -> bool:
+        """Gets ready for `scatter_numbers`, in a pid namespace of one's own; returns whether the system lets it."""
+        if self._root is None:
+            return False
+        with contextlib.suppress(OSError):
+            path = "sys/kernel/ns_last_pid"
+            self._last = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=self._root)
+        return self.scatter_numbers()
+
+    def scatter_numbers(self) -> bool:
+        """Draws the number from which those of new processes and threads of this pid namespace go on.
+
+        The kernel counts them on, so that a program could tell a later one something by how many threads it starts.
+        Needs CAP_SYS_ADMIN.
+        """
+        if self._last is None:
+            return False
+        try:
+            number = _FIRST_NUMBER + int.from_bytes(os.urandom(4), "little") % _NUMBERS
+            os.pwrite(self._last, str(number).encode(), 0)
+        except OSError:
+            return False
+        return True
 
     def address_space(self) -> int:
         """Bytes of address space that the server itself takes, which each child inherits."""

@@ -36,12 +36,17 @@ _SIGCONT = 18
 _FCNTL_HARMLESS = (0, 1, 2, 3, 4, 6, 7, 1030, 1032, 1034)
 # Get dumpable, get and set the thread's name, get seccomp, capbset and no_new_privs, name a mapping.
 _PR_HARMLESS = (3, 15, 16, 21, 23, 39, 0x53564D41)
+# Not: moving one's own memory to the swap, where nobody counts it, sharing equal pages, poisoning, device memory.
+_ADVICE_HARMLESS = (0, 1, 2, 3, 4, 8, 10, 11, 14, 15, 16, 17, 18, 19, 22, 23, 25)
+_MAP_HUGETLB = 0x40000
+# Wait, wake, requeue, and the same with a bit set.
+_FUTEX_HARMLESS = (0, 1, 3, 4, 5, 9, 10)
 # Terminal queries, FIONBIO, FIONREAD, close-on-exec.
 _IOCTL_HARMLESS = (0x5401, 0x5413, 0x5421, 0x541B, 0x5450, 0x5451)
 
 _LOAD, _JA, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _ASK, _ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
-_REFUSE, _UNKNOWN = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS
+_REFUSE, _UNKNOWN, _NOTHING = _ERRNO | errno.EPERM, _ERRNO | errno.ENOSYS, _ERRNO
 
 _PID_MARK = 0x7A6B5C4D
 _SECCOMP_MODE_FILTER = 2
@@ -103,6 +108,16 @@ def _checks() -> dict[str, bytes]:
         + _op(_AND, 0xF)
         + _one_of((_SOCK_STREAM,)),
         "fcntl": _argument(1) + _one_of(_FCNTL_HARMLESS),
+        # Large pages are the machine's, and not counted as memory of the process.
+        "mmap": _argument(3) + _op(_JSET, _MAP_HUGETLB, 0, 1) + _ret(_REFUSE) + _ret(_ALLOW),
+        "madvise": _argument(2) + _one_of(_ADVICE_HARMLESS),
+        # Those with priority inheritance name other processes, and tell whether they exist.
+        "futex": _argument(1) + _op(_AND, 0x7F) + _one_of(_FUTEX_HARMLESS, _UNKNOWN),
+        # What a program may write to is in memory: nothing is to be done. On files that it may only read, they would
+        # have the machine write out whatever waits for its disk.
+        "fsync": _ret(_NOTHING),
+        "fdatasync": _ret(_NOTHING),
+        "msync": _ret(_NOTHING),
         "ioctl": _argument(1) + _one_of(_IOCTL_HARMLESS, _ERRNO | errno.ENOTTY),
         "clock_gettime": no_foreign_clock,
         "clock_getres": no_foreign_clock,

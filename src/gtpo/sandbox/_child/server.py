@@ -152,6 +152,7 @@ class Server:
             os.mkdir(order.directory, 0o700)
         report = Report()
         started = time.monotonic()
+        self.means.proc.scatter_numbers()
         pid = os.fork()
         if pid == 0:
             child.main(order, report)
@@ -278,6 +279,7 @@ class Server:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self.wake, 4096)
             if threads is not None and threads.fd in ready:
+                self.means.proc.scatter_numbers()
                 threads.answer(task.threads)
             if task.ended():
                 return ""

@@ -53,6 +53,7 @@ class Session:
         self.order = order
         self.threads = Count()
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, _KIND)
+        proc.scatter_numbers()
         self.pid = os.fork()
         if self.pid == 0:
             _live(order, theirs)

@@ -101,6 +101,8 @@ def main() -> None:
     threads = _threads(report) if config.confine else None
     if config.confine and not _sees_memory(proc):
         report["notes"].append("memory that sessions keep is bounded by address space alone, since /proc can't be read")
+    if config.namespaces and config.confine and not proc.own_numbers():
+        report["notes"].append("programs of a worker can tell how many processes and threads there were before them")
     base_bytes, maps = proc.address_space(), proc.maps()
     gc.collect()
     gc.freeze()

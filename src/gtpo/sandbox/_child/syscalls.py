@@ -23,10 +23,10 @@ ALLOWED: Rows = {
     "pipe": (22, None), "pipe2": (293, 59), "poll": (7, None), "ppoll": (271, 73), "select": (23, None),
     "pselect6": (270, 72), "epoll_create": (213, None), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
     "epoll_wait": (232, None), "epoll_pwait": (281, 22), "ftruncate": (77, 46), "fallocate": (285, 47),
-    "fadvise64": (221, 223), "fsync": (74, 82), "fdatasync": (75, 83), "sendfile": (40, 71),
-    "copy_file_range": (326, 285), "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166), "mmap": (9, 222),
-    "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233), "brk": (12, 214),
-    "msync": (26, 227), "futex": (202, 98), "set_robust_list": (273, 99), "rseq": (334, 293),
+    "fadvise64": (221, 223), "sendfile": (40, 71),
+    "copy_file_range": (326, 285), "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166),
+    "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "brk": (12, 214),
+    "set_robust_list": (273, 99), "rseq": (334, 293),
     "set_tid_address": (218, 96), "sched_yield": (24, 124), "gettid": (186, 178), "getpid": (39, 172),
     "getppid": (110, 173), "exit": (60, 93), "exit_group": (231, 94), "restart_syscall": (219, 128),
     "getcpu": (309, 168), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
@@ -62,7 +62,8 @@ CHECKED: Rows = {
     "clone": (56, 220), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167), "prlimit64": (302, 261),
     "socketpair": (53, 199), "fcntl": (72, 25), "ioctl": (16, 29), "clock_gettime": (228, 113),
     "clock_getres": (229, 114), "clock_nanosleep": (230, 115), "sched_getaffinity": (204, 123), "getpgid": (121, 155),
-    "getsid": (124, 156),
+    "getsid": (124, 156), "mmap": (9, 222), "madvise": (28, 233),
+    "futex": (202, 98), "fsync": (74, 82), "fdatasync": (75, 83), "msync": (26, 227),
 }  # fmt: skip
 # Opening a file, with the position of its flags.
 OPENING = {"open": ((2, None), 1), "openat": ((257, 56), 2)}

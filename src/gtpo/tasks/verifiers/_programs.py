@@ -24,6 +24,8 @@ from gtpo.tasks.verifiers._literal_tests import MOST_CHARACTERS, LiteralTests, l
 LONGER = 4.0
 OUTPUT_BYTES = 16 << 20
 _MOST_ROUNDS, _MOST_CACHED = 12, 4096
+_MOST_CONTAINERS, _MOST_VALUES = 500_000, 2_000_000
+"""In what a candidate says: about 250 MB once it is read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Programs:
         limits = replace(self._limits, output_bytes=max(self._limits.output_bytes, OUTPUT_BYTES))
         result = await self.run(program("candidate", asked, asked["prelude"] + code), problem, limits)
         said = [line.removeprefix(word) for line in result.stdout.split("\n") if line.startswith(word)]
+        if any(map(_is_too_much, said)):
+            return Loaded("the program gave more values than can be compared", {}, [])
         kinds, outcomes = (
             json_data(said[0], dict) if said else None,
             json_data(said[1], list) if len(said) > 1 else None,
@@ -155,6 +159,11 @@ def told(result: ExecResult) -> str:
 
 def _prelude(problem: Problem) -> str:
     return str(problem.extras.get("prelude") or "")
+
+
+def _is_too_much(text: str) -> bool:
+    """Whether JSON would take far more memory here than as text; a candidate can write what it likes."""
+    return text.count("[") + text.count("{") > _MOST_CONTAINERS or text.count(",") > _MOST_VALUES
 
 
 def json_data(text: str, kind: Any) -> Any:

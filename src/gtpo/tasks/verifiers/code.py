@@ -45,6 +45,7 @@ from gtpo.tasks.verifiers.answers import last_boxed
 from gtpo.tasks.verifiers.base import Verdict
 from gtpo.tasks.verifiers.reading import fenced, last_tag, program
 
+_AT_ONCE = 32
 _LITERAL_CHARS = 20_000
 _KINDS = ("tests", "io", "literal")
 
@@ -109,10 +110,16 @@ class CodeVerifier:
 
     async def _verify(self, texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
         """The same text to the same problem, as rollouts of a group give it, is checked once."""
+        places = asyncio.Semaphore(max(_AT_ONCE, getattr(self._sandbox, "max_workers", 0)))
+
+        async def in_its_turn(text: str | None, problem: Problem) -> Verdict:
+            async with places:  # what candidates say is held in memory
+                return await self._one(text, problem)
+
         checks: dict[tuple[str | None, Problem], asyncio.Task[Verdict]] = {}
         for pair in zip(texts, problems, strict=True):
             if pair not in checks:
-                checks[pair] = asyncio.ensure_future(self._one(*pair))
+                checks[pair] = asyncio.ensure_future(in_its_turn(*pair))
         try:
             return [await checks[pair] for pair in zip(texts, problems, strict=True)]
         finally:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from gtpo.errors import ConfigError
 from gtpo.tasks.problems import Problem
@@ -69,6 +70,8 @@ class MathVerifier:
             ValueError: the arguments differ in length.
         """
         check_lengths(answer_texts, problems)
+        if any(len(_golds(problem)) > 1 for problem in problems):
+            return self._by_alias(answer_texts, problems)
         verdicts: list[Verdict | None] = []
         for text, problem in zip(answer_texts, problems, strict=True):
             verdicts.append(_quick_verdict(text, problem))
@@ -116,11 +119,21 @@ class MathVerifier:
 
         Meant to be asked before a long run, so that it does not stop at such a problem.
         """
-        open_problems = [p for p in problems if plain_number(canonical(p.answer)) is None]
+        each = [replace(p, answer=gold) for p in problems for gold in _golds(p)]
+        open_problems = [p for p in each if plain_number(canonical(p.answer)) is None]
         golds = list(dict.fromkeys(p.answer for p in open_problems))
         replies = dict(zip(golds, self._ask([(None, gold) for gold in golds]), strict=True))
         self._accepted |= {gold for gold, reply in replies.items() if not reply.gold_unusable}
         return {p.id: why for p in open_problems if (why := replies[p.answer].gold_unusable)}
+
+    def _by_alias(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
+        """An answer passes if it is equal to any of its problem's aliases; else the verdict is that of the first."""
+        golds = [_golds(problem) for problem in problems]
+        each = [replace(p, answer=gold, extras={}) for p, own in zip(problems, golds, strict=True) for gold in own]
+        texts = [text for text, own in zip(answer_texts, golds, strict=True) for _ in own]
+        found = iter(self.verify_many(texts, each))
+        verdicts = [[next(found) for _ in own] for own in golds]
+        return [next((verdict for verdict in own if verdict.passed), own[0]) for own in verdicts]
 
     def close(self) -> None:
         """Ends the processes. Another `verify_many` starts them again."""
@@ -181,6 +194,12 @@ class MathVerifier:
             return [ask(pair) for pair in pairs]
         with ThreadPoolExecutor(min(self._pool.size, len(pairs))) as threads:
             return list(threads.map(ask, pairs))
+
+
+def _golds(problem: Problem) -> list[str]:
+    """The gold answers of a problem: its answer, and what its row holds as `aliases`."""
+    aliases = problem.extras.get("aliases")
+    return list(dict.fromkeys([problem.answer, *(aliases if isinstance(aliases, list | tuple) else ())]))
 
 
 def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:
