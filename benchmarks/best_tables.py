@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from gtpo.lab.study.figures import Spread
+from gtpo.lab.study.figures import Spread, spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p
 
 COLLAPSED = 0.5
@@ -43,6 +43,7 @@ def best_table(studies: Path, name: str) -> str:
     study = yaml.safe_load((studies / "best" / name / "study.yaml").read_text())
     thresholds = study["thresholds"]
     head = ["algorithm", "setting", "seeds", "final pass rate", "minus GRPO's", "p", "area", "minus GRPO's", "p"]
+    head += ["minus GRPO's at the same setting", "p"]
     head += [f"batches to {threshold:g}" for threshold in thresholds]
     head += ["lowest, highest seed", "collapsed", "invalid calls", "turns"]
     rows = []
@@ -52,6 +53,8 @@ def best_table(studies: Path, name: str) -> str:
         row = [variant, _setting(options), str(len(runs)), _shown(report["final"][variant])]
         row += [_shown(difference.get("final"), "+"), _p(difference.get("final")), _shown(report["area"][variant])]
         row += [_shown(difference.get("area"), "+"), _p(difference.get("area"))]
+        same = _same_setting(variant, study["variants"], report["cells"])
+        row += [shown(same, "+"), shown_p(same)] if same else ["", ""]
         row += [_batches(runs, threshold, report["window"]) for threshold in thresholds]
         row += [f"{min(finals):.3f}, {max(finals):.3f}", f"{sum(_collapsed(run, report['window']) for run in runs)}"]
         row += [f"{fmean(run['result'][key] for run in runs):.3g}" for key in _RESULTS]
@@ -90,6 +93,18 @@ def _setting(options: Mapping[str, Any]) -> str:
         f"{float(options['learning_rate']):.0e}".replace("e-0", "e-")
         + f", {options['num_iterations']} per batch{gamma}"
     )
+
+
+def _same_setting(variant: str, variants: Mapping[str, Mapping[str, Any]], cells: Mapping[str, Any]) -> Spread | None:
+    """Final pass rate minus that of GRPO at the same learning rate and updates per batch, paired by seed."""
+    keys = ("learning_rate", "num_iterations")
+    for other, options in variants.items():
+        alike = all(options[key] == variants[variant][key] for key in keys)
+        if alike and other != variant and other in cells and options.get("algorithm") == "grpo":
+            paired = sorted(set(cells[other]) & set(cells[variant]))
+            pairs = [cells[variant][seed]["final"] - cells[other][seed]["final"] for seed in paired]
+            return spread(pairs) if pairs else None
+    return None
 
 
 def _windows(run: Mapping[str, Any], window: int) -> list[float]:
