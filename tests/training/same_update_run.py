@@ -37,6 +37,8 @@ BATCH, GROUP, STEPS = 12, 4, 2
 class Given:
     """In the place of the rollout engine: rollout i of step s is the same whoever makes it."""
 
+    environments = None
+
     def __init__(self, tokenizer):
         self.tokenizer, self.step = tokenizer, 0
 
