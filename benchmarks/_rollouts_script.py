@@ -177,7 +177,7 @@ def real_workload(folder: str, dtype: torch.dtype, rollouts: int, seed: int) -> 
 def tiny_workload(rollouts: int, seed: int) -> Workload:
     """The embedded default's model, untrained, in float32.
 
-    Its tokenizer has one token a character. The parts of Qwen2.5's chat template that are the same in every
+    Its tokenizer has one token per character. The parts of Qwen2.5's chat template that are the same in every
     conversation are one token each, as such phrases are in the default's own template.
     """
     marks = ("<|im_start|>", "<|im_end|>")

@@ -106,7 +106,7 @@ def whole_model(workload: Workload, model: Any) -> Iterator[None]:
 
 
 def compare(case: str, workload: Workload, rounds: int, continuous_rounds: int) -> list[Row]:
-    """Our rollouts a second as multiples of each peer's."""
+    """Our rollouts per second as multiples of each peer's."""
     tool_s = TOOL_S[case[0]]
     with tempfile.TemporaryDirectory() as folder:
         other = copy.deepcopy(workload.model) if continuous_rounds else None  # TRL patches the model that it is given
@@ -126,7 +126,7 @@ def compare(case: str, workload: Workload, rounds: int, continuous_rounds: int) 
             for name in due[:: 1 if number % 2 == 0 else -1]:
                 outcomes[name].append(sides[name](workload.prompts))
             same &= check(workload, {name: outcomes[name][-1] for name in due})
-    what = f"{case}: {workload.name}, tool of {1e3 * tool_s:g} ms, rollouts a second, times "
+    what = f"{case}: {workload.name}, tool of {1e3 * tool_s:g} ms, rollouts per second, times "
     return [ratio(what + name, outcomes[OURS], outcomes[name], same) for name in sides if name != OURS]
 
 

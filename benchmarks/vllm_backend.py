@@ -5,8 +5,8 @@
 
 Needs vLLM beside gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. Each side of each round has a process of its own,
 which loads the model, warms up on 8 rollouts and is timed on the others; the sides take turns in going first. Groups
-of 8 share a prompt. Sampling at temperature 1 differs between the two, so the figure is sampled tokens a second, and
-the run fails if the sides' mean turns or tokens a rollout, over all rounds, differ by more than 15 %.
+of 8 share a prompt. Sampling at temperature 1 differs between the two, so the figure is sampled tokens per second, and
+the run fails if the sides' mean turns or tokens per rollout, over all rounds, differ by more than 15 %.
 """
 
 from __future__ import annotations

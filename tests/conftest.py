@@ -67,7 +67,7 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """A token a byte, so that any text can be said; ChatML."""
+    """A token per byte, so that any text can be said; ChatML."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -24,7 +24,7 @@ from gtpo.credit_assignment import CreditSettings
         ({"zero_uniform_groups": False}, 8, ["zero_uniform_groups true", "or gamma 1"]),
         ({"gamma": F.gamma_for_turns(8)}, 8, []),
         ({"gamma": F.gamma_for_turns(50)}, 50, []),
-        ({"gamma": F.gamma_for_turns(8), "alpha": 0.8}, 8, ["gamma^7 = 0.7", "use gamma 1"]),
+        ({"gamma": F.gamma_for_turns(8), "alpha": 0.8}, 8, ["gamma^7 = 0.7", "set gamma 1"]),
     ],
 )
 def test_what_is_said(options, turns, expected):

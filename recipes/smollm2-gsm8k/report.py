@@ -28,7 +28,7 @@ def main(folder: str, picture: str) -> None:
     for part in SHARES:
         shares = [step[f"time/{part}_share"] for step in steps]
         print(f"- {part}: {100 * median(shares):.3g} % ({100 * max(shares):.3g} %)")
-    learning_curve({"gtpo": f"{folder}/gtpo"}, picture, title="SmolLM2-135M on GSM8K, 32 rollouts a step")
+    learning_curve({"gtpo": f"{folder}/gtpo"}, picture, title="SmolLM2-135M on GSM8K, 32 rollouts per step")
 
 
 def _row(name: str, problems: str, result: dict) -> str:

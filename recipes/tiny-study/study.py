@@ -71,7 +71,7 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
         "max_completion_length": start.max_completion_length,
         "tool_wall_s": 4,
         "tool_cpu_s": 1,
-        # 16 problems x 8 rollouts a step
+        # 16 problems x 8 rollouts per step
         "num_generations": 8,
         "per_device_train_batch_size": 128,
         "max_concurrency": 128,

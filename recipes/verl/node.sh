@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One node of 8 GPUs with 80 GB: Qwen2.5-7B-Instruct after a cold start, 32 problems x 16 rollouts a step, up to 16
+# One node of 8 GPUs with 80 GB: Qwen2.5-7B-Instruct after a cold start, 32 problems x 16 rollouts per step, up to 16
 # turns and 16k response tokens. From the repository's root: MODEL=path/to/cold-start recipes/verl/node.sh
 # Not run by us on such a node: the options are checked against verl 0.9.1, memory and time are those of `gtpo plan`.
 set -euo pipefail

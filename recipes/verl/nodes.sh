@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Four nodes of 8 GPUs with 80 GB on Ray: Qwen2.5-32B-Instruct, 64 problems x 16 rollouts a step. Start Ray first
+# Four nodes of 8 GPUs with 80 GB on Ray: Qwen2.5-32B-Instruct, 64 problems x 16 rollouts per step. Start Ray first
 # (`ray start --head` on one node, `ray start --address=HEAD:6379` on the others), then on the head node:
 # MODEL=path/to/cold-start recipes/verl/nodes.sh
 # The repository, the data and the model must lie under the same path on every node, with gtpo[verl] installed.

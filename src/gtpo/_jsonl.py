@@ -83,7 +83,7 @@ def json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         row = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object a line"
+        message = f"broken JSON at column {error.colno}: {error.msg}; write one JSON object per line"
         raise DataError(message, path=path, line=number) from None
     except _FaultError as error:
         raise DataError(str(error), path=path, line=number, field=error.field) from None

@@ -31,15 +31,15 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
         and settings.get("format_penalty")
     ):
         said.append(
-            "With zero_uniform_groups false the format penalty is the only signal of such groups, at full size, and "
-            "success may be unlearnt: use zero_uniform_groups true."
+            "With zero_uniform_groups false, the format penalty is the only signal in such groups, and the model can "
+            "unlearn what it does right: set zero_uniform_groups true."
         )
     gamma, alpha, turns = (_number(settings.get(name)) for name in ("gamma", "alpha", "max_turns"))
     if settings.get("turn_returns") and alpha > (first := gamma ** (turns - 1)):
         said.append(
-            f"A failure after one call is paid up to alpha = {alpha:g} for looking like a success, the first turn of a "
-            f"success of {turns:g} turns gamma^{turns - 1:g} = {first:.2g}, and long rollouts may be unlearnt: use "
-            f"{_higher_gamma(alpha)}."
+            f"A failed rollout with one call earns up to alpha = {alpha:g} for code that resembles a success. The "
+            f"return of the first turn of a success of {turns:g} turns is only gamma^{turns - 1:g} = {first:.2g}, so "
+            f"the model can unlearn long rollouts: set {_higher_gamma(alpha)}."
         )
     return " ".join(said) or None
 
@@ -50,8 +50,9 @@ def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str 
     if not by_first_turns or group_size >= SMALL_GROUP:
         return None
     return (
-        f"in groups of {group_size} the returns of first turns may hardly differ, and normalize_over first_turns "
-        "divides by their deviation: use normalize_over all_turns, or larger groups."
+        f"groups of {group_size} are small: the returns of their first turns may hardly differ, and normalize_over "
+        f"first_turns divides by their deviation. Set normalize_over all_turns, or num_generations to {SMALL_GROUP} or "
+        "more."
     )
 
 
@@ -61,5 +62,5 @@ def _higher_gamma(alpha: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """NaN, of which nothing is true, if it is none."""
+    """NaN if it is no number, so that every comparison is false."""
     return float(value) if isinstance(value, int | float) else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -10,24 +11,26 @@ import sys
 from collections.abc import Sequence
 
 from gtpo import __version__
+from gtpo._quiet import quieten
 from gtpo._signals import STOPPED_STATUS, stop_signals
 from gtpo._text import say, show
 from gtpo.errors import GtpoError, StoppedError
 
 COMMANDS = {
-    "demo": ("gtpo.commands.demo", "cold start and GTPO of a tiny model on the spot; needs nothing but this package"),
-    "train": ("gtpo.commands.train", "train a model with GTPO or GRPO on a file of problems"),
-    "sft": ("gtpo.commands.sft", "fine-tune a model on multi-turn traces first"),
-    "make-traces": ("gtpo.commands.make_traces", "make such traces from worked solutions"),
-    "collect-traces": ("gtpo.commands.collect_traces", "make such traces from a model's own rollouts that passed"),
-    "eval": ("gtpo.commands.evaluate", "figures of a model over problems or benchmarks"),
-    "compare": ("gtpo.commands.compare", "two results of gtpo eval: paired difference, interval, p-value"),
-    "study": ("gtpo.commands.study", "a study: variants x seeds, trained and evaluated, with a report"),
-    "plan": ("gtpo.commands.plan", "memory and time of a training run, before it is run"),
-    "report": ("gtpo.commands.report", "the credit inspector: one HTML page about a run, or a live one"),
-    "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to others over HTTP"),
-    "export-verl": ("gtpo.commands.export_verl", "problems as a dataset for verl"),
-    "doctor": ("gtpo.commands.doctor", "what this machine can do: versions, device, sandbox, extras"),
+    "demo": ("gtpo.commands.demo", "train a tiny model made on the spot; needs nothing but this package"),
+    "train": ("gtpo.commands.train", "train a model with GTPO or GRPO"),
+    "sft": ("gtpo.commands.sft", "fine-tune a model on multi-turn traces (cold start)"),
+    "make-traces": ("gtpo.commands.make_traces", "make traces from worked solutions"),
+    "collect-traces": ("gtpo.commands.collect_traces", "make traces from a model's own rollouts that passed"),
+    "eval": ("gtpo.commands.evaluate", "evaluate a model on problems or benchmarks"),
+    "compare": ("gtpo.commands.compare", "compare two results of gtpo eval: difference, interval, p-value"),
+    "study": ("gtpo.commands.study", "train and evaluate variants, each with several seeds, and report"),
+    "plan": ("gtpo.commands.plan", "estimate memory and time of a training run before it starts"),
+    "report": ("gtpo.commands.report", "show why each turn got its advantage, as one HTML page"),
+    "sandbox": ("gtpo.commands.sandbox", "serve: offer this machine's sandbox to other machines over HTTP"),
+    "export-verl": ("gtpo.commands.export_verl", "write problems as a data set for verl"),
+    "doctor": ("gtpo.commands.doctor", "check this machine, a model's tool format or a verifier"),
+    "completion": ("gtpo.commands.completion", "print a completion script for a shell (bash, zsh, fish, ...)"),
 }
 DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 STOPPABLE = {
@@ -44,6 +47,16 @@ STOPPABLE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has stopped, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains as it ends
+        return 141
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         show(_usage())
         return 0
@@ -51,13 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(f"gtpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        say(f"gtpo: no command {argv[0]!r}\n\n{_usage()}")
+        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        say(f"gtpo: no command {argv[0]!r}{f'; did you mean {close[0]!r}?' if close else ''}\n\n{_usage()}")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # see gtpo.rollout.backends.transformers
+    quieten()
     try:
-        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run(argv)
+        return _run_stoppable(argv) if argv[0] in STOPPABLE else _run_command(argv)
     except KeyboardInterrupt:
         _say(argv[0], "interrupted")
         return 130
@@ -66,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_stoppable(argv: Sequence[str]) -> int:
     with stop_signals(lambda text: _say(argv[0], text)) as stop:
         try:
-            return _run(argv)
+            return _run_command(argv)
         except StoppedError as stopped:
             _say(argv[0], str(stopped))
         except KeyboardInterrupt:
@@ -76,14 +91,14 @@ def _run_stoppable(argv: Sequence[str]) -> int:
     return STOPPED_STATUS
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run_command(argv: Sequence[str]) -> int:
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except StoppedError:
         raise
     except GtpoError as error:
         _say(argv[0], str(error))
-    except OSError as error:
+    except OSError as error:  # a broken pipe among them
         if error.errno not in DISK_ERRNOS:
             raise
         _say(argv[0], f"{error.filename or 'a file'}: can't be written: {error.strerror}; free some space, then again")
@@ -107,6 +122,7 @@ def _usage() -> str:
             *lines,
             "",
             "gtpo COMMAND --help lists a command's options.",
+            "gtpo COMMAND --help_all lists those of TRL and transformers, too.",
         ]
     )
 

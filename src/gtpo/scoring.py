@@ -45,8 +45,8 @@ class RewardConfig:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions as in TRL, MODULE:FUNCTION or ./file.py:FUNCTION; 'auto' is the verifier. By "
-            "default the verifier alone."
+            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto stands for "
+            "the verifier. By default the verifier alone."
         },
     )
     reward_weights: list[float] | None = field(
@@ -54,17 +54,19 @@ class RewardConfig:
     )
     graded: bool = field(
         default=False,
-        metadata={"help": "Reward the verifier's score, not only whether it passes (code, qa, your own)."},
+        metadata={
+            "help": "Use the verifier's score as reward, not only whether the answer passes (code, qa, your own)."
+        },
     )
     success_threshold: float = field(
-        default=1.0, metadata={"help": "A rollout whose outcome reward reaches this counts as passed. Ours."}
+        default=1.0, metadata={"help": "Smallest outcome reward at which a rollout counts as passed."}
     )
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
             "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
-            "only: how much likelier the policy finds the gold answer after each turn; one more forward pass per "
-            "rollout), MODULE:FUNCTION or ./file.py:FUNCTION."
+            "only: how much likelier the policy finds the gold answer after each turn, at one more forward pass per "
+            "rollout), or your own as MODULE:FUNCTION or ./FILE.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(

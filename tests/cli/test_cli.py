@@ -38,23 +38,10 @@ def fails(capsys, *argv):
     return capsys.readouterr().err
 
 
-def test_help_lists_the_commands_and_each_command_its_own_options(capsys):
+def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in COMMANDS)
-    for name, option in (
-        ("train", "--gamma"),
-        ("eval", "--problems"),
-        ("collect-traces", "--prefer"),
-        ("sft", "--traces"),
-        ("demo", "--alpha"),
-    ):
-        with pytest.raises(SystemExit) as left:
-            main([name, "--help"])
-        assert left.value.code == 0
-        shown = capsys.readouterr().out
-        assert option in shown
-        assert len(shown.splitlines()) < 100, "short enough to read"
+    assert all(f"  {name} " in shown for name in COMMANDS)
 
 
 def test_version(capsys):
@@ -63,7 +50,7 @@ def test_version(capsys):
 
 
 def test_an_unknown_command_is_refused(capsys):
-    assert "no command 'trian'" in fails(capsys, "trian")
+    assert "no command 'trian'; did you mean 'train'?" in fails(capsys, "trian")
 
 
 def test_an_unknown_flag_or_key_names_the_nearest_known_one(capsys, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from openai_server import CompletionServer
@@ -57,7 +58,7 @@ def test_eval_and_collect_read_them(rows, server, byte_model_dir):
     assert main(["eval", *map(str, argv), "--output", "r.json"]) == 0
     assert load_result("r.json")["pass_rate"] == 1.0
     assert main(["collect-traces", *map(str, argv), "--output", "t.jsonl"]) == 0
-    assert len(open("t.jsonl").readlines()) == 2
+    assert len(Path("t.jsonl").read_text().splitlines()) == 2
 
 
 def test_make_traces_reads_them(rows, tmp_path):

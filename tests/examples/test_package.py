@@ -17,6 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PINS = (ROOT / "requirements" / "pins.txt").read_text(encoding="utf-8")
 DIST = os.environ.get("GTPO_TEST_DIST")
+SMALL_DEMO = (
+    "--cold_start_traces 64 --cold_start_steps 2 --train_problems 32 --eval_problems 8 --max_steps 2 "
+    "--num_generations 2 --per_device_train_batch_size 8"
+)
 
 
 def run(*command: str | Path, **options) -> str:
@@ -56,7 +60,8 @@ def test_wheel_and_sdist_install_and_run(tmp_path):
         (installed,) = (tmp_path / "venv").glob("lib/python*/site-packages/gtpo")
         assert {p.relative_to(installed) for p in installed.rglob("*") if p.is_file() and p.suffix != ".pyc"} == files
         gtpo = python.with_name("gtpo")
-        assert "--" in run(gtpo, "demo", "--help", cwd=tmp_path)
+        run(gtpo, "demo", "--run_dir", tmp_path / "demo", *SMALL_DEMO.split(), cwd=tmp_path)
+        assert (tmp_path / "demo" / "model" / "model.safetensors").exists()
         assert "sandbox   works" in run(gtpo, "doctor", cwd=tmp_path)
         assert run(python, "-m", "gtpo", "--version", cwd=tmp_path).startswith("gtpo ")
         assert "gtpo" in run(

@@ -173,7 +173,7 @@ def test_a_rollout_uses_two_tools_in_one_turn(byte_tokenizer, search):
 
 def test_the_model_must_be_told_of_the_tools_there_are(byte_tokenizer, search):
     encoder = ChatEncoder(byte_tokenizer, get_format("fenced"))
-    with pytest.raises(ConfigError, match=r"told of the tools \['python'\], but there are \['search'\]"):
+    with pytest.raises(ConfigError, match=r"describes the tools \['python'\], but the engine has \['search'\]"):
         RolloutEngine(encoder, search)
 
 

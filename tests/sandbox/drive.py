@@ -3,8 +3,8 @@
     python drive.py --situation NAME --output FILE [--require LEVEL] [--only NAME ...]
 
 FILE gets a JSON object: `behaviours` maps each name to "" where it held and to a sentence where it did not;
-`level` is the sandbox's own account; `present` what the situation is, as the kernel says. If the situation
-can't be had on this machine the object is only {"impossible": reason}.
+`level` is the sandbox's own account; `present` what the situation is, as the kernel says. If this machine does not
+offer the situation the object is only {"impossible": reason}.
 
 The process starts itself twice more: once to enter the situation, from there by exec to be the trainer.
 """

@@ -44,7 +44,7 @@ FACTS = Facts("", "/secret", 0, "/outside", 0, 0, 1, "/socket", "abstract", "mar
 
 @pytest.fixture(scope="session")
 def report_of(tmp_path_factory):
-    """The driver's report of a situation, made when it is first asked for; skips where the situation can't be had."""
+    """The driver's report of a situation, made when it is first asked for; skips where it is unavailable."""
     folder, made = tmp_path_factory.mktemp("behaviours"), {}
 
     def report(situation: str) -> dict:

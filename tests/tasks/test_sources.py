@@ -90,7 +90,7 @@ def test_a_hub_that_can_not_be_reached_is_said_so(monkeypatch):
         raise ConnectionError("offline")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"owner/name: the Hub's data set can't be had .*split test.*offline"):
+    with pytest.raises(DataError, match=r"owner/name: the Hub's data set is unavailable .*split test.*offline"):
         problems_from("hub:owner/name?split=test")
 
 
@@ -148,7 +148,7 @@ def test_a_mixture_has_the_shares_of_its_weights_and_no_problem_twice(tmp_path):
         ("sources: []", "a list `sources`"),
         ("sources: [{source: A, weight: 0}]", "weight of .* must be above 0"),
         ("sources: [{source: A, share: 1}]", "a source is"),
-        ("sources: [{source: other.yaml}]", "a mixture of mixtures"),
+        ("sources: [{source: other.yaml}]", "a mixture cannot contain a mixture"),
         ("sources: [{source: A}]\nsise: 3", "unknown: sise"),
         ("sources: [{source: A}]\nsize: 99", "problems for 1 to 5, none used twice"),
         ("sources: [{source: A}, {source: A}]", "comes from two sources"),

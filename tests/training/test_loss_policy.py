@@ -12,7 +12,7 @@ def test_it_speaks_once_and_only_after_some_steps():
     watch = FailureWatch("Mend it.")
     said = [watch.note(0.9) for _ in range(9)]
     assert [text is not None for text in said] == [False] * 4 + [True] + [False] * 4
-    assert "90% of the groups failed altogether. Mend it." in said[4]
+    assert "every rollout failed in 90% of the groups. Mend it." in said[4]
 
 
 def test_it_is_silent_if_nothing_is_known_against_the_settings():
@@ -37,4 +37,4 @@ def test_a_run_in_which_nothing_succeeds_says_so_where_it_matters(
 ):
     settings = {"max_steps": 6, "max_turn_tokens": 2, "max_turns": 1, **changes}
     train(small_model, tiny_tokenizer, problems, config(**settings), sandbox=sandbox)
-    assert ("failed altogether" in capfd.readouterr().err) == warned
+    assert ("every rollout failed" in capfd.readouterr().err) == warned

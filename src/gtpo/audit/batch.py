@@ -1,4 +1,4 @@
-"""Batches to audit, from three sources, in one form: a row a rollout, ids and masks as they would be trained on."""
+"""Batches to audit, from three sources, in one form: a row per rollout, ids and masks as they would be trained on."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class AuditBatch:
-    """A batch to audit: a row a rollout."""
+    """A batch to audit: a row per rollout."""
 
     rows: tuple[AuditRow, ...]
 

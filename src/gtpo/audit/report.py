@@ -41,7 +41,7 @@ class Kind(StrEnum):
     NO_END_TOKEN = "no_end_token"
     """An observation follows a turn that has no end-of-turn token."""
     TURNS_UNCLEAR = "turns_unclear"
-    """From here on turns and observations could not be told apart (warning)."""
+    """From here on turns and observations could not be distinguished (warning)."""
     MASK_SHIFTED = "mask_shifted"
     """The mask is the right one, moved by a position or two."""
     MASK_VALUE = "mask_value"

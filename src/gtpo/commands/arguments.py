@@ -1,16 +1,19 @@
-"""Parsing shared by the subcommands: YAML plus flags through TRL's `TrlParser`, with clear errors and short help."""
+"""Parsing shared by the subcommands: YAML plus flags through TRL's `TrlParser`, with clear errors."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
-import inspect
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,8 +21,8 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
-from gtpo._text import show
 from gtpo._yaml import read_yaml
+from gtpo.commands.help_text import help_parser
 from gtpo.errors import ConfigError
 from gtpo.tasks.row_forms import Columns, parse_columns
 
@@ -27,39 +30,67 @@ ALIASES = {"model": "model_name_or_path"}
 """Short names, for flags and for keys of a config file."""
 
 
-def parse(
-    dataclass_types: Sequence[Any], argv: Sequence[str], *, prog: str, about: str, defaults: Path | None = None
-) -> tuple[Any, ...]:
-    """Parse `--config FILE.yaml` and flags (which win) into dataclasses.
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command takes: options in dataclasses, from a YAML file and flags.
 
-    `--help` shows the fields that gtpo itself defines; `--help-all` adds TRL's. `defaults` is a config file that
-    stands behind the one of the user.
-
-    Raises:
-        ConfigError: an unknown key or flag (with the nearest known one), a missing or broken config file, or a value
-            that a dataclass refuses.
+    Attributes:
+        prog: the command, such as "gtpo train".
+        about: what it does, in a sentence.
+        types: dataclasses; a field is an option and its help text the option's.
+        usage: what follows the command's name on the first line of its help.
+        defaults: name of a config file in `gtpo.lab.tiny` that stands behind the one of the user.
     """
-    argv = [_unaliased(arg) for arg in argv]
-    if "--help" in argv or "-h" in argv:
-        show(_short_help(dataclass_types, prog, about))
-        raise SystemExit(0)
-    argv = ["--help" if arg == "--help-all" else arg for arg in argv]
-    parser = TrlParser(list(dataclass_types), prog=prog, description=about, allow_abbrev=False)
-    known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
-    origins: dict[str, Path] = {}
-    parser.error = partial(_refuse, origins)  # type: ignore[method-assign]  # argparse would print every option
-    argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
-    argv = _with_config(argv, known, origins)
-    if defaults:
-        argv = _with_config(["--config", str(defaults), *argv], known, origins)
-    _check_flags(argv, known)
-    try:
-        parsed = parser.parse_args_and_config(argv)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for options in parsed:
-        check_numbers(options)
-    return parsed
+
+    prog: str
+    about: str
+    types: tuple[Any, ...]
+    usage: str | None = None
+    defaults: str | None = None
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """The dataclasses, filled from `--config FILE.yaml` and flags, which win. `--help` prints and exits.
+
+        Raises:
+            ConfigError: an unknown key or flag (with the nearest known one), a missing or broken config file, or a
+                value that a dataclass refuses.
+        """
+        argv = [_unaliased(arg) for arg in argv]
+        if shown := {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
+            self.help_parser(everything=any("all" in arg for arg in shown)).print_help()
+            sys.stdout.flush()  # a reader that has left is noticed here, not as Python ends
+            raise SystemExit(0)
+        parser = self._parser()
+        known = {field.name for kind in self.types for field in dataclasses.fields(kind)}
+        origins: dict[str, Path] = {}
+        parser.error = partial(_refuse, origins)  # type: ignore[method-assign]  # argparse would print every option
+        argv = [part for arg in argv for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        argv = _with_config(argv, known, origins)
+        if self.defaults:
+            with self._defaults() as path:
+                argv = _with_config(["--config", str(path), *argv], known, origins)
+        _check_flags(argv, known)
+        try:
+            parsed = parser.parse_args_and_config(argv)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for options in parsed:
+            check_numbers(options)
+        return parsed
+
+    def help_parser(self, *, everything: bool = False) -> argparse.ArgumentParser:
+        """What `--help` prints and a shell completes; see `gtpo.commands.help_text`."""
+        parser = self._parser()
+        if self.defaults:
+            with self._defaults() as path:
+                parser.set_defaults(**read_yaml(path))
+        return help_parser(parser, self.types, ALIASES, usage=self.usage, everything=everything)
+
+    def _parser(self) -> TrlParser:
+        return TrlParser(list(self.types), prog=self.prog, description=self.about, allow_abbrev=False)
+
+    def _defaults(self) -> AbstractContextManager[Path]:
+        return as_file(files("gtpo.lab.tiny") / str(self.defaults))
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
@@ -129,27 +160,7 @@ def _check_flags(argv: Sequence[str], known: set[str]) -> None:
 
 def _nearest(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, sorted(known | set(ALIASES)), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; see --help-all for the known ones"
-
-
-def _short_help(dataclass_types: Sequence[type], prog: str, about: str) -> str:
-    lines = [f"usage: {prog} [--config FILE.yaml] [--OPTION VALUE ...]", "", about, ""]
-    lines.append("Options stand in the YAML file under the same names; flags win over the file.")
-    own_and_bases = [kind for top in dataclass_types for kind in top.__mro__ if dataclasses.is_dataclass(kind)]
-    bases = [kind for top in dataclass_types for kind in (top, *top.__bases__) if kind is not object]
-    hosts = [kind.__name__ for kind in bases if not kind.__module__.startswith("gtpo")]
-    for kind in own_and_bases:
-        own = [name for name in inspect.get_annotations(kind) if not name.startswith("_")]
-        if not kind.__module__.startswith("gtpo"):
-            continue
-        lines += ["", f"{(kind.__doc__ or '').splitlines()[0]}"]
-        for field in dataclasses.fields(kind):
-            if field.name in own:
-                default = "" if field.default in (None, dataclasses.MISSING, "") else f" (default: {field.default})"
-                lines.append(f"  --{field.name:24} {field.metadata.get('help', '')}{default}")
-    if hosts:
-        lines += ["", f"Also every option of {', '.join(hosts)}; list them with --help-all."]
-    return "\n".join(lines)
+    return f"; did you mean {close[0]!r}?" if close else "; see --help_all for the known ones"
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
@@ -204,23 +215,24 @@ def take_model_options(args: Any) -> dict[str, Any]:
 
 @dataclass
 class GenerationModelConfig(ModelConfig):
-    """The model."""
+    """Model."""
 
     dtype: str | None = dataclasses.field(
-        default="auto", metadata={"help": "auto (the checkpoint's own), float32, bfloat16 or float16."}
+        default="auto",
+        metadata={"help": "Number format of the weights: auto (that of the checkpoint), float32, bfloat16 or float16."},
     )
-    trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Let the model's own code run."})
+    trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Run code that comes with the model."})
 
 
 @dataclass
 class ColumnArguments:
-    """How rows are read."""
+    """Data."""
 
     columns: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "Where rows can't be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
-            "solution), or MODULE:FUNCTION or ./file.py:FUNCTION, which makes a row of ours of each row."
+            "help": "For rows that cannot be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
+            "solution), or MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
         },
     )
 

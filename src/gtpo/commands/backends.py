@@ -19,41 +19,48 @@ from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, Transform
 
 @dataclass
 class BackendArguments:
-    """What generates."""
+    """Generation backend."""
 
     backend: Literal["transformers", "vllm", "server"] = field(
         default="transformers",
-        metadata={"help": "transformers or vllm (both in this process), or server (any with OpenAI's API)."},
+        metadata={
+            "help": "What generates tokens: transformers or vllm in this process, or a server with OpenAI's API."
+        },
     )
     vllm_options: str = field(
-        default="{}", metadata={"help": 'vllm: further options of its engine, as JSON: {"enforce_eager": true}.'}
+        default="{}", metadata={"help": 'With vllm: options of its engine, as JSON, such as {"enforce_eager": true}.'}
     )
     base_url: str | None = field(
         default=None,
         metadata={
-            "help": "server: such as http://localhost:8000/v1, or several with commas; --model names its tokenizer."
+            "help": "With server: its URL, such as http://localhost:8000/v1; several separated by commas. --model "
+            "names the tokenizer."
         },
     )
     served_model: str | None = field(
-        default=None, metadata={"help": "server: its name for the model; by default the first it lists."}
+        default=None, metadata={"help": "With server: name of the model there; by default the first that it lists."}
     )
     dialect: Literal["vllm", "openai"] = field(
-        default="vllm", metadata={"help": "server: vllm (token ids go and come), or openai (text only)."}
+        default="vllm", metadata={"help": "With server: vllm exchanges token ids, openai text only."}
     )
     api: Literal["completions", "chat"] = field(
-        default="completions", metadata={"help": "server: chat, if it has nothing else; its rollouts are not exact."}
+        default="completions",
+        metadata={
+            "help": "With server: completions, or chat where nothing else is offered. Token ids of chat rollouts are "
+            "not exact."
+        },
     )
     api_key_variable: str | None = field(
         default=None,
         metadata={
-            "help": "server: environment variable with the key for --base_url; by default OPENAI_API_KEY if that is "
-            "OpenAI's own, else no key."
+            "help": "With server: environment variable that holds the API key; by default OPENAI_API_KEY for OpenAI's "
+            "own server, else no key."
         },
     )
 
     @property
     def max_concurrency(self) -> int:
-        """Rollouts under way at once, where the options do not say it."""
+        """Concurrent rollouts where the options do not set it."""
         return 64 if self.backend == "transformers" else 256
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gtpo._files import write_text
 from gtpo._text import say
-from gtpo.commands.arguments import GenerationModelConfig, parse
+from gtpo.commands.arguments import CommandLine, GenerationModelConfig
 from gtpo.commands.backends import BackendArguments
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
@@ -21,29 +21,34 @@ from gtpo.traces.from_rollouts import check_choice, traces_of
 class CollectArguments(SamplesArguments):
     """Which rollouts become traces."""
 
-    output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go, for gtpo sft."})
-    per_problem: int = field(default=1, metadata={"help": "Traces of one problem at most."})
+    output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file for the traces; gtpo sft reads it."})
+    per_problem: int = field(default=1, metadata={"help": "Largest number of traces per problem."})
     prefer: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What decides between a problem's rollouts, the weightiest first: turns (more of them), repaired "
-            "(an error that was made good), short (fewer tokens)."
+            "help": "Which of a problem's rollouts to prefer, most important first: turns (more turns), repaired (a "
+            "call failed and a later one succeeded), short (fewer tokens)."
         },
     )
-    max_invalid_calls: int = field(default=0, metadata={"help": "Leave out rollouts with more invalid calls."})
+    max_invalid_calls: int = field(
+        default=0, metadata={"help": "Leave out rollouts with more invalid calls than this."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo collect-traces",
+    "Roll out problems and keep rollouts that pass, as traces for gtpo sft.",
+    (CollectArguments, BackendArguments, GenerationModelConfig),
+    usage="--model MODEL --problems SOURCE [SOURCE ...] [--output FILE.jsonl] [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, roll out, choose, write."""
-    args, backend_args, model_args = parse(
-        (CollectArguments, BackendArguments, GenerationModelConfig),
-        argv,
-        prog="gtpo collect-traces",
-        about="Roll out problems and keep the rollouts that pass, as traces for gtpo sft.",
-    )
+    args, backend_args, model_args = COMMAND_LINE.parse(argv)
     output = Path(args.output)
     if output.exists():
-        raise ConfigError(f"{output} is there already: give another --output, or delete it")
+        raise ConfigError(f"{output} exists: give another --output, or delete it")
     check_choice(**_choice(args))
     job = prepare(args, backend_args, model_args)
     journal = output.with_name(f"{output.name}.samples.jsonl")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import as_file, files
 from pathlib import Path
 
+from gtpo._terminal import show_table
 from gtpo._text import say
-from gtpo.commands.arguments import parse
-from gtpo.lab.tiny.pipeline import TinyArguments, run_tiny, table
+from gtpo.commands.arguments import CommandLine
+from gtpo.lab.tiny.pipeline import TinyArguments, rows, run_tiny
 from gtpo.training.config import GTPOConfig
 from gtpo.training.recorder import RunRecorder
+
+COMMAND_LINE = CommandLine(
+    "gtpo demo",
+    "Make a tiny model, teach it imperfect use of a Python tool, then train it with GTPO (or GRPO).",
+    (TinyArguments, GTPOConfig),
+    usage="[--OPTION VALUE ...]",
+    defaults="demo.yaml",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, run, and say what came out and where it lies."""
-    with as_file(files("gtpo.lab.tiny") / "demo.yaml") as defaults:
-        tiny, args = parse(
-            (TinyArguments, GTPOConfig),
-            argv,
-            prog="gtpo demo",
-            about="Make a tiny model, teach it mixed behaviour with a Python tool, then raise it with GTPO (or GRPO).",
-            defaults=defaults,
-        )
+    tiny, args = COMMAND_LINE.parse(argv)
     RunRecorder(args.run_dir)
     summary = run_tiny(tiny, args)
     run_dir = Path(args.run_dir)
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         say(f"{run_dir / 'cold-start' / 'model'}: the model after the cold start; {run_dir / 'problems'}: the problems")
         return 0
     say(f"\n{args.algorithm}, seed {args.seed}, {summary['steps']} steps, {summary['wall_s']:.0f} s:")
-    say(table(summary))
+    show_table(rows(summary))
     for name, what in (
         ("summary.json", "these figures"),
         ("learning_curve.png", "the learning curve"),

@@ -19,17 +19,6 @@ from gtpo.tasks.sources import problems_from
 from gtpo.tasks.verifiers import get_verifier
 from gtpo.versions import installed_versions
 
-_USAGE = """usage: gtpo doctor [--verify SOURCE [SOURCE ...] [--verifier NAME] [--adversarial]]
-                   [--model MODEL [--tool_format NAME]]
-
-Without options: what this machine can do: versions, device, sandbox, missing extras.
---verify: check the checkers on problems (a file, a benchmark, ...): gold answers must pass, wrong ones must not.
---verifier: which one; by default the one that each problem asks for.
---adversarial: also try what a policy would: equations that fit everything, near misses, lost letters, programs that
-lie about their tests.
---model: how this model would be told of tools and write calls; loads its tokenizer only.
---tool_format: see gtpo train; by default auto."""
-
 EXTRAS = {
     "vllm": ("vllm", "fast generation"),
     "verl": ("verl", "training on a Ray cluster"),
@@ -43,7 +32,7 @@ EXTRAS = {
 def main(argv: Sequence[str]) -> int:
     """Print the findings; status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
     if "-h" in argv or "--help" in argv:
-        show(_USAGE)
+        help_parser().print_help()
         return 0
     if argv:
         options = _options(argv)
@@ -73,15 +62,38 @@ def _verl() -> str:
     return "the plugin is loaded: trainer gtpo_sync, estimator gtpo, agent loop gtpo"
 
 
+def help_parser() -> argparse.ArgumentParser:
+    """The options; what `--help` prints and a shell completes."""
+    parser = argparse.ArgumentParser(
+        prog="gtpo doctor",
+        description="Without options: check this machine (versions, device, sandbox, optional packages).",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    verifier = parser.add_argument_group("check a verifier on problems: gold answers must pass, wrong ones must not")
+    verifier.add_argument(
+        "--verify", nargs="+", default=[], metavar="SOURCE", help="Problems: files, benchmarks or other sources."
+    )
+    verifier.add_argument(
+        "--verifier", default="auto", metavar="NAME", help="Verifier, as in gtpo train. [default: auto]"
+    )
+    verifier.add_argument(
+        "--adversarial",
+        action="store_true",
+        help="Try answers that a policy could find to cheat, too: equations with many solutions, near misses, lost "
+        "letters, programs that falsify their tests.",
+    )
+    model = parser.add_argument_group("check how a model calls tools; loads its tokenizer only")
+    model.add_argument("--model", metavar="MODEL", help="Folder or Hub id of a model.")
+    model.add_argument(
+        "--tool_format", default="auto", metavar="NAME", help="Syntax of tool calls, as in gtpo train. [default: auto]"
+    )
+    return parser
+
+
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gtpo doctor", add_help=False, exit_on_error=False)
-    parser.add_argument("--verify", nargs="+", default=[])
-    parser.add_argument("--verifier", default="auto")
-    parser.add_argument("--adversarial", action="store_true")
-    parser.add_argument("--model")
-    parser.add_argument("--tool_format", default="auto")
     try:
-        options, unknown = parser.parse_known_args(argv)
+        options, unknown = help_parser().parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
     if unknown:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, parse
+from gtpo.commands.arguments import ColumnArguments, CommandLine
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.rows import write_parquet
 from gtpo.tasks.sources import problems_from, verifiable
@@ -15,22 +15,30 @@ from gtpo.tasks.verifiers import get_verifier
 
 @dataclass
 class VerlProblemsArguments(ColumnArguments):
-    """Which problems, and where they go."""
+    """Data."""
 
-    problems: list[str] = field(default_factory=list, metadata={"help": "Sources, as for gtpo eval."})
+    problems: list[str] = field(default_factory=list, metadata={"help": "Sources of problems, as for gtpo eval."})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
+        default=None, metadata={"help": "Folder that holds benchmarks as NAME.jsonl, read in place of the Hub."}
     )
-    output: str = field(default="problems.parquet", metadata={"help": "The file."})
-    data_source: str = field(default="gtpo", metadata={"help": "Name under which verl logs validation figures."})
-    verifier: str = field(default="auto", metadata={"help": "Problems that it can't verify are left out."})
+    output: str = field(default="problems.parquet", metadata={"help": "Parquet file for the data set."})
+    data_source: str = field(default="gtpo", metadata={"help": "Name under which verl logs the validation metrics."})
+    verifier: str = field(
+        default="auto", metadata={"help": "Verifier, as for gtpo train. Problems that it cannot verify are left out."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo export-verl",
+    "Write problems as a data set for verl.",
+    (VerlProblemsArguments,),
+    usage="--problems SOURCE [SOURCE ...] [--output FILE.parquet] [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, read, check, write."""
-    (args,) = parse(
-        (VerlProblemsArguments,), argv, prog="gtpo export-verl", about="Write problems as a dataset for verl."
-    )
+    (args,) = COMMAND_LINE.parse(argv)
     if not args.problems:
         raise ConfigError("no problems: give --problems SOURCE")
     options = {"data_dir": args.data_dir, "columns": args.row_columns()}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, parse
+from gtpo.commands.arguments import ColumnArguments, CommandLine
 from gtpo.errors import ConfigError, DataError
 from gtpo.models import load_tokenizer
 from gtpo.rollout import FORMATS, PromptConfig, SandboxConfig, ToolFormat, build_encoder, get_format
@@ -17,39 +17,45 @@ from gtpo.traces.from_solutions import traces_from_solutions
 
 @dataclass
 class ConvertArguments(ColumnArguments, SandboxConfig):
-    """What to convert, and where its calls run."""
+    """How solutions become traces."""
 
     solutions: str | None = field(
         default=None,
         metadata={
-            "help": "Problems with worked solutions as GSM8K has them (<<48/2=24>>, #### 72), in `solution` or in "
-            "GSM8K's own `answer`: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or any other source of "
-            "gtpo train."
+            "help": "Problems with worked solutions annotated as in GSM8K (<<48/2=24>>, #### 72), in a field solution "
+            "or in GSM8K's answer: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or another source of gtpo "
+            "train."
         },
     )
-    output: str = field(default="traces.jsonl", metadata={"help": "Where the traces go."})
-    max_solutions: int | None = field(default=None, metadata={"help": "Use only the first n."})
+    output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file for the traces."})
+    max_solutions: int | None = field(
+        default=None, metadata={"help": "Number of solutions to use, from the first; by default all."}
+    )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of the model that will learn; its tokenizer is loaded."}
+        default=None, metadata={"help": "Folder or Hub id of the model to be trained; only its tokenizer is loaded."}
     )
     tool_format: str = field(
         default="auto",
-        metadata={"help": "Syntax of tool calls, see gtpo train; fenced and tool_call need no --model."},
+        metadata={"help": "Syntax of tool calls, as in gtpo train; fenced and tool_call need no --model."},
     )
     turns_share: float = field(
-        default=0.5, metadata={"help": "Share of traces with one call a step; the others make one call in all."}
+        default=0.5,
+        metadata={"help": "Share of traces with one call per step, in [0, 1]; the others make a single call."},
     )
-    seed: int = field(default=0, metadata={"help": "Of the choice which solution is told how."})
+    seed: int = field(default=0, metadata={"help": "Seed of the choice which solutions get one call per step."})
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo make-traces",
+    "Make cold-start traces from worked solutions; each call is executed to get its result.",
+    (ConvertArguments,),
+    usage="--solutions FILE.jsonl [--output FILE.jsonl] [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, convert, save, and say what was left out."""
-    (args,) = parse(
-        (ConvertArguments,),
-        argv,
-        prog="gtpo make-traces",
-        about="Make cold-start traces from worked solutions; every call is really executed for its observation.",
-    )
+    (args,) = COMMAND_LINE.parse(argv)
     if args.solutions is None:
         raise ConfigError("nothing to convert: give --solutions, such as FILE.jsonl or hub:openai/gsm8k?config=main")
     parsed = parse_solutions(problems_from(args.solutions, limit=args.max_solutions, columns=args.row_columns()))

@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from gtpo._files import write_text
 from gtpo._text import show
-from gtpo.commands.arguments import parse
+from gtpo.commands.arguments import CommandLine
 from gtpo.commands.train import ProblemArguments
 from gtpo.errors import ConfigError
 from gtpo.planning import HARDWARE, Hardware, ModelShape, Workload, make_plan, shape_of
@@ -22,41 +22,49 @@ from gtpo.training.config import GTPOConfig
 
 @dataclass
 class PlanArguments:
-    """On what it would run, and how long rollouts are."""
+    """Hardware and rollouts to plan for."""
 
     device: str = field(
-        default="h100-80gb", metadata={"help": "Kind of device: " + ", ".join(HARDWARE) + "; or give its figures."}
+        default="h100-80gb",
+        metadata={"help": "Kind of device: " + ", ".join(HARDWARE) + ". The next three options override its figures."},
     )
-    device_memory_gib: float | None = field(
-        default=None, metadata={"help": "Memory of a device, in place of the kind's."}
-    )
+    device_memory_gib: float | None = field(default=None, metadata={"help": "Memory of a device, in GiB."})
     device_tflops: float | None = field(
-        default=None, metadata={"help": "Arithmetic of a device at 16 bit, in place of the kind's."}
+        default=None, metadata={"help": "Peak 16-bit arithmetic of a device, in TFLOP/s."}
     )
     device_bandwidth_gbs: float | None = field(
-        default=None, metadata={"help": "Bandwidth of a device's memory, in place of the kind's."}
+        default=None, metadata={"help": "Memory bandwidth of a device, in GB/s."}
     )
     devices: int = field(
-        default=1, metadata={"help": "Devices that train, over all nodes: the processes of accelerate."}
+        default=1, metadata={"help": "Number of training devices on all nodes (processes of accelerate)."}
     )
     sharding: Literal["none", "zero2", "zero3", "fsdp2"] = field(
-        default="none", metadata={"help": "What accelerate spreads over them."}
+        default="none", metadata={"help": "How accelerate shards the model over the training devices."}
     )
-    generation_devices: int = field(default=0, metadata={"help": "Devices of the vLLM server (vllm_mode server)."})
+    generation_devices: int = field(
+        default=0, metadata={"help": "Number of devices of the vLLM server; needed with vllm_mode server."}
+    )
     server_tensor_parallel: int = field(
-        default=1, metadata={"help": "Devices of the server that share one copy of the model."}
+        default=1, metadata={"help": "Number of the server's devices that share one copy of the model."}
     )
-    prompt_tokens: int = field(default=512, metadata={"help": "Tokens of the longest prompt."})
+    prompt_tokens: int = field(default=512, metadata={"help": "Length of the longest prompt, in tokens."})
     mean_completion_tokens: int | None = field(
-        default=None, metadata={"help": "Of an ordinary rollout; by default 40% of max_completion_length."}
+        default=None,
+        metadata={"help": "Mean length of a completion, in tokens; by default 40%% of max_completion_length."},
     )
     mean_turns: float | None = field(
-        default=None, metadata={"help": "Of an ordinary rollout; by default half of max_turns."}
+        default=None, metadata={"help": "Mean number of turns per rollout; by default half of max_turns."}
     )
-    tool_s: float = field(default=0.2, metadata={"help": "Seconds of a call."})
-    mfu: float = field(default=0.35, metadata={"help": "Share of the arithmetic that training reaches."})
-    bandwidth_share: float = field(default=0.5, metadata={"help": "Share of the bandwidth that decoding reaches."})
-    output: str | None = field(default=None, metadata={"help": "Write the plan as JSON too."})
+    tool_s: float = field(default=0.2, metadata={"help": "Mean duration of a tool call, in seconds."})
+    mfu: float = field(
+        default=0.35, metadata={"help": "Model FLOP utilisation in training: share of the peak arithmetic, in (0, 1]."}
+    )
+    bandwidth_share: float = field(
+        default=0.5, metadata={"help": "Share of the memory bandwidth that decoding reaches, in (0, 1]."}
+    )
+    output: str | None = field(
+        default=None, metadata={"help": "JSON file for the plan; by default it is only printed."}
+    )
 
 
 @dataclass
@@ -68,14 +76,17 @@ class PlannedConfig(GTPOConfig):
             self.bf16 = self.bf16.lower() == "true"
 
 
+COMMAND_LINE = CommandLine(
+    "gtpo plan",
+    "Estimate memory and time of a training run before it starts. Takes the options of gtpo train too.",
+    (PlanArguments, ProblemArguments, PlannedConfig, ModelConfig),
+    usage="--model MODEL [--device NAME] [--config FILE.yaml] [--OPTION VALUE ...]",
+)
+
+
 def main(argv: Sequence[str]) -> int:
-    """Parse, plan, print; status 1 if something does not fit."""
-    plan_args, _, args, model_args = parse(
-        (PlanArguments, ProblemArguments, PlannedConfig, ModelConfig),
-        argv,
-        prog="gtpo plan",
-        about="Memory and time of a training run, before it is run. Takes the options of gtpo train.",
-    )
+    """Parse, plan, print; status 1 if the run does not fit."""
+    plan_args, _, args, model_args = COMMAND_LINE.parse(argv)
     name = model_args.model_name_or_path
     if not name:
         raise ConfigError("no model: give --model, a folder, a Hub id, or a known name")

@@ -7,25 +7,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gtpo._text import say
-from gtpo.commands.arguments import parse, positional
+from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.report import serve, write_page
 
 
 @dataclass
 class ReportArguments:
-    """What to show."""
+    """The report."""
 
     runs: list[str] = field(
         default_factory=list,
-        metadata={"help": "Run directories, overlaid; may stand without their name: gtpo report RUN [RUN ...]."},
+        metadata={
+            "help": "Run directories, shown together. The option's name may be omitted: gtpo report RUN [RUN ...]."
+        },
     )
     output: str | None = field(
-        default=None, metadata={"help": "The HTML file; by default report.html in the first run's directory."}
+        default=None, metadata={"help": "The HTML file; by default report.html in the first run directory."}
     )
-    max_mb: float = field(default=50.0, metadata={"help": "Rollouts of more than so many MB are left out in part."})
-    serve: bool = field(default=False, metadata={"help": "Show the runs on this machine while they train."})
-    port: int = field(default=0, metadata={"help": "Of --serve; 0 takes a free one."})
+    max_mb: float = field(
+        default=50.0, metadata={"help": "Largest size of the rollouts in the page, in MB; the rest is left out."}
+    )
+    serve: bool = field(
+        default=False, metadata={"help": "Serve the page on 127.0.0.1 and follow the runs while they train."}
+    )
+    port: int = field(default=0, metadata={"help": "Port for --serve; 0: a free one."})
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo report",
+    "Write one HTML page about one run or several: rollouts, rewards, returns and the advantage of each turn.",
+    (ReportArguments,),
+    usage="RUN [RUN ...] [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,12 +49,7 @@ def main(argv: Sequence[str]) -> int:
         argv.insert(argv.index("--serve") + 1, "true")  # else a run after it would be taken for its value
     if argv[:1] == ["--serve"]:
         argv = argv[2:] + argv[:2]
-    (args,) = parse(
-        (ReportArguments,),
-        positional(argv, "runs"),
-        prog="gtpo report",
-        about="See where credit went: one HTML page about a run, or several.",
-    )
+    (args,) = COMMAND_LINE.parse(positional(argv, "runs"))
     if not args.runs:
         raise ConfigError("no run: gtpo report RUN")
     if args.serve:

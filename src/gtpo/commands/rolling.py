@@ -26,7 +26,7 @@ from gtpo.tasks.sources import problems_from, verifiable
 
 @dataclass
 class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
-    """Which problems, how many samples."""
+    """Data."""
 
     problems: list[str] = field(
         default_factory=list,
@@ -36,16 +36,17 @@ class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
         },
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with benchmarks as NAME.jsonl, in place of the Hub."}
+        default=None, metadata={"help": "Folder that holds benchmarks as NAME.jsonl, read in place of the Hub."}
     )
     max_problems: int | None = field(
-        default=None, metadata={"help": "A fixed random sample of n problems of each source."}
+        default=None, metadata={"help": "Problems to take of each source, as a fixed random sample; by default all."}
     )
-    sample_seed: int = field(default=0, metadata={"help": "Of that sample."})
+    sample_seed: int = field(default=0, metadata={"help": "Seed of the random sample that max_problems takes."})
     samples: int | None = field(
-        default=None, metadata={"help": "Rollouts per problem; by default what people report on a benchmark, else 1."}
+        default=None,
+        metadata={"help": "Rollouts per problem; by default the number that is usual for the benchmark, else 1."},
     )
-    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+    seed: int = field(default=0, metadata={"help": "Seed for sampling tokens."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +66,7 @@ class Job:
     max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
-        """Make and verify them, with a bar on the terminal. Samples that the journal holds are not made again."""
+        """Make and verify them, and show how far it is. Samples that the journal holds are not made again."""
         try:
             with progress_bar(len(self.problems) * self.protocol.samples, label) as progress:
                 return evaluate(
@@ -117,7 +118,9 @@ def samples_of(args: SamplesArguments) -> int:
         return args.samples
     reported = {BENCHMARKS[name].samples if name in BENCHMARKS else 1 for name in args.problems}
     if len(reported) > 1:
-        raise ConfigError(f"people report different numbers of samples on {', '.join(args.problems)}: give --samples")
+        raise ConfigError(
+            f"{', '.join(args.problems)}: the usual number of samples per problem differs between these; give --samples"
+        )
     return reported.pop()
 
 
@@ -147,7 +150,7 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     problems, too_long = fitting(problems, engine, engine.max_context(backend))
     for problem_id, why in too_long.items():
         say(f"left out: problem {problem_id}: {why}")
-    say(f"{len(problems)} problems, {samples} samples each")
+    say(f"{len(problems)} problems, {samples} {'sample' if samples == 1 else 'samples'} each")
     rewards = args.recorded_rewards()
     protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed, rewards=rewards)
     concurrency = args.max_concurrency or backend_args.max_concurrency

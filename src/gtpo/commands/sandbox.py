@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from gtpo._text import say
-from gtpo.commands.arguments import parse
+from gtpo.commands.arguments import CommandLine
 from gtpo.errors import ConfigError
 from gtpo.sandbox import LocalSandbox, Require
 from gtpo.sandbox.service import SandboxService
@@ -17,30 +17,43 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 @dataclass
 class ServeArguments:
-    """Where to listen, and what may run."""
+    """The server."""
 
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0 for every one."})
-    port: int = field(default=8080, metadata={"help": "Port; 0 takes a free one."})
+    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0: all of the machine's."})
+    port: int = field(default=8080, metadata={"help": "Port to listen on; 0: a free one."})
     max_workers: int | None = field(
-        default=None, metadata={"help": "Programs at a time; by default what the local sandbox takes."}
+        default=None,
+        metadata={
+            "help": "Programs that run at the same time; by default three per core, up to eight where they take long."
+        },
     )
-    waiting: int = field(default=256, metadata={"help": "Requests that may wait; more are asked to come back."})
+    waiting: int = field(
+        default=256,
+        metadata={"help": "Requests that may wait for a worker; further ones are answered with status 429."},
+    )
     sandbox_require: Require = field(
-        default="landlock", metadata={"help": "Weakest isolation that the sandbox may start with."}
+        default="landlock", metadata={"help": "Weakest isolation that is accepted; below it the server does not start."}
     )
     key_variable: str = field(
-        default="GTPO_SANDBOX_KEY", metadata={"help": "Environment variable with the key that requests must carry."}
+        default="GTPO_SANDBOX_KEY",
+        metadata={"help": "Environment variable that holds the key that each request must carry."},
     )
     open_to_all: bool = field(
-        default=False, metadata={"help": "Serve other machines without a key: whoever reaches the port runs programs."}
+        default=False,
+        metadata={"help": "Serve other machines without a key. Anybody who reaches the port can then run programs."},
     )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo sandbox serve", "Offer this machine's sandbox to other machines over HTTP.", (ServeArguments,)
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse and serve until interrupted."""
     if list(argv[:1]) != ["serve"]:
-        raise ConfigError("the one thing to do is: gtpo sandbox serve [--OPTION VALUE ...]")
-    (args,) = parse((ServeArguments,), argv[1:], prog="gtpo sandbox serve", about="Offer the local sandbox over HTTP.")
+        raise ConfigError("gtpo sandbox has one subcommand: gtpo sandbox serve [--OPTION VALUE ...]")
+    (args,) = COMMAND_LINE.parse(argv[1:])
     key = os.environ.get(args.key_variable) or None
     if args.host not in LOOPBACK and key is None and not args.open_to_all:
         raise ConfigError(

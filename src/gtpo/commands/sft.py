@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig, get_peft_config
 
 from gtpo._text import say
-from gtpo.commands.arguments import load_model, load_tokenizer, parse, take_model_options
+from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
@@ -18,22 +18,28 @@ from gtpo.training.start import ResumeArguments, check_startable
 
 @dataclass
 class TraceArguments(ResumeArguments):
-    """What to learn from."""
+    """Data."""
 
     traces: str | None = field(
-        default=None, metadata={"help": "Traces, JSON Lines with `messages`; `gtpo make-traces` makes them."}
+        default=None,
+        metadata={"help": "Traces: JSON Lines with a field messages; gtpo make-traces writes such a file."},
     )
-    max_traces: int | None = field(default=None, metadata={"help": "Use only the first n traces."})
+    max_traces: int | None = field(
+        default=None, metadata={"help": "Number of traces to use, from the first; by default all."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo sft",
+    "Fine-tune a model on multi-turn traces with tool calls; the loss covers the model's own tokens only.",
+    (TraceArguments, ColdStartConfig, ModelConfig),
+    usage="--model MODEL --traces TRACES.jsonl [--run_dir FOLDER] [--config FILE.yaml] [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, load and fine-tune."""
-    trace_args, args, model_args = parse(
-        (TraceArguments, ColdStartConfig, ModelConfig),
-        argv,
-        prog="gtpo sft",
-        about="Fine-tune a model on multi-turn traces with tool calls; loss on its own tokens only.",
-    )
+    trace_args, args, model_args = COMMAND_LINE.parse(argv)
     if trace_args.traces is None:
         raise ConfigError("no traces: give --traces FILE.jsonl; `gtpo make-traces` makes one from worked solutions")
     traces = load_traces(trace_args.traces)[: trace_args.max_traces]

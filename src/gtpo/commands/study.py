@@ -11,34 +11,39 @@ import yaml
 
 from gtpo._text import say
 from gtpo.commands import evaluate, train
-from gtpo.commands.arguments import parse, positional
+from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.lab.study import Cell, read_study, run_cells, write_report
 
 
 @dataclass
 class StudyArguments:
-    """What to run."""
+    """The study."""
 
     study: str | None = field(
-        default=None, metadata={"help": "The study file; may stand without its name: gtpo study STUDY.yaml."}
+        default=None, metadata={"help": "The study file. The option's name may be omitted: gtpo study STUDY.yaml."}
     )
-    jobs: int = field(default=1, metadata={"help": "Cells at a time."})
+    jobs: int = field(default=1, metadata={"help": "Number of cells that run at the same time."})
     threads: int | None = field(
-        default=None, metadata={"help": "CPU threads a cell; by default the machine's cores over the jobs."}
+        default=None, metadata={"help": "CPU threads per cell; by default the number of cores divided by jobs."}
     )
-    only: list[str] = field(default_factory=list, metadata={"help": "Only these variants."})
-    report_only: bool = field(default=False, metadata={"help": "Run nothing; report the cells that are done."})
+    only: list[str] = field(default_factory=list, metadata={"help": "Run these variants only."})
+    report_only: bool = field(
+        default=False, metadata={"help": "Run nothing; write the report from the cells that are done."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo study",
+    "Run a study: variants of a training run, each with several seeds. Run the same command to resume one.",
+    (StudyArguments,),
+    usage="STUDY.yaml [--OPTION VALUE ...]",
+)
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, run what is left, write the report."""
-    (args,) = parse(
-        (StudyArguments,),
-        positional(argv, "study"),
-        prog="gtpo study",
-        about="Run a study: variants of a training run x seeds. Stopped, it goes on where it was.",
-    )
+    (args,) = COMMAND_LINE.parse(positional(argv, "study"))
     if args.study is None:
         raise ConfigError("no study: gtpo study STUDY.yaml")
     study = read_study(args.study)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig, get_peft_config
 
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, load_model, load_tokenizer, parse, take_model_options
+from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer
@@ -21,7 +21,7 @@ from gtpo.training.start import ResumeArguments, check_startable
 
 @dataclass
 class ProblemArguments(ColumnArguments, ResumeArguments):
-    """What to train on."""
+    """Data."""
 
     train_file: str | None = field(
         default=None,
@@ -29,7 +29,17 @@ class ProblemArguments(ColumnArguments, ResumeArguments):
             "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
         },
     )
-    max_problems: int | None = field(default=None, metadata={"help": "Use only the first n problems."})
+    max_problems: int | None = field(
+        default=None, metadata={"help": "Number of problems to use, from the first; by default all."}
+    )
+
+
+COMMAND_LINE = CommandLine(
+    "gtpo train",
+    "Train a model that reasons with tools, with GTPO (or with GRPO, to compare).",
+    (ProblemArguments, GTPOConfig, ModelConfig),
+    usage="--model MODEL --train_file PROBLEMS [--run_dir FOLDER] [--config FILE.yaml] [--OPTION VALUE ...]",
+)
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
@@ -38,12 +48,7 @@ def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelC
     Raises:
         ConfigError: one is unknown or can't be used.
     """
-    problem_args, args, model_args = parse(
-        (ProblemArguments, GTPOConfig, ModelConfig),
-        argv,
-        prog="gtpo train",
-        about="Train a model that reasons with tools, with GTPO (or GRPO, for comparison).",
-    )
+    problem_args, args, model_args = COMMAND_LINE.parse(argv)
     return problem_args, args, model_args
 
 

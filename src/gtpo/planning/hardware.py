@@ -14,7 +14,7 @@ class Hardware:
     Attributes:
         memory_gib: of the device.
         tflops: at 16 bit, dense.
-        bandwidth_gbs: of the memory, GB a second.
+        bandwidth_gbs: of the memory, GB per second.
     """
 
     memory_gib: float

@@ -210,10 +210,10 @@ def _seconds(
     """Time by phase.
 
     Decoding a token of every rollout under way reads the weights once and each rollout's keys and values (a memory
-    bound), or does 2 operations a weight and rollout (a compute bound): the larger counts. Training does 6 operations a
-    weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter spares the 2 for the
-    gradients of weights. Attention adds, for each 2 operations a weight, 2 a query and token of context (half of 4: it
-    is causal).
+    bound), or does 2 operations per weight and rollout (a compute bound): the larger counts. Training does 6 operations
+    per weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter spares the 2 for the
+    gradients of weights. Attention adds, for each 2 operations per weight, 2 per query and token of context (half of 4:
+    it is causal).
     """
     arithmetic = device.tflops * 1e12
     tokens = work.rollouts * (work.prompt_tokens + work.mean_completion_tokens)
@@ -235,7 +235,7 @@ def _seconds(
     notes = [
         f"{work.mean_completion_tokens:,} tokens per completion, {work.turns:g} turns per rollout, "
         f"{work.tool_s:g} s per call",
-        f"training at {work.mfu:.0%} of {device.tflops:g} TFLOP/s, {passes} operations a weight and token",
+        f"training at {work.mfu:.0%} of {device.tflops:g} TFLOP/s, {passes} operations per weight and token",
         f"decoding at {work.bandwidth_share:.0%} of {device.bandwidth_gbs:g} GB/s, {under_way} rollouts at a time on "
         f"each of {engines} engines",
         "not counted: prefill, loading, weight sync, checkpoints, the longest rollout of a batch",

@@ -127,7 +127,7 @@ def shape_of_config(config: Any) -> ModelShape:
     """
     config = config.get_text_config()
     if any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise ConfigError("plans know no mixture of experts yet")
+        raise ConfigError("gtpo plan does not support mixture-of-experts models yet")
     try:
         heads = config.num_attention_heads
         return ModelShape(
@@ -142,4 +142,6 @@ def shape_of_config(config: Any) -> ModelShape:
             qkv_bias=config.model_type == "qwen2" or bool(getattr(config, "attention_bias", False)),
         )
     except AttributeError as error:
-        raise ConfigError(f"a model of type {config.model_type!r} has no {error.name}: plans know decoders") from error
+        raise ConfigError(
+            f"a model of type {config.model_type!r} has no {error.name}: gtpo plan supports decoder-only models"
+        ) from error

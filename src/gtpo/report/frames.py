@@ -22,7 +22,7 @@ class RunFrames:
         rollouts: a row a recorded rollout: step, rollout, group, the problem, outcome, stop reason; and `num_turns`,
             `num_calls`, `num_invalid`, `tokens`, `reward` (sum over turns), `min_advantage`, `max_advantage`,
             `similarity` (mean over the group's successes; NaN if it was not compared).
-        turns: a row a turn: step, rollout, group, turn (from 0), and every field of a recorded turn.
+        turns: a row per turn: step, rollout, group, turn (from 0), and every field of a recorded turn.
     """
 
     settings: dict[str, Any]

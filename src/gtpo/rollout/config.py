@@ -42,14 +42,20 @@ class SandboxConfig:
     """Where the model's programs run, and with what limits."""
 
     sandbox: str = field(
-        default="local", metadata={"help": "local, or the URL of a SandboxFusion server, or several with commas."}
+        default="local",
+        metadata={
+            "help": "Where Python runs: local, or the URL of a SandboxFusion server; several separated by commas."
+        },
     )
     sandbox_require: Require = field(
-        default="landlock", metadata={"help": "Weakest isolation that the local sandbox may start with."}
+        default="landlock",
+        metadata={"help": "Weakest isolation that is accepted of the local sandbox; below it the run does not start."},
     )
-    tool_wall_s: float = field(default=8.0, metadata={"help": "Wall-clock seconds that a Python call may take."})
-    tool_cpu_s: float = field(default=4.0, metadata={"help": "CPU seconds that a Python call may take."})
-    tool_memory_mb: int = field(default=512, metadata={"help": "Memory that a Python call may use, in MB."})
+    tool_wall_s: float = field(
+        default=8.0, metadata={"help": "Time limit of a Python call, in seconds of wall-clock time."}
+    )
+    tool_cpu_s: float = field(default=4.0, metadata={"help": "Time limit of a Python call, in seconds of CPU time."})
+    tool_memory_mb: int = field(default=512, metadata={"help": "Memory limit of a Python call, in MB."})
 
     def tool_limits(self) -> Limits:
         """What one Python call may use.
@@ -83,9 +89,9 @@ class PromptConfig(MCPConfig):
     tools: str | None = field(
         default=None,
         metadata={
-            "help": "python, search, MODULE:FUNCTION or ./file.py:FUNCTION of your own, mcp:COMMAND or mcp:URL for the "
-            "tools of an MCP server (#TOOL+TOOL for some of them), several with commas, or none. By default python; "
-            "none beside an --environment."
+            "help": "Tools, separated by commas: python, search, your own as MODULE:NAME or ./FILE.py:NAME, "
+            "mcp:COMMAND or mcp:URL for the tools of an MCP server (#TOOL+TOOL for some of them); or none. By default "
+            "python; none beside an --environment."
         },
     )
     environment: str | None = field(
@@ -101,11 +107,11 @@ class PromptConfig(MCPConfig):
     tool_state: ToolState = field(
         default="stateless",
         metadata={
-            "help": "Python: stateless (one process per call), session (one per rollout, which keeps globals) or fresh "
-            "(one per rollout, new globals for each call)."
+            "help": "With python: stateless (a process per call), session (a process per rollout that keeps its "
+            "globals) or fresh (a process per rollout, new globals for each call)."
         },
     )
-    search_results: int = field(default=3, metadata={"help": "search: passages that a call returns."})
+    search_results: int = field(default=3, metadata={"help": "With search: number of passages that a call returns."})
     tool_format: str = field(
         default="auto",
         metadata={
@@ -115,10 +121,12 @@ class PromptConfig(MCPConfig):
     )
     system_prompt: str | None = field(
         default=None,
-        metadata={"help": "System prompt; by default one that tells of the tools and of how to answer. '' for none."},
+        metadata={
+            "help": "System prompt; by default one that describes the tools and the form of the answer. '': none."
+        },
     )
     chat_template_kwargs: dict | str | None = field(
-        default=None, metadata={"help": 'Options of the chat template, as JSON: {"enable_thinking": false}.'}
+        default=None, metadata={"help": 'Options of the chat template, as JSON, such as {"enable_thinking": false}.'}
     )
 
     def __post_init__(self) -> None:
@@ -175,42 +183,57 @@ class RolloutConfig(PromptConfig, SandboxConfig):
     instructions: str | None = field(
         default=None,
         metadata={
-            "help": "YAML file: sentences on how to write the answer, by its type (math, choice, qa, tests, ...)."
+            "help": "YAML file with a sentence per type of answer (math, choice, qa, tests, ...) on how to write it."
         },
     )
     verifier: str = field(
         default="auto",
-        metadata={"help": "auto (by domain), math, choice, qa, code, reasoning_gym, or MODULE:FUNCTION of your own."},
+        metadata={
+            "help": "Checks answers: auto (by domain), math, choice, qa, code, reasoning_gym, or your own as "
+            "MODULE:FUNCTION or ./FILE.py:FUNCTION."
+        },
     )
     passages: str | None = field(
-        default=None, metadata={"help": "search: passages, JSON Lines with `text` and, if they have one, `title`."}
+        default=None,
+        metadata={"help": "With search: JSON Lines file of passages with a field text and optionally title."},
     )
-    max_turns: int = field(default=8, metadata={"help": "Model turns per rollout."})
-    max_turn_tokens: int = field(default=512, metadata={"help": "Sampled tokens per turn."})
+    max_turns: int = field(default=8, metadata={"help": "Largest number of model turns per rollout."})
+    max_turn_tokens: int = field(default=512, metadata={"help": "Largest number of sampled tokens per turn."})
     max_completion_length: int | None = field(
-        default=2048, metadata={"help": "Completion tokens per rollout: turns and observations."}
+        default=2048,
+        metadata={"help": "Largest number of tokens per rollout after the prompt, turns and tool results together."},
     )
     max_context: int | None = field(
-        default=None, metadata={"help": "Prompt and completion tokens; by default the model's context length."}
+        default=None,
+        metadata={
+            "help": "Largest number of tokens per rollout, with the prompt; by default the model's context length."
+        },
     )
     max_observation_tokens: int = field(
-        default=512, metadata={"help": "Tokens of a call's result that the model sees; the middle is cut."}
+        default=512, metadata={"help": "Largest number of tokens of a tool result; of a longer one the middle is cut."}
     )
     max_repeated_tokens: int = field(
         default=256,
-        metadata={"help": "Repeated tokens (a block of at most 32, over and over) that end a turn; 0: never."},
+        metadata={
+            "help": "End a turn once a block of at most 32 tokens has been repeated for this many tokens; 0: never."
+        },
     )
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampling distribution; 0: greedy."})
-    top_p: float = field(default=1.0, metadata={"help": "Nucleus of the sampling distribution, in (0, 1]."})
-    top_k: int = field(default=0, metadata={"help": "Most likely tokens to sample from; 0: all."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, at least 0; 0: greedy."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Nucleus sampling: total probability of the tokens to sample from, in (0, 1]."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Number of most likely tokens to sample from; 0: all."})
     min_p: float | None = field(
-        default=None, metadata={"help": "Least probability of a token, as a share of the likeliest one's."}
+        default=None,
+        metadata={"help": "Smallest probability of a token to sample, as a share of the largest one, in [0, 1]."},
     )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1: tokens seen before become less likely."})
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Penalty on tokens that have occurred before, above 0; 1: none."}
+    )
     max_concurrency: int | None = field(
         default=None,
         metadata={
-            "help": "Rollouts under way at once, per process; by default 64 in process, 256 with vLLM or a server."
+            "help": "Concurrent rollouts per process; by default 64 with transformers, 256 with vLLM or a server."
         },
     )
 

@@ -106,7 +106,7 @@ class RolloutEngine:
         told = {spec.name for spec in encoder.format.specs}
         there = {*self.tools, *(spec.name for spec in (environments.specs if environments else ()))}
         if told != there:
-            raise ConfigError(f"the model is told of the tools {sorted(told)}, but there are {sorted(there)}")
+            raise ConfigError(f"the prompt describes the tools {sorted(told)}, but the engine has {sorted(there)}")
         if environments and environments.has_respond:
             encoder.check_replies()
 

@@ -82,7 +82,7 @@ class SearchTool:
                 raise DataError("missing or blank; fill it in or remove the line", path=path, line=number, field="text")
             passages.append(Passage(row["text"], row.get("title", "")))
         if not passages:
-            raise DataError("holds no passage; write one JSON object a line, with text", path=path)
+            raise DataError("holds no passage; write one JSON object per line, with text", path=path)
         return cls(passages, results)
 
     def search(self, query: str) -> list[Passage]:
@@ -94,7 +94,7 @@ class SearchTool:
         return [self._passages[i] for i, score in zip(places[0], scores[0], strict=True) if score > 0]
 
     def open(self, key: Hashable) -> SearchTool:
-        """Itself: a search leaves nothing behind."""
+        """Returns self; the tool is stateless."""
         return self
 
     async def run(self, call: ToolCall) -> ToolResult:

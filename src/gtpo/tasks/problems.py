@@ -60,7 +60,7 @@ class Problem:
 def load_problems(
     path: str | Path, *, limit: int | None = None, require: Sequence[str] = ("question", "answer")
 ) -> list[Problem]:
-    """The problems of a JSON Lines file (UTF-8, one object a line), in its order.
+    """The problems of a JSON Lines file (UTF-8, one object per line), in its order.
 
     A row has `question` (text), or in its place `messages` (a conversation that ends with the user), and `answer`
     (text, a number, or a list of aliases), or is a row of a published data set (`gtpo.tasks.row_forms`); `id` (default:
@@ -136,7 +136,7 @@ def problems_of_rows(
         found = f"the first {MAX_FAULTS} faults" if len(faults) == MAX_FAULTS else f"{len(faults)} faults"
         raise DataError(f"{found}:\n  " + "\n  ".join(map(str, faults)), path=source)
     if not problems:
-        raise DataError("holds no problem; write one JSON object a line, with question and answer", path=source)
+        raise DataError("holds no problem; write one JSON object per line, with question and answer", path=source)
     return problems
 
 

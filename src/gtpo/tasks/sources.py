@@ -239,7 +239,8 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -
         data = load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the package raises errors of many libraries, also of the network
         raise DataError(
-            f"the Hub's data set can't be had (config {config}, split {split}, revision {revision}): {error}", path=name
+            f"the Hub's data set is unavailable (config {config}, split {split}, revision {revision}): {error}",
+            path=name,
         ) from error
     yield from (dict(row) for row in data)
 
@@ -311,7 +312,9 @@ def _from_mixture(source: Source, reading: Reading) -> list[Problem]:
                 f"the weight of {part['source']} must be a finite number above 0", path=path, field="weight"
             )
         if Source.parse(part["source"]).kind == "mixture":
-            raise DataError("a mixture of mixtures; list their sources here", path=path, field="sources")
+            raise DataError(
+                "a mixture cannot contain a mixture; list the sources of the inner one here", path=path, field="sources"
+            )
         weights.append(float(weight))
         parts.append(
             problems_from(part["source"], data_dir=reading.data_dir, columns=reading.columns, answers=reading.answers)

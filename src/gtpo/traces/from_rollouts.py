@@ -79,7 +79,9 @@ def check_choice(*, per_problem: int, prefer: Sequence[str], max_invalid_calls: 
     if unknown := [name for name in prefer if name not in get_args(Preference)]:
         raise ConfigError(f"prefer: unknown {', '.join(unknown)}; known: {', '.join(get_args(Preference))}")
     if per_problem < 1 or max_invalid_calls < 0:
-        raise ConfigError(f"per_problem must be at least 1 ({per_problem}), max_invalid_calls 0 ({max_invalid_calls})")
+        raise ConfigError(
+            f"per_problem must be at least 1, got {per_problem}; max_invalid_calls at least 0, got {max_invalid_calls}"
+        )
 
 
 def _content(sample: Mapping[str, Any], prompts: Prompts) -> tuple[str, ...]:

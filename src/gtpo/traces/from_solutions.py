@@ -1,8 +1,8 @@
 r"""Cold-start traces from worked solutions: multi-turn conversations whose calls were really executed.
 
-Two styles. `one_call` computes the whole solution in one program, a variable a step; a number that an earlier step
+Two styles. `one_call` computes the whole solution in one program, a variable per step; a number that an earlier step
 computed, and that the question does not mention, becomes that step's variable, so that the model never has to know a
-value before it was computed. `turns` makes one call a step, and reads each value off the observation before.
+value before it was computed. `turns` makes one call per step, and reads each value off the observation before.
 Both end in a turn with the answer in `\boxed{}`. A trace whose last result is not the answer is dropped.
 """
 
@@ -70,7 +70,7 @@ def traces_from_solutions(
         solutions: see `gtpo.tasks.worked_solutions`.
         sandbox: runs each call for its observation.
         tool_format: how calls are written.
-        turns_share: share of traces with a call a step, in [0, 1]; the others make one call.
+        turns_share: share of traces with a call per step, in [0, 1]; the others make one call.
         max_turns: solutions with more steps than this allows make one call.
         seed: of the choice of styles.
     """
@@ -100,12 +100,12 @@ def traces_from_solutions(
 
 
 def _turns(solution: WorkedSolution) -> list[tuple[str, str]]:
-    """One call a step: (text, code)."""
+    """One call per step: (text, code)."""
     return [(_prose(step.lead), step.expression) for step in solution.steps]
 
 
 def _one_call(solution: WorkedSolution) -> list[tuple[str, str]]:
-    """One program with a variable a step."""
+    """One program with a variable per step."""
     given = {Fraction(number) for number in _NUMBER.findall(solution.problem.question.replace(",", ""))}
     names: dict[Fraction, str] = {}
     lines: list[str] = []

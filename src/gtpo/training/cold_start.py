@@ -31,9 +31,11 @@ from gtpo.training.trl_options import REFUSED
 class ColdStartConfig(PromptConfig, SFTConfig):
     """Settings of a cold start; every option of TRL's `SFTConfig` keeps its name and meaning."""
 
-    run_dir: str = field(default="runs/cold-start", metadata={"help": "Directory of the run; made if missing."})
+    run_dir: str = field(
+        default="runs/cold-start", metadata={"help": "Directory of the run; created if it does not exist."}
+    )
     overwrite: bool = field(
-        default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
+        default=False, metadata={"help": "Delete the records and checkpoints of an earlier run in run_dir."}
     )
 
     save_minutes: float = field(

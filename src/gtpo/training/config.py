@@ -29,15 +29,17 @@ from gtpo.training.trl_options import check_options
 class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     """Settings of a GTPO (or GRPO) run with tools."""
 
-    run_dir: str = field(default="runs/default", metadata={"help": "Directory of the run; made if missing."})
+    run_dir: str = field(
+        default="runs/default", metadata={"help": "Directory of the run; created if it does not exist."}
+    )
     overwrite: bool = field(
-        default=False, metadata={"help": "Delete the records and checkpoints of a run that run_dir holds already."}
+        default=False, metadata={"help": "Delete the records and checkpoints of an earlier run in run_dir."}
     )
     algorithm: Literal["gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo"] = field(
         default="gtpo",
         metadata={
-            "help": "gtpo; grpo, the paper's baseline with one reward per rollout; or, for comparison, dr_grpo, rloo, "
-            "mt_grpo, turn_loo."
+            "help": "Estimator of advantages: gtpo; grpo, the paper's baseline with one reward per rollout; dr_grpo, "
+            "rloo, mt_grpo and turn_loo to compare."
         },
     )
     gamma: float | None = field(
@@ -62,24 +64,25 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     preset: Literal["default", "paper"] = field(
         default="default",
         metadata={
-            "help": "What normalize_over, zero_uniform_groups and advantage_clip are where they are not given: default "
-            "(first_turns, true, 10: by our own evidence, docs/results.md) or paper (all_turns, false, 0: the formulas "
-            "as they stand)."
+            "help": "Sets normalize_over, zero_uniform_groups and advantage_clip where they are not given: default "
+            "(first_turns, true, 10; chosen by our measurements, docs/results.md) or paper (all_turns, false, 0)."
         },
     )
     normalize_over: Literal["all_turns", "first_turns", "same_turn"] | None = field(
         default=None,
         metadata={
-            "help": "Returns are normalised over all turns of the group, first turns, or turns of the same index. The "
-            "paper does not say which; by default the preset's."
+            "help": "Returns over which the group's mean and deviation are taken: of all turns, first turns, or turns "
+            "of the same index. The paper does not say which. By default the preset's."
         },
     )
     zero_uniform_groups: bool | None = field(
         default=None,
-        metadata={"help": "Groups that all passed or all failed get no advantage; by default the preset's."},
+        metadata={
+            "help": "Give groups in which all rollouts passed or all failed zero advantage; by default the preset's."
+        },
     )
     advantage_clip: float | None = field(
-        default=None, metadata={"help": "Largest magnitude of an advantage; 0: no bound; by default the preset's."}
+        default=None, metadata={"help": "Largest magnitude of an advantage; 0: no limit. By default the preset's."}
     )
     penalize_syntax_errors: bool = field(
         default=False, metadata={"help": "Count code that does not parse as Python as an invalid call."}
@@ -104,32 +107,40 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         },
     )
     record_every: int = field(
-        default=1, metadata={"help": "Write the rollouts of every n-th step to the run's directory; 0: none."}
+        default=1, metadata={"help": "Steps between recorded rollouts in run_dir; 0: record none."}
     )
     record_max_tokens: int = field(
         default=1_000_000,
-        metadata={"help": "Of a step, record whole groups of about so many completion tokens at most; 0: all."},
+        metadata={"help": "Record whole groups of a step up to about this many completion tokens; 0: all groups."},
     )
     max_failed_fraction: float = field(
         default=0.5,
-        metadata={"help": "A batch with a larger share of failed rollouts (tool, verifier, server, ...) is lost."},
+        metadata={
+            "help": "A batch counts as lost if a larger share of its rollouts failed (tool, verifier, server, ...), "
+            "in [0, 1]."
+        },
     )
     max_failed_batches: int = field(
-        default=1, metadata={"help": "The run ends, with a checkpoint, when so many batches in a row are lost."}
+        default=1,
+        metadata={"help": "End the run, with a checkpoint, after this many lost batches in a row; at least 1."},
     )
     no_answer_rollouts: LossPolicy = field(
         default="keep",
         metadata={
-            "help": "Rollouts that end without call and answer: keep, mask (out of the loss, not out of the group), "
-            "or drop."
+            "help": "Rollouts that end with neither a call nor an answer: keep, mask (excluded from the loss, part of "
+            "the group), or drop (excluded from both)."
         },
     )
     truncated_rollouts: LossPolicy = field(
-        default="keep", metadata={"help": "Rollouts that end at a limit or repeat themselves: keep, mask or drop."}
+        default="keep",
+        metadata={"help": "Rollouts that end at a limit or in repetition: keep, mask or drop, as above."},
     )
     vllm_sync: Literal["nccl", "adapter"] = field(
         default="nccl",
-        metadata={"help": "How weights reach a vLLM server: nccl (CUDA), or adapter (LoRA, through a shared folder)."},
+        metadata={
+            "help": "How weights are sent to a vLLM server: nccl (needs CUDA), or adapter (LoRA, through a shared "
+            "folder)."
+        },
     )
     overlap: int | None = field(
         default=None,

@@ -65,6 +65,6 @@ class FailureWatch:
             return None
         self._said = True
         return (
-            f"in the last {self.STEPS} steps {mean:.0%} of the groups failed altogether. {self._advice} Easier "
-            "problems, larger groups or a longer cold start help too."
+            f"in the last {self.STEPS} steps every rollout failed in {mean:.0%} of the groups. {self._advice} Easier "
+            "problems, more rollouts per problem or a longer cold start help, too."
         )

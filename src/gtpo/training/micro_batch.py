@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _SUMS = ("dapo", "cispo")
-"""The host's losses that add up over tokens and divide by a number that does not depend on the micro-batch."""
+"""TRL's losses that add up over tokens and divide by a number that does not depend on the micro-batch."""
 
 
 def rows_count_alone(args: Any, model: Any) -> bool:
@@ -40,8 +40,8 @@ def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tupl
 
     Args:
         inputs: what TRL's loss takes, with `advantages` (B,) or (B, T).
-        agreed: of the number of rows that this process needs makes the one that all processes take, the largest: the
-            host gathers its metrics of rows, and every process has to go through the model. Called once, always.
+        agreed: of the number of rows that this process needs makes the one that all processes take, the largest: TRL
+            gathers its metrics of rows, and every process has to go through the model. Called once, always.
 
     Returns:
         The same with fewer rows, at least one: those with a signal and, as far as the number asks for more, the
@@ -66,7 +66,7 @@ def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tupl
 def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A micro-batch, cut to its own longest prompt and completion.
 
-    The host pads all rollouts of a generation batch to the longest of them and cuts rows out of that; a micro-batch
+    TRL pads all rollouts of a generation batch to the longest of them and cuts rows out of that; a micro-batch
     computes with every column all the same. What is cut has no token of any row, so the loss stays what it was, to
     rounding.
 

@@ -1,22 +1,16 @@
-"""The progress bar of a run: which step, what it is doing now, and the last pass rate.
-
-A terminal that has hung up can't be written to; the run goes on without one.
-"""
+"""The progress of a run: which step, what it is doing now, and the last pass rate."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gtpo._text import for_terminal
+from gtpo._terminal import Progress
 
 
 class StepProgress(TrainerCallback):
-    """A bar over training steps that names the phase of the step.
+    """Progress over training steps that names the phase of the step.
 
     Args:
         enabled: False shows nothing.
@@ -26,7 +20,8 @@ class StepProgress(TrainerCallback):
     def __init__(self, *, enabled: bool = True, label: str = "gtpo"):
         self.enabled = enabled
         self.label = label
-        self._bar: Any = None
+        self._shown: Progress | None = None
+        self._step = 0
         self._phase = ""
         self._pass_rate: float | None = None
 
@@ -41,22 +36,21 @@ class StepProgress(TrainerCallback):
         self._show()
 
     def say(self, text: str) -> None:
-        """Print a line above the bar, also where there is none."""
-        with contextlib.suppress(OSError):
-            tqdm.write(for_terminal(text), file=sys.stderr)
+        """Print a line, above the bar if there is one."""
+        (self._shown or Progress(self.label, 0, "steps", enabled=False)).write(text)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the bar."""
+        """Begin at the step that the run is at."""
         if self.enabled and state.is_world_process_zero:
-            self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, dynamic_ncols=True)
+            self._step = state.global_step
+            self._shown = Progress(self.label, state.max_steps, "steps", done=self._step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar."""
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.update(state.global_step - self._bar.n)
+        """Advance."""
+        self._step = state.global_step
+        self._show()
 
     def on_log(
         self,
@@ -73,21 +67,18 @@ class StepProgress(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._phase = "done"
-            self._show()
-            self.close()
+        """End with what came out."""
+        self._phase = ""
+        self._show()
+        self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands, where training does not come to its end."""
-        if self._bar is not None:
-            bar, self._bar = self._bar, None
-            with contextlib.suppress(OSError):
-                bar.close()
+        """Leave it as it stands, where training does not come to its end."""
+        if self._shown is not None:
+            self._shown.close()
+            self._shown = None
 
     def _show(self) -> None:
-        if self._bar is not None:
-            passed = "" if self._pass_rate is None else f"pass rate {self._pass_rate:.2f}, "
-            with contextlib.suppress(OSError):
-                self._bar.set_postfix_str(passed + self._phase)
+        if self._shown is not None:
+            passed = "" if self._pass_rate is None else f"pass rate {self._pass_rate:.2f}"
+            self._shown.update(self._step, ", ".join(part for part in (passed, self._phase) if part))

@@ -77,7 +77,7 @@ class CellFigures:
         first_step: by threshold, the first step whose pass rate, averaged over `WINDOW` steps, reaches it; None: never.
         metrics: every figure of metrics.jsonl, by name, at each step.
         shares: of the step's time by phase, over all steps.
-        result: turns, calls, invalid calls and sampled tokens a rollout in the evaluation.
+        result: turns, calls, invalid calls and sampled tokens per rollout in the evaluation.
         sources: pass rate of the evaluation by where its problems come from.
     """
 

@@ -37,7 +37,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
     Args:
         cells: all of them.
         jobs: cells at a time.
-        threads: CPU threads a cell; by default the machine's cores over the jobs.
+        threads: CPU threads per cell; by default the machine's cores over the jobs.
         say: told when a cell begins and ends.
 
     Returns:

@@ -16,7 +16,7 @@ def estimator(
 
     Args:
         process: the process.
-        group_size: rollouts a group.
+        group_size: rollouts per group.
         algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
         eps: added to deviations.
         settings: fields of `CreditSettings`.

@@ -36,7 +36,7 @@ FACTS = {
     for name in NAMES
     for relation in RELATIONS
 }
-"""The knowledge base: who is whose what. Generated, and the same everywhere."""
+"""The knowledge base: who stands in which relation to whom. Generated, and the same everywhere."""
 
 
 class LookupTool:

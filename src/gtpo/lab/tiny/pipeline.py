@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from gtpo._files import write_text
+from gtpo._terminal import Progress
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, evaluate, protocol_of
 from gtpo.lab.tiny.families import get_family
@@ -40,32 +40,39 @@ _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED, _SELECTION_SEED = 1, 2, 3, 4
 
 @dataclass
 class TinyArguments(ResumeArguments):
-    """The size of the embedded default."""
+    """The demo."""
 
     family: str = field(
         default="steps",
         metadata={
-            "help": "steps (computations), programs (functions from examples), hops (look-ups), flaky (look-ups that "
-            "fail at times) or desks (look-ups that say what to mend)."
+            "help": "Kind of problems: steps (computations), programs (functions from examples), hops (look-ups), "
+            "flaky (look-ups that fail at times) or desks (look-ups that say what to mend)."
         },
     )
     problem_steps: int | None = field(
         default=None,
-        metadata={
-            "help": "Calls that each problem takes, at least 1 (not of programs); by default the family's mixture."
-        },
+        metadata={"help": "Tool calls that each problem needs, at least 1 (not for programs); by default a mixture."},
     )
-    max_trace_tokens: int = field(default=MAX_LENGTH, metadata={"help": "Longer cold-start traces are left out."})
+    max_trace_tokens: int = field(
+        default=MAX_LENGTH, metadata={"help": "Longest cold-start trace, in tokens; longer ones are left out."}
+    )
     prepare_only: bool = field(
-        default=False, metadata={"help": "Stop after the cold start: leave its model and the problems as files."}
+        default=False,
+        metadata={"help": "Stop after the cold start, with its model and the problems as files in run_dir."},
     )
-    cold_start_traces: int = field(default=8192, metadata={"help": "Traces made for the cold start."})
-    cold_start_steps: int = field(default=900, metadata={"help": "Steps of the cold start, 32 traces each."})
-    train_problems: int = field(default=2048, metadata={"help": "Problems made for GTPO."})
-    eval_problems: int = field(default=256, metadata={"help": "Held-out problems, before and after."})
-    malformed: float = field(default=0.2, metadata={"help": "Share of a trace's steps with a malformed call first."})
-    wrong: float = field(default=0.12, metadata={"help": "Share of a trace's steps with a wrong operator."})
-    guess: float = field(default=0.12, metadata={"help": "Share of a trace's steps that give up and guess."})
+    cold_start_traces: int = field(default=8192, metadata={"help": "Number of traces for the cold start."})
+    cold_start_steps: int = field(
+        default=900, metadata={"help": "Optimiser steps of the cold start, of 32 traces each."}
+    )
+    train_problems: int = field(default=2048, metadata={"help": "Number of training problems."})
+    eval_problems: int = field(
+        default=256, metadata={"help": "Number of held-out problems for the evaluation before and after GTPO."}
+    )
+    malformed: float = field(
+        default=0.2, metadata={"help": "Probability that a step of a trace begins with a malformed call."}
+    )
+    wrong: float = field(default=0.12, metadata={"help": "Probability that a step of a trace uses a wrong operator."})
+    guess: float = field(default=0.12, metadata={"help": "Probability that a trace gives up at a step and guesses."})
 
 
 def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
@@ -198,7 +205,8 @@ def _cold_start_config(tiny: TinyArguments, args: GTPOConfig) -> ColdStartConfig
 def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, engine: RolloutEngine) -> EvalResult:
     backend = TransformersBackend(model, batch_size=args.max_concurrency or 64)
     verifier = get_verifier(args.verifier)
-    with closing(verifier), tqdm(total=len(problems), desc=f"evaluation {name}", dynamic_ncols=True) as bar:
+    enabled = not args.disable_tqdm
+    with closing(verifier), Progress(f"evaluation {name}", len(problems), "rollouts", enabled=enabled) as shown:
         result = evaluate(
             problems,
             engine,
@@ -206,7 +214,7 @@ def _evaluate(name: str, model: Any, problems: list[Problem], args: GTPOConfig, 
             verifier,
             protocol_of(args, engine, problems),
             about={"model": {"name": "tiny"}, "problems_asked": {"sources": ["generated"]}},
-            progress=lambda done, of, passed: bar.update(done - bar.n),
+            progress=lambda done, of, passed: shown.update(done, f"pass rate {passed / done:.3f}"),
         )
     result.save(Path(args.run_dir) / "eval" / f"{name}.json")
     return result
@@ -217,14 +225,14 @@ def _figures(summary: dict[str, Any]) -> dict[str, Any]:
     return {name: summary[name] for name in names}
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The summary for the terminal."""
-    rows = [("", "before", "after")]
+def rows(summary: dict[str, Any]) -> list[list[str]]:
+    """The summary as a table."""
+    found = [["", "before", "after"]]
     for name, label in (
         ("pass_rate", "pass rate, sampled"),
         ("invalid_calls_per_rollout", "invalid calls per rollout"),
         ("calls_per_rollout", "calls per rollout"),
         ("turns_per_rollout", "turns per rollout"),
     ):
-        rows.append((label, f"{summary['before'][name]:.3f}", f"{summary['after'][name]:.3f}"))
-    return "\n".join(f"  {label:26}{before:>10}{after:>10}" for label, before, after in rows)
+        found.append([label, f"{summary['before'][name]:.3f}", f"{summary['after'][name]:.3f}"])
+    return found

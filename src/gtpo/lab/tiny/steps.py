@@ -1,7 +1,7 @@
 r"""Computations of several steps: the family that stands for mathematics.
 
 A question such as `37;*52;+418;-95` gives a number and operations to apply to it in order. A good rollout makes one
-call a step and reads each value off the observation before; the answer stands in `\boxed{}`.
+call per step and reads each value off the observation before; the answer stands in `\boxed{}`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One JSON object a line over a stream socket, with file descriptors alongside.
+"""One JSON object per line over a stream socket, with file descriptors alongside.
 
 Both ends are ours; untrusted code never holds either.
 """

@@ -1,0 +1,18 @@
+"""Silences messages of other libraries about which a user of the commands can do nothing."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+from gtpo._terminal import is_terminal
+
+
+def quieten() -> None:
+    """Set what has to be set before those libraries are imported."""
+    # TRL uses gradient_checkpointing and its methods, about whose names transformers 5.23 warns.
+    warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
+    if not is_terminal():
+        # Bars of loading and downloading are redrawn many times a second: in a file each drawing is a line.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
