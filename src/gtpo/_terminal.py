@@ -95,7 +95,7 @@ class Progress:
             f", {_clock(spent / new * (self._total - self._done))} left" if new > 0 and self._done < self._total else ""
         )
         note = f", {self._note}" if self._note else ""
-        print(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}", file=sys.stderr, flush=True)
+        say(f"{self._what.format(self._done)}, {_clock(spent)} elapsed{left}{note}")
 
 
 def _bar() -> progress.Progress:
