@@ -241,9 +241,7 @@ class GTPOTrainer(RollingTrainer):
             "env_mask": batch.masks,
         }
 
-    def _columns(
-        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
-    ) -> dict[str, Sequence[Any]]:
+    def _columns(self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int) -> Any:
         """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
         columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs, self._rows.further))
         if not self._answers:
@@ -296,14 +294,13 @@ class GTPOTrainer(RollingTrainer):
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
-        columns = self._columns(trajectories, problems, group_size)
         batch = self.scorer.score(
             trajectories,
             problems,
             group_size,
             self.progress.phase,
             rewards=lambda verdicts: self._rewards(trajectories, verdicts),
-            columns=columns,
+            columns=self._columns(trajectories, problems, group_size),
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
