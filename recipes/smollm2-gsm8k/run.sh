@@ -26,9 +26,9 @@ train() { # command, run directory, further options
   "$gtpo" "$command" "$@" "${resume[@]}"
 }
 
-[ -e "$out/traces.jsonl" ] || "$gtpo" traces --solutions "$data/gsm8k_train.jsonl" --max_solutions 2500 \
+[ -e "$out/traces.jsonl" ] || "$gtpo" make-traces --solutions "$data/gsm8k_train.jsonl" --max_solutions 2500 \
   --tool_format fenced --output "$out/traces.jsonl"
-train cold-start "$out/cold-start" --config "$here/cold_start.yaml" --model "$model"
+train sft "$out/cold-start" --config "$here/cold_start.yaml" --model "$model"
 evaluate cold-start "$out/cold-start/model"
 train train "$out/gtpo" --config "$here/gtpo.yaml" --train_file "$data/gsm8k_train.jsonl"
 evaluate gtpo "$out/gtpo/model"

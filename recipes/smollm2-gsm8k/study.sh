@@ -8,7 +8,7 @@ mkdir -p runs/studies
 grep -Ev '(<<[^>]*>>.*){3}' "$data/gsm8k_train.jsonl" > runs/studies/gsm8k_short.jsonl
 sed "s#DATA/#$data/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
 gtpo=${GTPO:-.venv/bin/gtpo}
-"$gtpo" compare runs/studies/smollm2.yaml "$@"
+"$gtpo" study runs/studies/smollm2.yaml "$@"
 # where all cells start from, on the problems of their evaluation
 study=runs/studies/smollm2
 evaluations=("$study"/cells/*/eval.yaml)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -269,3 +271,9 @@ def test_problems_whose_answers_can_not_be_read_are_left_out_and_named():
             verifiable([bad], verifier, said.append)
     finally:
         verifier.close()
+
+
+def test_recipes_call_commands_that_there_are():
+    scripts = list((Path(__file__).parents[2] / "recipes").rglob("*.sh"))
+    called = {name for path in scripts for name in re.findall(r'"\$gtpo" ([a-z-]+)', path.read_text())}
+    assert {"eval", "make-traces"} <= called <= set(COMMANDS)
