@@ -58,6 +58,7 @@ def guarded(source: Any) -> Any:
     if not callable(source):
         raise ConfigError(f"reward_funcs: {source!r} is not a function")
     name = name_of(source)
+    _check_takes(source, name)
 
     def check(given: Any, count: int) -> list[float | None]:
         if not isinstance(given, Sequence) or len(given) != count:
@@ -81,6 +82,20 @@ def guarded(source: Any) -> Any:
 
     synchronous.__name__ = name
     return synchronous
+
+
+def _check_takes(source: Any, name: str) -> None:
+    try:
+        signature = inspect.signature(source)
+    except ValueError:  # some functions of C have none
+        return
+    try:
+        signature.bind_partial(prompts=(), completions=(), completion_ids=())
+    except TypeError as error:
+        raise ConfigError(
+            f"reward_funcs: {name}{signature} can't be called: {error}. A reward function is f(prompts, completions, "
+            "**columns); a function of (answer_text, problem) is a verifier and goes to --verifier"
+        ) from error
 
 
 _RESERVED = {"prompt", "prompts", "completions", "completion_ids", "environments"}

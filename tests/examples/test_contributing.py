@@ -64,7 +64,9 @@ def test_the_tool_and_reward_of_the_training_page_are_used(tmp_path, monkeypatch
     tool = imported("./shop.py:Shop", "tools")()
     result = asyncio.run(tool.open(0).run(ToolCall("", "price", {"thing": "pear"})))
     assert result.text == "5"
-    verdicts = get_verifier("./shop.py:reward").verify_many(["5", "6"], [Problem(id="1", question="?", answer="5")] * 2)
+    verdicts = get_verifier("./shop.py:verdict").verify_many(
+        ["5", "6"], [Problem(id="1", question="?", answer="5")] * 2
+    )
     assert [verdict.passed for verdict in verdicts] == [True, False]
 
     make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained("model")
@@ -72,7 +74,7 @@ def test_the_tool_and_reward_of_the_training_page_are_used(tmp_path, monkeypatch
     Path("problems.jsonl").write_text('{"question": "A pear?", "answer": "5", "domain": "shopping"}\n' * 4)
     options = (
         "--model model --train_file problems.jsonl --tool_format fenced --tools ./shop.py:Shop "
-        "--verifier ./shop.py:reward --run_dir runs/shop --max_steps 1 --num_generations 2 "
+        "--verifier ./shop.py:verdict --run_dir runs/shop --max_steps 1 --num_generations 2 "
         "--per_device_train_batch_size 4 --max_turn_tokens 8 "
         "--bf16 false --report_to none --disable_tqdm true"
     )

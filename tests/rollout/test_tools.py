@@ -21,7 +21,7 @@ from gtpo.rollout import (
     get_format,
 )
 from gtpo.rollout.search import Passage
-from gtpo.rollout.tool_spec import PYTHON
+from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.testing import ScriptedBackend
@@ -222,3 +222,8 @@ def test_options_choose_tools(tmp_path):
             RolloutConfig(tools=wrong).make_tools()
     with pytest.raises(ConfigError, match="needs --passages"):
         RolloutConfig(tools="search").make_tools()
+
+
+def test_a_tool_called_python_takes_a_program():
+    with pytest.raises(ConfigError, match=r"its one argument must be named `code`, the program; rename the argument"):
+        ToolSpec("python", "Run.", {"source": {"type": "string"}}, ("source",), ability="run")

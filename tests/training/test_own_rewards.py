@@ -16,6 +16,7 @@ import gtpo
 from gtpo import functional as F
 from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import ConfigError, RewardError
+from gtpo.reward_functions import guarded
 from gtpo.rollout import FunctionTool, ToolResult, build_prompts
 from gtpo.run_directory import RunFiles, read_metrics
 from gtpo.training.data import problem_dataset
@@ -385,3 +386,11 @@ def test_a_recorder_writes_what_a_trainer_of_its_own_makes(trainer_for, tmp_path
     trainer = trainer_for([says_two], options={"recorder": RunRecorder(tmp_path / "run")}, max_steps=1)
     trainer.train()
     assert {row["passed"] for row in RunFiles(tmp_path / "run").rollouts(1)} <= {True, False}
+
+
+def test_a_verifier_given_as_a_reward_function_is_refused_with_what_it_is():
+    def verdict(answer_text, problem):
+        return 1.0
+
+    with pytest.raises(ConfigError, match=r"verdict\(answer_text, problem\) can't be called.*goes to --verifier"):
+        guarded(verdict)

@@ -47,7 +47,8 @@ class FencedFormat:
         for spec in self.specs:
             if len(spec.required) > 1 or (spec.required and not isinstance(spec.sample, str)):
                 raise ConfigError(
-                    f"tool {spec.name!r} does not fit into a fenced block, which holds one text; use tool_call"
+                    f"tool {spec.name!r} does not fit into a fenced block, which holds one text: give it one argument "
+                    "of type str, or use --tool_format tool_call with a model whose chat template renders tools"
                 )
             if not spec.is_python and _label(spec.name) != (spec.name, ""):
                 raise ConfigError(

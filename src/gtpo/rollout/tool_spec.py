@@ -61,6 +61,10 @@ class ToolSpec:
     labels: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if self.is_python and set(self.parameters) != {"code"}:
+            raise ConfigError(
+                "tool 'python': its one argument must be named `code`, the program; rename the argument or the tool"
+            )
         if unknown := sorted(set(self.required) - set(self.parameters)):
             raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is none of its parameters")
         found = {kind for parameter in self.parameters.values() for kind in kinds(parameter)}

@@ -155,6 +155,10 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             "help": "Refuse an overlap with which rollouts are trained on more optimizer steps after their weights."
         },
     )
+    logging_steps: float = field(
+        default=1,
+        metadata={"help": "Optimiser steps between lines of metrics.jsonl; below 1: a share of all steps. Ours."},
+    )
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the ratio. [DAPO]"})
 
     def __post_init__(self) -> None:
