@@ -21,7 +21,7 @@ from gtpo.rollout import (
     get_format,
 )
 from gtpo.rollout.search import Passage
-from gtpo.rollout.tool_spec import PYTHON, ToolSpec
+from gtpo.rollout.tool_spec import PYTHON
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.testing import ScriptedBackend
