@@ -6,7 +6,7 @@ import pytest
 
 from gtpo.sandbox import Limits, Status
 
-QUICK = Limits(cpu_s=0.4, wall_s=1.0)
+QUICK = Limits(cpu_s=0.4, wall_s=5.0)
 SHORT_WALL = Limits(cpu_s=5, wall_s=0.6)
 SMALL = Limits(memory_mb=128)
 

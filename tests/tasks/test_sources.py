@@ -146,7 +146,7 @@ def test_a_mixture_has_the_shares_of_its_weights_and_no_problem_twice(tmp_path):
     ("text", "fault"),
     [
         ("sources: []", "a list `sources`"),
-        ("sources: [{source: A, weight: 0}]", "weight of .* must be above 0"),
+        ("sources: [{source: A, weight: 0}]", "weight of .* must be a finite number above 0"),
         ("sources: [{source: A, share: 1}]", "a source is"),
         ("sources: [{source: other.yaml}]", "a mixture cannot contain a mixture"),
         ("sources: [{source: A}]\nsise: 3", "unknown: sise"),
