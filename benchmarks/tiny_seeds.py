@@ -24,8 +24,6 @@ COLUMNS = (
     ("after", lambda s: s["after"]["invalid_calls_per_rollout"]),
     ("turns, before", lambda s: s["before"]["turns_per_rollout"]),
     ("after", lambda s: s["after"]["turns_per_rollout"]),
-    ("wall s", lambda s: s["wall_s"]),
-    ("peak GiB", lambda s: s["peak_rss_gib"]),
 )
 
 
