@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_run import CAN_GO_ON
 
 from gtpo.errors import ConfigError
 from gtpo.run_directory import RunFiles
@@ -82,7 +83,7 @@ def test_two_processes_train_one_policy_on_groups_that_both_hold(tmp_path, kind)
         assert first["stopped"] == second["stopped"], "a signal to one of them ends all after the same step"
         said, steps = first["stopped"]
         assert said.startswith("stopped by SIGTERM after step 2 of 3; ")
-        assert steps == 3
+        assert steps == (3 if CAN_GO_ON else 2)
 
 
 def test_processes_that_share_weights_roll_out_at_their_own_pace(tmp_path):
