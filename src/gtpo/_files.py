@@ -48,11 +48,9 @@ def sweep_partial(folder: str | Path) -> None:
 
 
 def partial_folder(path: str | Path) -> Path:
-    """Where a folder is written before `replace_folder` moves it to its place; what was there is deleted."""
+    """Where a folder is written before `replace_folder` moves it to its place; a kill may have left one there."""
     path = Path(path)
-    beside = path.with_name(f".{path.name}{_PARTIAL}")
-    shutil.rmtree(beside, ignore_errors=True)
-    return beside
+    return path.with_name(f".{path.name}{_PARTIAL}")
 
 
 def replace_folder(path: str | Path, written: str | Path) -> None:

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from gtpo import _lock
+from gtpo._files import partial_folder
 from gtpo._lock import file_system_of
 from gtpo.errors import ConfigError, RecordError
 from gtpo.training.checkpoints import MANIFEST, flaw_of, is_write_failure, last_checkpoint, newest_whole, rotate, seal
@@ -228,3 +229,11 @@ def test_a_manifest_names_every_file_with_its_size_and_hash(tmp_path):
     assert set(files) == set(PARTS)
     assert files["optimizer.pt"]["bytes"] == len("optimizer.pt of 4")
     assert len(files["optimizer.pt"]["sha256"]) == 64
+
+
+def test_a_process_that_comes_late_deletes_nothing_that_another_writes(tmp_path):
+    folder = partial_folder(tmp_path / "model")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"being written")
+    assert partial_folder(tmp_path / "model") == folder
+    assert (folder / "model.safetensors").exists()

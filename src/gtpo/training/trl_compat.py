@@ -74,6 +74,10 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
     """
     patient = _patient_group()
     places = {name: partial_folder(Path(run_dir) / name) for name in ("model", "adapter")}
+    if trainer.accelerator.is_main_process:
+        for folder in places.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    _wait_in(patient)  # else a process that comes late would delete what another is writing
     try:
         saved = _save_policy(trainer, places["model"], places["adapter"])
         _wait_in(patient)
