@@ -32,7 +32,12 @@ def spec_of(tool: Mapping[str, Any], server: object) -> ToolSpec:
     schema = inlined(tool.get("inputSchema") or {}, f"tools: {server}: the tool {name!r}")
     description = " ".join(str(tool.get("description") or tool.get("title") or name).split())
     parameters = schema.get("properties") or {}
-    spec = ToolSpec(
+    if name == "python" and set(parameters) != {"code"}:
+        raise ConfigError(
+            f"tools: {server}: its tool 'python' must take one argument, `code`, as ours does; rename it, or name the "
+            "others with #TOOL+TOOL at the end"
+        )
+    return ToolSpec(
         name,
         description,
         parameters,
@@ -40,12 +45,6 @@ def spec_of(tool: Mapping[str, Any], server: object) -> ToolSpec:
         ability=f"call `{name}`",
         note=description,
     )
-    if spec.is_python and set(parameters) != {"code"}:
-        raise ConfigError(
-            f"tools: {server}: its tool 'python' must take one argument, `code`, as ours does; rename it, or name the "
-            "others with #TOOL+TOOL at the end"
-        )
-    return spec
 
 
 def inlined(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
