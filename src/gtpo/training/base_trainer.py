@@ -99,6 +99,11 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
     def _steps_per_batch(self) -> int:
         return cast(int, self.args.steps_per_generation) * self.num_iterations
 
+    @property
+    def _own_metrics(self) -> Any:
+        """What TRL averages and logs next, by name: of training or, in the middle of an evaluation, of that."""
+        return self._metrics["train" if self.model.training else "eval"]
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of a checkpoint: ours, in place of TRL's template."""
         if self.is_world_process_zero():

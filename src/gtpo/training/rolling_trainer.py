@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import IterableDataset
@@ -22,7 +22,7 @@ from gtpo.rollout.loop import Progress, RolloutBatch
 from gtpo.training.base_trainer import BaseTrainer
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import RowProblems
-from gtpo.training.overlap import BatchOrder, Overlap
+from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
 from gtpo.training.own_environment import reset_columns
 from gtpo.training.progress import StepProgress
 from gtpo.training.trl_compat import unwrapped_for_generation, whole_weights
@@ -79,6 +79,15 @@ class RollingTrainer(BaseTrainer):
         finally:
             if self._overlap:
                 self._overlap.close()
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
+            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
+        output = super()._generate_and_score_completions(inputs)
+        if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
+            share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
+            self._own_metrics[FRAC_CUT].append(share)
+        return cast("dict[str, Any]", output)
 
     def _trajectories(self) -> tuple[Trajectory, ...]:
         start = time.perf_counter()
@@ -149,8 +158,7 @@ class RollingTrainer(BaseTrainer):
         found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
         self._coming = (number + 1, order)
         self._weights_step = found.weights_step
-        metrics = self._metrics["train"]
-        metrics["time/server_idle_s"].append(overlap.idle_s())
+        self._own_metrics["time/server_idle_s"].append(overlap.idle_s())
         return found.batch
 
     @contextmanager

@@ -48,7 +48,6 @@ from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.loss_policy import FailureWatch
 from gtpo.training.metrics import rollout_counts, rollout_metrics
-from gtpo.training.overlap import FRAC_CUT, share_cut
 from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
@@ -188,12 +187,7 @@ class GTPOTrainer(RollingTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
         self._inputs = inputs
-        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
-            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
         output = super()._generate_and_score_completions(inputs)
-        if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
-            share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
-            self._metrics["train" if self.model.training else "eval"][FRAC_CUT].append(share)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
             advantages_B_T = self._token_advantages(output["completion_ids"].shape[1])
@@ -241,17 +235,18 @@ class GTPOTrainer(RollingTrainer):
             "env_mask": batch.masks,
         }
 
-    def _columns(self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int) -> Any:
-        """What turn reward functions are given by name: the data set's columns, and scored answers if one asks."""
-        columns: dict[str, Sequence[Any]] = dict(columns_of(self._inputs, self._rows.further))
+    def _scored_answers(
+        self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
+    ) -> dict[str, list[Any]]:
+        """What turn reward functions are given besides the data set's columns: scored answers, if one asks."""
         if not self._answers:
-            return columns
+            return {}
         start = time.perf_counter()
         self.progress.phase("scoring")
         with self._whole_policy() as model:
-            columns |= self._answers.columns(model, trajectories, problems, group_size)
+            found = self._answers.columns(model, trajectories, problems, group_size)
         self._seconds["scoring"] += time.perf_counter() - start
-        return columns
+        return found
 
     def _reward_function(self, source: Any) -> Any:
         """A source of reward as TRL calls it; None for none."""
@@ -261,13 +256,14 @@ class GTPOTrainer(RollingTrainer):
             return source.as_function(lambda: self._rolled_out)
         return cast(Any, self.verified) if is_verifier(source) else guarded(source)
 
-    def _rewards(self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict]) -> Rewards:
+    def _rewards(
+        self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict], columns: Mapping[str, Sequence[Any]]
+    ) -> Rewards:
         """What TRL gets from each reward function for the rollouts of this process."""
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, self._inputs, strict=True)]
-        columns = columns_of(self._inputs, self._rows.further)
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
         self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
         try:
@@ -275,9 +271,8 @@ class GTPOTrainer(RollingTrainer):
                 found = self._calculate_rewards(rows, prompts, completions, ids)
         finally:
             self.environments = None
-        metrics = self._metrics["train" if self.model.training else "eval"]
         for name, mean in self._sources.means(found).items():
-            metrics[f"rewards/{name}/mean"].append(mean)
+            self._own_metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
         return self._sources.by_rollout(found[first : first + len(trajectories)])
 
@@ -294,13 +289,14 @@ class GTPOTrainer(RollingTrainer):
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
+        columns = columns_of(self._inputs, self._rows.further)
         batch = self.scorer.score(
             trajectories,
             problems,
             group_size,
             self.progress.phase,
-            rewards=lambda verdicts: self._rewards(trajectories, verdicts),
-            columns=self._columns(trajectories, problems, group_size),
+            rewards=lambda verdicts: self._rewards(trajectories, verdicts, columns),
+            columns={**columns, **self._scored_answers(trajectories, problems, group_size)},
         )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
@@ -323,7 +319,7 @@ class GTPOTrainer(RollingTrainer):
             metrics["score"] = sum(scores) / len(scores)
         counts = gather_object([rollout_counts(batch.trajectories)])
         for name, value in {**metrics, **rollout_metrics(counts)}.items():
-            self._metrics["train" if training else "eval"][name].append(value)
+            self._own_metrics[name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
         rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
