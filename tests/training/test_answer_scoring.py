@@ -210,7 +210,7 @@ def test_information_gain_is_scored_by_the_policy_of_the_step_logged_and_recorde
     expected = []
 
     def compare(trajectories, problems, group_size):
-        columns = type(trainer)._columns(trainer, trajectories, problems, group_size)
+        columns = type(trainer)._scored_answers(trainer, trajectories, problems, group_size)
         policy = trainer.accelerator.unwrap_model(trainer.model)
         for trajectory, problem, values in zip(trajectories, problems, columns["answer_logprobs"], strict=True):
             training = policy.training
@@ -221,7 +221,7 @@ def test_information_gain_is_scored_by_the_policy_of_the_step_logged_and_recorde
         assert columns["group_ids"] == [0] * 4 + [1] * 4
         return columns
 
-    trainer._columns = compare
+    trainer._scored_answers = compare
     trainer.train()
     rows = RunFiles(trainer.args.run_dir).rollouts(1)
     for row, gains in zip(rows, expected, strict=True):
