@@ -207,7 +207,7 @@ def compute_credit(
     num_k = max(len(fact.invalid_turns) for fact in facts)
     group_B = torch.tensor([fact.group_id for fact in facts])
     kept_B = torch.tensor([not fact.masked for fact in facts])
-    whole = {name: torch.zeros(len(facts), *(num_k,) * name.endswith("_B_K")) for name in _PARTS}
+    whole = {name: torch.zeros(len(facts), *(num_k,) * name.endswith("_B_K")) for name in PARTS}
     shaping_s, alike = 0.0, dict[int, dict[int, float]]()
     if kept_B.any():
         kept = [fact for fact in facts if not fact.masked]
@@ -233,13 +233,13 @@ def compute_credit(
             algorithm=algorithm,
             eps=eps,
         )
-        whole = {name: whole[name].index_put((kept_B,), getattr(parts, name)) for name in _PARTS}
+        whole = {name: whole[name].index_put((kept_B,), getattr(parts, name)) for name in PARTS}
     places = [i for i, fact in enumerate(facts) if not fact.masked]
     similarities = {places[i]: {places[p]: value for p, value in row.items()} for i, row in alike.items()}
     return Credit(**whole, group_B=group_B, shaping_s=shaping_s, similarities=similarities)
 
 
-_PARTS = (
+PARTS = (
     "accuracy_B",
     "shaped_B",
     "format_B_K",
@@ -249,6 +249,7 @@ _PARTS = (
     "advantages_B_K",
     "outcome_B",
 )
+"""What of a `Credit` is computed for each rollout or turn; a record or a table holds the same."""
 
 
 def turn_credit(

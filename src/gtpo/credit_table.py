@@ -7,7 +7,15 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from gtpo._text import for_terminal, well_formed
-from gtpo.credit_assignment import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
+from gtpo.credit_assignment import (
+    PARTS,
+    TURN_REWARDS,
+    Credit,
+    CreditInputs,
+    CreditSettings,
+    compute_credit,
+    credit_inputs,
+)
 from gtpo.errors import ConfigError
 from gtpo.scoring import check_names
 from gtpo.show import show
@@ -17,18 +25,6 @@ from gtpo.types import Trajectory
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PARTS = (
-    "accuracy_B",
-    "shaped_B",
-    "own_B_K",
-    "format_B_K",
-    "rewards_B_K",
-    "returns_B_K",
-    "advantages_B_K",
-    "outcome_B",
-)
-"""What of a `Credit` a record or a table holds."""
 
 
 def turn_parts(values: Mapping[str, list[Any]], row: int, turn: int, num_turns: int) -> dict[str, float]:

@@ -103,9 +103,7 @@ def evaluate(
         tokenizer = processing_class if processing_class is not None else _tokenizer_of(model)
         with _engine(config, tokenizer, tools, sandbox, environments) as engine:
             backend = _backend(model, config)
-            found, left_out = fitting(found, engine, engine.max_context(backend))
-            for problem_id, why in left_out.items():
-                say(f"left out: problem {problem_id}: {why}")
+            found = fitting(found, engine, engine.max_context(backend), say)
             rewards = config.recorded_rewards() | {
                 name: [one if isinstance(one, str) else name_of(one) for one in given]
                 for name, given in (("reward_funcs", functions), ("turn_reward_funcs", turn_functions))

@@ -149,9 +149,7 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
         },
     }
     backend = make_backend(backend_args, args, model_args, tokenizer)
-    problems, too_long = fitting(problems, engine, engine.max_context(backend))
-    for problem_id, why in too_long.items():
-        say(f"left out: problem {problem_id}: {why}")
+    problems = fitting(problems, engine, engine.max_context(backend), say)
     say(f"{len(problems)} problems, {samples} {'sample' if samples == 1 else 'samples'} each")
     rewards = args.recorded_rewards()
     protocol = protocol_of(args, engine, problems, samples=samples, seed=args.seed, rewards=rewards)

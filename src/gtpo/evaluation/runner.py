@@ -173,10 +173,7 @@ class _Evaluation:
     def _score(self, trajectories: Mapping[int, Trajectory], journal: Journal) -> None:
         """Score rollouts, given by their numbers, and keep them."""
         problems = [self._problem(number) for number in trajectories]
-        rows = [
-            {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, "extras": dict(p.extras)}
-            for p in problems
-        ]
+        rows = [{**problem.fields, "extras": dict(problem.extras)} for problem in problems]
         rollouts = list(trajectories.values())
         put = map(self.engine.prompts.messages, problems)
         found = self.scorer.score(

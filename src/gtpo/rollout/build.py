@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from gtpo.errors import DataError
@@ -87,9 +87,15 @@ def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec
 
 
 def fitting(
-    problems: Sequence[Problem], engine: RolloutEngine, max_context: int
-) -> tuple[list[Problem], dict[str, str]]:
-    """The problems whose prompts leave room in the context, and why the others, by their id, do not.
+    problems: Sequence[Problem], engine: RolloutEngine, max_context: int, say: Callable[[str], None]
+) -> list[Problem]:
+    """The problems whose prompts leave room in the context; says which ones are left out, and why.
+
+    Args:
+        problems: the problems.
+        engine: makes their prompts.
+        max_context: longest context, in tokens.
+        say: told of those that are left out.
 
     Raises:
         DataError: none does.
@@ -102,4 +108,6 @@ def fitting(
     left = [problem for problem in problems if problem.id not in too_long]
     if not left:
         raise DataError(f"the prompts of all {len(problems)} problems fill the context of {max_context} tokens")
-    return left, too_long
+    for problem_id, why in too_long.items():
+        say(f"left out: problem {problem_id}: {why}")
+    return left

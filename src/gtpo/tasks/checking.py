@@ -129,8 +129,8 @@ def _plainly_wrong(problem: Problem, kind: str, others: Sequence[Problem]) -> It
         yield from _other_numbers(gold)
         yield from (o.answer for o in others if quick_match(o.answer, gold) is False)
         return
-    aliases = {" ".join(str(a).lower().split()) for a in (gold, *problem.extras.get("aliases", ()))}
-    yield from (other.answer for other in others if " ".join(other.answer.lower().split()) not in aliases)
+    golds = {" ".join(text.lower().split()) for text in problem.golds}
+    yield from (other.answer for other in others if " ".join(other.answer.lower().split()) not in golds)
 
 
 def _other_numbers(gold: str) -> Iterator[str]:

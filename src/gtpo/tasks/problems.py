@@ -44,10 +44,20 @@ class Problem:
     messages: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     @property
+    def golds(self) -> list[str]:
+        """The gold answer and, where the row has `aliases`, those; each once."""
+        aliases = self.extras.get("aliases")
+        return list(dict.fromkeys([self.answer, *(map(str, aliases) if isinstance(aliases, list | tuple) else ())]))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Its `id`, `question`, `answer` and `domain`."""
+        return {name: getattr(self, name) for name in ("id", "question", "answer", "domain")}
+
+    @property
     def columns(self) -> dict[str, Any]:
         """The problem by the names of its fields, those of `extras` included, as environments are reset with it."""
-        own = {"id": self.id, "question": self.question, "answer": self.answer, "domain": self.domain}
-        return {**self.extras, **own}
+        return {**self.extras, **self.fields}
 
     def prompt(self, system_prompt: str | None) -> list[dict[str, Any]]:
         """What the model is given, as chat messages. A system message of the problem's own stays."""

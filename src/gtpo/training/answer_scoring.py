@@ -148,8 +148,7 @@ class AnswerScorer:
 
     def _answers(self, problem: Problem, context: Sequence[int]) -> list[_Answer]:
         """The gold answer and its aliases as the policy would write them; none if there is nothing to write."""
-        golds = [problem.answer, *map(str, problem.extras.get("aliases") or ())]
-        golds = list(dict.fromkeys(gold.strip() for gold in golds if gold.strip()))
+        golds = list(dict.fromkeys(gold.strip() for gold in problem.golds if gold.strip()))
         if not golds or self._prompts.answer_type(problem) == "tests":
             return []
         opened = self._encoder.decode(context[-_TAIL:]).rstrip().endswith(_THOUGHT)

@@ -24,10 +24,7 @@ def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
         [
             {
                 "prompt": prompts.messages(problem),
-                "id": problem.id,
-                "question": problem.question,
-                "answer": problem.answer,
-                "domain": problem.domain,
+                **problem.fields,
                 "extras": json.dumps(dict(problem.extras), default=str),
             }
             for problem in problems

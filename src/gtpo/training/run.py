@@ -100,10 +100,8 @@ def train(
     """
     engine = engine or build_engine(args, tokenizer, sandbox=sandbox)
     progress = StepProgress(enabled=not args.disable_tqdm, label=label)
-    problems, left_out = fitting(problems, engine, longest_context(model, args))
-    if args.process_index == 0:
-        for problem_id, why in left_out.items():
-            progress.say(f"left out: problem {problem_id}: {why}")
+    say = progress.say if args.process_index == 0 else lambda text: None
+    problems = fitting(problems, engine, longest_context(model, args), say)
     identity = {"problems": problems_id(problems), **identity_of(model, args, trainer_options)}
     about = {**(provenance or {}), "identity": identity}
     with recorded_run(args, about, progress, resume=resume, with_changes=resume_with_changes) as run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
-from gtpo.credit_table import PARTS, turn_parts
+from gtpo.credit_assignment import PARTS
+from gtpo.credit_table import turn_parts
 from gtpo.rollout.token_offsets import TokenPieces
 from gtpo.training.batch import Batch
 from gtpo.types import InvalidCall, Turn

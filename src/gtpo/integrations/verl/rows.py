@@ -79,8 +79,7 @@ def reward_columns(row: Mapping[str, Any], problem: Problem) -> dict[str, list[A
         for name in ("data_source", "ability", "reward_model", "extra_info")
         if row.get(name) is not None
     }
-    ours = {name: getattr(problem, name) for name in ("id", "question", "answer", "domain")}
-    return columns_of([{**of_verl, **ours, "extras": dict(problem.extras)}])
+    return columns_of([{**of_verl, **problem.fields, "extras": dict(problem.extras)}])
 
 
 def _plain(value: Any) -> Any:

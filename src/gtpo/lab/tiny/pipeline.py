@@ -148,9 +148,7 @@ def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
     """The problems as files that `gtpo train` and `gtpo eval` take."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, problems in files.items():
-        rows = (
-            {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, **p.extras} for p in problems
-        )
+        rows = ({**problem.fields, **problem.extras} for problem in problems)
         write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -70,7 +70,7 @@ class MathVerifier:
             ValueError: the arguments differ in length.
         """
         check_lengths(answer_texts, problems)
-        if any(len(_golds(problem)) > 1 for problem in problems):
+        if any(len(problem.golds) > 1 for problem in problems):
             return self._by_alias(answer_texts, problems)
         verdicts: list[Verdict | None] = []
         for text, problem in zip(answer_texts, problems, strict=True):
@@ -119,7 +119,7 @@ class MathVerifier:
 
         Meant to be asked before a long run, so that it does not stop at such a problem.
         """
-        each = [replace(p, answer=gold) for p in problems for gold in _golds(p)]
+        each = [replace(p, answer=gold) for p in problems for gold in p.golds]
         open_problems = [p for p in each if plain_number(canonical(p.answer)) is None]
         golds = list(dict.fromkeys(p.answer for p in open_problems))
         replies = dict(zip(golds, self._ask([(None, gold) for gold in golds]), strict=True))
@@ -128,7 +128,7 @@ class MathVerifier:
 
     def _by_alias(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
         """An answer passes if it is equal to any of its problem's aliases; else the verdict is that of the first."""
-        golds = [_golds(problem) for problem in problems]
+        golds = [problem.golds for problem in problems]
         each = [replace(p, answer=gold, extras={}) for p, own in zip(problems, golds, strict=True) for gold in own]
         texts = [text for text, own in zip(answer_texts, golds, strict=True) for _ in own]
         found = iter(self.verify_many(texts, each))
@@ -194,12 +194,6 @@ class MathVerifier:
             return [ask(pair) for pair in pairs]
         with ThreadPoolExecutor(min(self._pool.size, len(pairs))) as threads:
             return list(threads.map(ask, pairs))
-
-
-def _golds(problem: Problem) -> list[str]:
-    """The gold answers of a problem: its answer, and what its row holds as `aliases`."""
-    aliases = problem.extras.get("aliases")
-    return list(dict.fromkeys([problem.answer, *(aliases if isinstance(aliases, list | tuple) else ())]))
 
 
 def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:

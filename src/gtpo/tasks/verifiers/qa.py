@@ -122,8 +122,7 @@ def token_f1(given: str, gold: str) -> float:
 
 
 def _golds(problem: Problem) -> list[str]:
-    texts = [problem.answer, *(problem.extras.get("aliases") or [])]
-    return [gold for text in texts if (gold := normalised(text))]
+    return [gold for text in problem.golds if (gold := normalised(text))]
 
 
 def _is_punctuation(character: str) -> bool:
