@@ -125,6 +125,7 @@ def side(args: argparse.Namespace, tokenizer: Any, port: int, overlap: int) -> l
         vllm_sync="adapter",
         vllm_server_base_url=f"http://127.0.0.1:{port}",
         vllm_importance_sampling_mode="token_truncate",
+        deterministic=True,
         tool_format="fenced",
         system_prompt="",
         max_turns=4,

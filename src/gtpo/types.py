@@ -31,6 +31,8 @@ class StopReason(StrEnum):
     """The last allowed turn made a tool call; it was not carried out."""
     REPETITION = "repetition"
     """A turn said the same few tokens over and over and was ended there."""
+    TIME = "time"
+    """The rollout was not over after `max_rollout_s`."""
     FINAL = "final"
     """A tool ended the rollout; its result is the final answer."""
     DONE = "done"

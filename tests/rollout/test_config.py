@@ -98,12 +98,14 @@ def values(tmp_path_factory):
         "max_context": 300,
         "max_observation_tokens": 40,
         "max_repeated_tokens": 20,
+        "max_rollout_s": 60.0,
         "temperature": 0.5,
         "top_p": 0.8,
         "top_k": 7,
         "min_p": 0.01,
         "repetition_penalty": 1.1,
         "max_concurrency": 5,
+        "deterministic": True,
     }
 
 
@@ -256,7 +258,7 @@ def test_the_cold_start_has_the_fields_that_concern_a_conversation(
 def test_what_is_recorded_of_a_rollout_leaves_out_where_and_how_fast_it_is_made(values):
     recorded = RolloutConfig(**values).recorded()
     left_out = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency", "mcp_connect_s"}
-    assert set(recorded) == set(values) - left_out
+    assert set(recorded) == set(values) - left_out - {"deterministic"}
     without = RolloutConfig(tools="none").recorded()
     assert "tool_wall_s" not in without, "without Python its limits decide nothing"
     assert not any(name.startswith("mcp_") for name in without), "nor do those of servers without one"

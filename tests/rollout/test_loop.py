@@ -10,7 +10,7 @@ import pytest
 
 from gtpo.errors import BackendError, ConfigError, DataError, SandboxError
 from gtpo.rollout import ChatEncoder, PythonTool, RolloutEngine, RolloutLimits, Sampling, get_format
-from gtpo.sandbox import ExecResult, LocalSandbox, SandboxFusionSandbox, Status
+from gtpo.sandbox import ExecResult, Limits, LocalSandbox, SandboxFusionSandbox, Status
 from gtpo.testing import ScriptedBackend
 from gtpo.types import StopReason
 
@@ -367,3 +367,69 @@ def test_the_loop_runs_inside_a_running_event_loop(tiny_tokenizer):
 def test_settings_out_of_range_are_refused_by_name(make, field):
     with pytest.raises(ConfigError, match=field):
         make()
+
+
+class SlowTurns(ScriptedBackend):
+    """From a turn on, each takes that long."""
+
+    seconds, since = 30.0, 0
+
+    async def generate(self, request):
+        if request.turn >= self.since:
+            await asyncio.sleep(self.seconds)
+        return await super().generate(request)
+
+
+def slow(tokenizer, turns, *, since, sandbox=None, mask_failures=True, **limits):
+    encoder = ChatEncoder(tokenizer, get_format("fenced"))
+    prompt = [{"role": "user", "content": "q"}]
+    backend = SlowTurns(tokenizer, {tuple(encoder.prompt_ids(prompt)): turns})
+    backend.since = since
+    engine = RolloutEngine(encoder, sandbox or FakeSandbox(), RolloutLimits(max_rollout_s=0.3, **limits))
+    start = time.monotonic()
+    (rollout,) = engine.run([prompt], backend, mask_failures=mask_failures).trajectories
+    assert time.monotonic() - start < 10
+    return rollout
+
+
+def test_a_rollout_whose_time_is_over_while_it_generates_keeps_its_whole_turns(tiny_tokenizer):
+    rollout = slow(tiny_tokenizer, [python("1"), "\\boxed{1}"], since=1)
+    assert (rollout.stop_reason, len(rollout.turns)) == (StopReason.TIME, 1)
+    assert rollout.turns[0].observation.text == "<1>"
+    assert rollout.answer_text is None
+
+
+def test_a_rollout_whose_time_is_over_while_a_tool_runs_keeps_the_turn_without_its_result(tiny_tokenizer):
+    sandbox = FakeSandbox(delay_s=30)
+    rollout = slow(tiny_tokenizer, [python("1"), "\\boxed{1}"], since=9, sandbox=sandbox)
+    assert (rollout.stop_reason, len(rollout.turns)) == (StopReason.TIME, 1)
+    assert rollout.turns[0].observation is None
+    assert rollout.completion_ids == list(rollout.turns[0].token_ids)
+
+
+def test_a_session_of_the_sandbox_is_closed_when_the_time_of_its_rollout_is_over(tiny_tokenizer):
+    sandbox = LocalSandbox(max_workers=1, limits=Limits(wall_s=30, cpu_s=30))
+    with contextlib.closing(sandbox):
+        tool = PythonTool(sandbox, "session")
+        rollout = slow(tiny_tokenizer, [python("import time; time.sleep(20)")], since=9, sandbox=tool)
+        assert rollout.stop_reason is StopReason.TIME
+        start = time.monotonic()
+        assert asyncio.run(sandbox.run("print(1)")).stdout == "1\n"
+        assert time.monotonic() - start < 5, "the worker is free again"
+
+
+def test_a_rollout_without_a_whole_turn_in_its_time_is_masked(tiny_tokenizer):
+    rollout = slow(tiny_tokenizer, ["\\boxed{1}"], since=0)
+    assert rollout.stop_reason is StopReason.MODEL_FAILURE
+    assert rollout.note == "no whole turn within max_rollout_s 0.3"
+
+
+def test_the_time_of_a_rollout_begins_with_its_place(tiny_tokenizer):
+    scripts = {f"q{i}": [python("1"), "\\boxed{1}"] for i in range(4)}
+    rollouts, *_ = roll(tiny_tokenizer, scripts, sandbox=FakeSandbox(delay_s=0.2), max_concurrency=1, max_rollout_s=0.6)
+    assert {rollout.stop_reason for rollout in rollouts} == {StopReason.ANSWER}
+
+
+def test_a_time_of_zero_is_refused():
+    with pytest.raises(ConfigError, match="max_rollout_s must be above 0, got 0"):
+        RolloutLimits(max_rollout_s=0)

@@ -77,7 +77,7 @@ def test_contexts_go_as_ids_and_the_sampled_ids_come_back(serve, tiny_tokenizer)
     expected = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "model": "base"}
     assert expected.items() <= first.items()
     assert first["stop_token_ids"] == [tiny_tokenizer.eos_token_id]
-    assert first["seed"] != second["seed"]
+    assert "seed" not in first, "a seed per request slows vLLM down"
 
 
 def test_the_audit_finds_nothing_wrong_with_rollouts_of_a_server(serve, tiny_tokenizer, qwen_tokenizer):
@@ -100,7 +100,7 @@ def test_the_audit_finds_nothing_wrong_with_rollouts_of_a_server(serve, tiny_tok
 def test_the_same_seed_asks_for_the_same_and_another_for_another(serve, tiny_tokenizer):
     server = serve(two_turns(tiny_tokenizer))
     for _ in range(2):
-        roll_out(server, tiny_tokenizer, 4)
+        roll_out(server, tiny_tokenizer, 4, sampling=Sampling(deterministic=True))
     seeds = [body["seed"] for _, body, _ in server.bodies]
     assert len(set(seeds)) == 8
     assert sorted(seeds[:8]) == sorted(seeds[8:])
@@ -110,7 +110,7 @@ def test_text_only_servers_give_rollouts_that_say_they_are_not_exact(serve, tiny
     server = serve(lambda body: said(tiny_tokenizer, "\\boxed{1}", ids=False))
     (rollout,) = roll_out(server, tiny_tokenizer, dialect="openai")
     assert (rollout.answer_text, rollout.token_exact, rollout.logprobs) == ("\\boxed{1}", False, None)
-    assert set(server.bodies[0][1]) == {"model", "temperature", "top_p", "max_tokens", "seed", "prompt"}
+    assert set(server.bodies[0][1]) == {"model", "temperature", "top_p", "max_tokens", "prompt"}
 
 
 def test_chat_servers_get_the_conversation_as_messages(serve, tiny_tokenizer):

@@ -23,8 +23,8 @@ NAMED = {
     "chat_template_kwargs environment environment_timeout_s mcp_session mcp_connect_s mcp_call_s mcp_env "
     "mcp_key_variable",
     "rollouts: limits and sampling": "max_turns max_turn_tokens max_completion_length max_context "
-    "max_observation_tokens max_repeated_tokens temperature top_p top_k min_p repetition_penalty num_generations "
-    "max_concurrency",
+    "max_observation_tokens max_repeated_tokens max_rollout_s temperature top_p top_k min_p "
+    "repetition_penalty num_generations max_concurrency deterministic resample_uniform",
     "rollouts: the sandbox": "sandbox sandbox_require tool_wall_s tool_cpu_s tool_memory_mb",
     "rewards": "verifier reward_funcs reward_weights graded success_threshold format_penalty penalize_syntax_errors "
     "turn_reward_funcs turn_reward_weights",
@@ -34,7 +34,7 @@ NAMED = {
     "per_device_train_batch_size gradient_accumulation_steps num_iterations epsilon epsilon_high beta loss_type "
     "max_grad_norm weight_decay optim bf16 gradient_checkpointing seed",
     "generation with vLLM": "use_vllm vllm_mode vllm_server_base_url vllm_gpu_memory_utilization "
-    "vllm_tensor_parallel_size vllm_sync overlap max_staleness",
+    "vllm_tensor_parallel_size vllm_sync overlap max_staleness min_groups",
     "output, checkpoints and logging": "run_dir output overwrite resume resume_with_changes save_steps "
     "save_minutes save_total_limit logging_steps record_every record_max_tokens report_to run_name disable_tqdm",
     "failures": "max_failed_fraction max_failed_batches",

@@ -32,7 +32,15 @@ from gtpo.rollout.verifiers_environment import VerifiersEnvironments
 from gtpo.sandbox import Limits, LocalSandbox, Require, Sandbox, SandboxFusionSandbox
 from gtpo.sandbox.service import KEY_HEADER
 
-_MACHINE = {"sandbox", "sandbox_require", "passages", "instructions", "max_concurrency", "mcp_connect_s"}
+_MACHINE = {
+    "sandbox",
+    "sandbox_require",
+    "passages",
+    "instructions",
+    "max_concurrency",
+    "mcp_connect_s",
+    "deterministic",
+}
 """Fields that say where and how fast rollouts are made, or name files whose content is recorded elsewhere."""
 _OF_ENVIRONMENTS = {"environment", "environment_timeout_s"}
 _OF_PYTHON = {"tool_state", "tool_wall_s", "tool_cpu_s", "tool_memory_mb"}
@@ -220,6 +228,13 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             "help": "End a turn once a block of at most 32 tokens has been repeated for this many tokens; 0: never."
         },
     )
+    max_rollout_s: float | None = field(
+        default=None,
+        metadata={
+            "help": "End a rollout that is not over after this many wall-clock seconds; what it did until then counts. "
+            "By default no limit."
+        },
+    )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, at least 0; 0: greedy."})
     top_p: float = field(
         default=1.0, metadata={"help": "Nucleus sampling: total probability of the tokens to sample from, in (0, 1]."}
@@ -236,6 +251,13 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         default=None,
         metadata={
             "help": "Concurrent rollouts per process; by default 64 with transformers, 256 with vLLM or a server."
+        },
+    )
+    deterministic: bool = field(
+        default=False,
+        metadata={
+            "help": "With vLLM or a server: sample each turn from a seed of its own, so that the same seed gives the "
+            "same rollouts; vLLM generates about half as fast then. Rollouts in process always do."
         },
     )
 
@@ -263,6 +285,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             max_context=self.max_context,
             max_observation_tokens=self.max_observation_tokens,
             max_repeated_tokens=self.max_repeated_tokens,
+            max_rollout_s=self.max_rollout_s,
         )
 
     def sampling(self) -> Sampling:
@@ -271,7 +294,9 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         Raises:
             ConfigError: a number is out of range.
         """
-        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty)
+        return Sampling(
+            self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty, self.deterministic
+        )
 
     def answer_instructions(self) -> dict[str, str]:
         """Sentences on how to write the answer, by its type.

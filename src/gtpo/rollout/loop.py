@@ -18,6 +18,10 @@ With an environment that replies (`gtpo.rollout.environment`), a turn without a 
 allowed one, and then: it has no reply: `ANSWER`; it is done: `DONE`; it was the last allowed turn: `TURNS`; no room is
 left for the reply: as above. Wherever an environment fails: `ENVIRONMENT_FAILURE`.
 
+A rollout that is not over `max_rollout_s` after it began ends as it is (`TIME`): a turn that is being generated is
+dropped, and the last whole turn has no observation. Without a whole turn there is nothing to train on, and it counts
+as a failing model server. Calls of an environment are not cut short: the limit is looked at when they return.
+
 An invalid call gets an observation that says what was wrong, and the rollout goes on. Under `mask_failures` a model
 server that fails ends the rollouts that it concerns (`MODEL_FAILURE`), and so does a prompt that fills the context
 (`PROMPT_TOO_LONG`); otherwise each ends the batch. `gtpo.failures` says what follows.
@@ -27,7 +31,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,7 +40,7 @@ from typing import Any, cast
 from gtpo._async import run_async
 from gtpo._files import write_text
 from gtpo.errors import BackendError, ConfigError
-from gtpo.rollout.backends.base import Backend
+from gtpo.rollout.backends.base import Backend, GenerationSession
 from gtpo.rollout.encoding import Encoder, Messages
 from gtpo.rollout.environment import Environments
 from gtpo.rollout.one_rollout import Clock, OneRollout, OnRolloutEnd, check_room
@@ -64,6 +69,82 @@ class RolloutBatch:
     generation_s: float
     tools_s: float
     environments: tuple[Any, ...] = ()
+
+
+class RolloutSession:
+    """Rollouts on one backend, begun one by one; made by `RolloutEngine.session`.
+
+    Attributes:
+        clock: where the time went so far.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        server: GenerationSession,
+        places: asyncio.Semaphore,
+        max_context: int,
+        mask_failures: bool,
+        hold_environments: bool,
+    ) -> None:
+        self._engine, self._server, self._places, self._max_context = engine, server, places, max_context
+        self._mask_failures, self._holds = mask_failures, hold_environments
+        self._rollouts: dict[asyncio.Task[Trajectory], OneRollout] = {}
+        self.clock = Clock()
+
+    def start(
+        self,
+        number: int,
+        prompt: Messages,
+        row: Mapping[str, Any] | None = None,
+        on_rollout_end: OnRolloutEnd | None = None,
+    ) -> asyncio.Task[Trajectory]:
+        """Begin a rollout as soon as there is a place for it; arguments as in `RolloutEngine.run`.
+
+        Args:
+            number: of the rollout; no other of the session has it.
+            prompt: a conversation up to where the model goes on.
+            row: of the data set, which its environment is reset with.
+            on_rollout_end: given the rollout when it ends.
+
+        Raises:
+            DataError: a prompt that fills the context, unless failures are masked.
+            ConfigError: the environment does not take the row's columns.
+        """
+        engine, row = self._engine, row or {}
+        ids = engine.encoder.prompt_ids(prompt)
+        if not self._mask_failures:
+            check_room(len(ids), self._max_context)
+        if engine.environments:
+            engine.environments.check_columns(tuple(row))
+        rollout = OneRollout(
+            number,
+            prompt,
+            ids,
+            row,
+            encoder=engine.encoder,
+            limits=engine.limits,
+            tools=engine.tools,
+            environments=engine.environments,
+            server=self._server,
+            clock=self.clock,
+            max_context=self._max_context,
+            mask_failures=self._mask_failures,
+            hold_environment=self._holds,
+        )
+        task = asyncio.ensure_future(rollout.run(self._places, on_rollout_end))
+        self._rollouts[task] = rollout
+        return task
+
+    def environment_of(self, task: asyncio.Task[Trajectory]) -> Any:
+        """The environment of a rollout itself, if environments are held; None if there was none."""
+        return self._rollouts[task].held if self._holds else None
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for task in self._rollouts:
+            task.cancel()
+        await asyncio.gather(*self._rollouts, return_exceptions=True)
 
 
 class RolloutEngine:
@@ -192,39 +273,20 @@ class RolloutEngine:
     ) -> RolloutBatch:
         """`run` for callers with an event loop."""
         rollout_ids = range(len(prompts)) if rollout_ids is None else rollout_ids
-        max_context = self.max_context(backend)
-        prompts_ids = [self.encoder.prompt_ids(prompt) for prompt in prompts]
-        if not mask_failures:
-            check_room(max(map(len, prompts_ids), default=0), max_context)
         rows: Sequence[Mapping[str, Any]] = [{}] * len(prompts) if columns is None else columns
-        if self.environments:
-            for names in {tuple(row) for row in rows}:
-                self.environments.check_columns(names)
-        clock = Clock()
-        serving = backend.serve(
-            len(prompts), sampling=sampling or self.sampling, end_ids=self.encoder.end_ids, seed=seed
-        )
-        async with serving as server:
-            rollouts = [
-                OneRollout(
-                    number,
-                    prompt,
-                    ids,
-                    row,
-                    encoder=self.encoder,
-                    limits=self.limits,
-                    tools=self.tools,
-                    environments=self.environments,
-                    server=server,
-                    clock=clock,
-                    max_context=max_context,
-                    mask_failures=mask_failures,
-                    hold_environment=hold_environments,
-                )
-                for number, prompt, ids, row in zip(rollout_ids, prompts, prompts_ids, rows, strict=True)
+        async with self.session(
+            backend,
+            len(prompts),
+            sampling=sampling,
+            seed=seed,
+            max_concurrency=max_concurrency,
+            mask_failures=mask_failures,
+            hold_environments=hold_environments,
+        ) as session:
+            tasks = [
+                session.start(number, prompt, row, on_rollout_end)
+                for number, prompt, row in zip(rollout_ids, prompts, rows, strict=True)
             ]
-            places = asyncio.Semaphore(max_concurrency or self.max_concurrency or max(len(prompts), 1))
-            tasks = [asyncio.ensure_future(rollout.run(places, on_rollout_end)) for rollout in rollouts]
             try:
                 for done, task in enumerate(asyncio.as_completed(tasks), 1):
                     await task
@@ -232,13 +294,37 @@ class RolloutEngine:
                         progress("rollouts", done, len(tasks))
             except BackendError as error:
                 raise _with_partial(error, tasks, partial_path) from error
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
         trajectories = tuple(task.result() for task in tasks)
-        held = tuple(rollout.held for rollout in rollouts) if self.environments and hold_environments else ()
-        return RolloutBatch(trajectories, clock.generation_s, clock.tools_s, held)
+        held = tuple(map(session.environment_of, tasks)) if self.environments and hold_environments else ()
+        return RolloutBatch(trajectories, session.clock.generation_s, session.clock.tools_s, held)
+
+    @asynccontextmanager
+    async def session(
+        self,
+        backend: Backend,
+        rollouts: int,
+        *,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        max_concurrency: int | None = None,
+        mask_failures: bool = False,
+        hold_environments: bool = False,
+    ) -> AsyncIterator[RolloutSession]:
+        """For callers that begin rollouts one by one; those under way when the context ends are cancelled.
+
+        Args:
+            backend: generates the turns.
+            rollouts: how many there will be at once, at most.
+            sampling, seed, max_concurrency, mask_failures, hold_environments: see `run`.
+        """
+        serving = backend.serve(rollouts, sampling=sampling or self.sampling, end_ids=self.encoder.end_ids, seed=seed)
+        places = asyncio.Semaphore(max_concurrency or self.max_concurrency or max(rollouts, 1))
+        async with serving as server:
+            session = RolloutSession(self, server, places, self.max_context(backend), mask_failures, hold_environments)
+            try:
+                yield session
+            finally:
+                await session.close()
 
 
 def _as_tools(tools: Sequence[Tool] | Tool | Sandbox) -> Sequence[Tool]:

@@ -102,6 +102,7 @@ class OneRollout:
         self.environment: EnvironmentUse | None = None
         self.reward: float | None = None
         self.suffix = ""
+        self.ends_at: float | None = None
         self.context = list(prompt_ids)
         self.turns: list[Turn] = []
 
@@ -114,6 +115,8 @@ class OneRollout:
         """To its end, as soon as there is a place for it."""
         try:
             async with places:
+                if self.limits.max_rollout_s is not None:
+                    self.ends_at = asyncio.get_running_loop().time() + self.limits.max_rollout_s
                 try:
                     stop_reason = await self._to_its_end()
                 except EnvironmentFailedError as error:
@@ -161,11 +164,27 @@ class OneRollout:
 
     async def _rewarded_turn(self) -> StopReason | None:
         """One turn with what follows it, and the environment's reward for it."""
-        stop_reason = await self._turn()
+        turns = len(self.turns)
+        try:
+            async with asyncio.timeout_at(self.ends_at) as limit:
+                stop_reason = await self._turn(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if len(self.turns) == turns:
+                return self._late()
+            stop_reason = StopReason.TIME
         if self.environment and not (stop_reason and stop_reason.is_failure):
             with self.clock.calling():
                 self.turns[-1] = replace(self.turns[-1], reward=await self.environment.turn_reward())
         return stop_reason
+
+    def _late(self) -> StopReason:
+        """Why a rollout ends whose time was over before the turn under way was whole."""
+        if self.turns:
+            return StopReason.TIME
+        self.note = f"no whole turn within max_rollout_s {self.limits.max_rollout_s:g}"
+        return StopReason.MODEL_FAILURE
 
     def _trajectory(self, stop_reason: StopReason) -> Trajectory:
         turns = tuple(self.turns) or (Turn("", (self.encoder.end_id,)),)
@@ -181,8 +200,13 @@ class OneRollout:
             (self.limits.max_turn_tokens, StopReason.TURN_TOKENS),
         ]
 
-    async def _turn(self) -> StopReason | None:
-        """One turn and its observation; why the rollout ends with it, or None."""
+    async def _turn(self, limit: asyncio.Timeout) -> StopReason | None:
+        """One turn and its observation; why the rollout ends with it, or None.
+
+        Args:
+            limit: cancels the turn when the rollout's time is over; taken off while an environment is called, whose
+                calls have a limit of their own.
+        """
         room, tightest = min(self._budgets(), key=lambda budget: budget[0])
         if room < 1:  # only a prompt can leave no room: an observation that does is dropped
             self.note = f"a prompt of {len(self.prompt_ids)} tokens in a context of {self.max_context}"
@@ -215,8 +239,12 @@ class OneRollout:
             return StopReason.ANSWER
         if turn.calls and len(self.turns) == self.limits.max_turns:
             return StopReason.TURNS
+        if self.environment:
+            limit.reschedule(None)
         with self.clock.calling():
-            return await (self._observe(turn) if turn.calls else self._reply(turn))
+            stop_reason = await (self._observe(turn) if turn.calls else self._reply(turn))
+        late = self.ends_at is not None and asyncio.get_running_loop().time() >= self.ends_at
+        return StopReason.TIME if stop_reason is None and late else stop_reason
 
     async def _observe(self, turn: Turn) -> StopReason | None:
         """Run the calls of a turn at the same time and append what came back, in their order."""

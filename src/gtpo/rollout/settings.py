@@ -18,6 +18,7 @@ class RolloutLimits:
         max_context: prompt and completion tokens; None takes the model's context length.
         max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
         max_repeated_tokens: repeated tokens after which a turn is degenerate and ended; 0: never.
+        max_rollout_s: wall-clock seconds from a rollout's beginning; None: no limit.
     """
 
     max_turns: int = 8
@@ -26,6 +27,7 @@ class RolloutLimits:
     max_context: int | None = None
     max_observation_tokens: int = 512
     max_repeated_tokens: int = 256
+    max_rollout_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_turns", "max_turn_tokens", "max_completion_length", "max_context", "max_observation_tokens"):
@@ -34,17 +36,24 @@ class RolloutLimits:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         if self.max_repeated_tokens < 0:
             raise ConfigError(f"max_repeated_tokens must be at least 0 (0: never), got {self.max_repeated_tokens}")
+        if self.max_rollout_s is not None and not self.max_rollout_s > 0:
+            raise ConfigError(f"max_rollout_s must be above 0, got {self.max_rollout_s}")
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The sampling distribution. `temperature=0` is greedy decoding."""
+    """The sampling distribution. `temperature=0` is greedy decoding.
+
+    Attributes:
+        deterministic: an engine that has a stream of random numbers of its own samples each turn from a seed instead.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:

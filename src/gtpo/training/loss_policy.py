@@ -21,6 +21,7 @@ _TRUNCATED = {
     StopReason.CONTEXT,
     StopReason.TURNS,
     StopReason.REPETITION,
+    StopReason.TIME,
 }
 
 

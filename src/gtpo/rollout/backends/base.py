@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -31,6 +32,16 @@ class Request:
     max_new_tokens: int
     messages: Sequence[Mapping[str, Any]] = ()
     max_repeated_tokens: int = 0
+
+
+def turn_seed(seed: int, request: Request) -> int:
+    """The seed of one turn, in [0, 2^31), for engines that take one per request.
+
+    Args:
+        seed: of the batch.
+        request: the turn.
+    """
+    return random.Random(f"{seed} {request.rollout} {request.turn}").randrange(2**31)
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Backend(Protocol):
             rollouts: how many there will be.
             sampling: the sampling distribution.
             end_ids: ids that end a turn.
-            seed: of the sampling.
+            seed: of the sampling. A backend whose engine has random numbers of its own uses it only where the sampling
+                is to be deterministic.
         """
         ...

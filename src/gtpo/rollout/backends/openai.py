@@ -26,7 +26,7 @@ from gtpo._http import Answer, AnswerTooLargeError, ask, ask_async, bearer_heade
 from gtpo._text import well_formed
 from gtpo.errors import BackendError, BadAnswerError, ConfigError, ServerGoneError
 from gtpo.rollout.backends.answers import checked_generation, ended_by_itself, only_choice, text_of
-from gtpo.rollout.backends.base import Generation, GenerationSession, Request
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request, turn_seed
 from gtpo.rollout.settings import Sampling
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -172,7 +172,7 @@ class OpenAIBackend:
             ]
             for client in clients:
                 await stack.enter_async_context(client)
-            yield _HttpSession(self, clients, self._fixed(sampling, end_ids), end_ids, seed)
+            yield _HttpSession(self, clients, self._fixed(sampling, end_ids), end_ids, seed, sampling)
 
     def _fixed(self, sampling: Sampling, end_ids: frozenset[int]) -> dict[str, Any]:
         """The fields that all requests share."""
@@ -216,8 +216,9 @@ class _HttpSession:
         fields: Mapping[str, Any],
         end_ids: frozenset[int],
         seed: int,
+        sampling: Sampling,
     ) -> None:
-        self._backend = backend
+        self._backend, self._deterministic = backend, sampling.deterministic
         self._clients = [_Client(client) for client in clients]
         self._fields, self._end_ids, self._seed = fields, end_ids, seed
         self._url = f"{backend.base_url}/{'chat/completions' if backend.api == 'chat' else 'completions'}"
@@ -229,7 +230,8 @@ class _HttpSession:
     async def generate(self, request: Request) -> Generation:
         """See `GenerationSession.generate`."""
         body = {**self._fields, "max_tokens": request.max_new_tokens}
-        body["seed"] = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
+        if self._deterministic:
+            body["seed"] = turn_seed(self._seed, request)
         if self._backend.api == "chat":
             body["messages"] = [dict(message) for message in request.messages]
         else:

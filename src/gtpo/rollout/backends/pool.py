@@ -14,7 +14,7 @@ class BackendPool:
     """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
 
     One that is gone (`ServerGoneError`) or gives nonsense (`BadAnswerError`) is left out for the rest of the batch, and
-    its rollouts go on elsewhere; sampling goes by rollout and turn, so where does not matter.
+    its rollouts go on elsewhere; where sampling is deterministic, that does not change what is sampled.
 
     Args:
         backends: at least one; they sample from the same model.

@@ -7,14 +7,13 @@ The engine computes between two awaits of the event loop, as the `transformers` 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from gtpo.errors import BadAnswerError
 from gtpo.rollout.backends.answers import checked_generation
-from gtpo.rollout.backends.base import Generation, GenerationSession, Request
+from gtpo.rollout.backends.base import Generation, GenerationSession, Request, turn_seed
 from gtpo.rollout.settings import Sampling
 
 
@@ -31,7 +30,11 @@ class VLLMBackend:
     """
 
     def __init__(
-        self, llm: Any, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
+        self,
+        llm: Any,
+        *,
+        before: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
     ) -> None:
         self.llm = llm
         self._before, self._after = before, after
@@ -44,7 +47,7 @@ class VLLMBackend:
         """See `Backend.serve`."""
         if self._before:
             self._before()
-        server = _EngineSession(self.llm.llm_engine, sampling, end_ids, seed)
+        server = _EngineSession(self.llm.llm_engine, sampling, end_ids, seed if sampling.deterministic else None)
         try:
             yield server
         finally:
@@ -56,7 +59,7 @@ class VLLMBackend:
 class _EngineSession:
     """The requests of one batch of rollouts."""
 
-    def __init__(self, engine: Any, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
+    def __init__(self, engine: Any, sampling: Sampling, end_ids: frozenset[int], seed: int | None) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -82,7 +85,7 @@ class _EngineSession:
         """See `GenerationSession.generate`."""
         loop = asyncio.get_running_loop()
         name = f"{id(self):x}-{request.rollout}-{request.turn}"
-        seed = random.Random(f"{self._seed} {request.rollout} {request.turn}").randrange(2**31)
+        seed = None if self._seed is None else turn_seed(self._seed, request)
         params = self._params(max_tokens=request.max_new_tokens, seed=seed)
         self._engine.add_request(name, {"prompt_token_ids": list(request.context)}, params)
         self._waiting[name], self._requests[name] = loop.create_future(), request
