@@ -23,9 +23,9 @@ from gtpo.types import Trajectory
 
 ALGORITHMS = ("gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo")
 """`gtpo`; `grpo`, the paper's baseline; and others for comparison, see `gtpo.functional.estimators`."""
-_ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
+ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
 """They have one reward per rollout, that of the paper's baseline."""
-TURN_REWARDS = set(ALGORITHMS) - _ROLLOUT_REWARDS
+TURN_REWARDS = set(ALGORITHMS) - ROLLOUT_REWARDS
 """They have a reward per turn."""
 SHAPED = {"gtpo", "turn_loo"}
 """They shape the reward of failed rollouts."""
@@ -290,7 +290,7 @@ def turn_credit(
     accuracy_B = passed_B.to(dtype) if outcome_B is None else outcome_B.to(dtype)
     own_B_K = torch.zeros(invalid_B_K.shape, dtype=dtype) if own_B_K is None else own_B_K.to(dtype)
     one_reward_B = F.grpo_rewards(passed_B, flaws_B_K.eq(0).all(dim=1), outcome_B=accuracy_B)
-    if algorithm in _ROLLOUT_REWARDS:
+    if algorithm in ROLLOUT_REWARDS:
         format_B_K = torch.zeros(invalid_B_K.shape, dtype=dtype)
         own_B_K = torch.zeros_like(own_B_K)
         rewards_B_K = one_reward_B[:, None] * last_B_K
@@ -309,19 +309,19 @@ def turn_credit(
         )
 
     def returns_of(rewards_B_K: Tensor) -> Tensor:
-        if algorithm in _ROLLOUT_REWARDS or not settings.turn_returns:
+        if algorithm in ROLLOUT_REWARDS or not settings.turn_returns:
             return rewards_B_K.sum(dim=1, keepdim=True) * alive_B_K
         if not settings.turn_rewards:
             rewards_B_K = rewards_B_K.sum(dim=1, keepdim=True) * last_B_K
         return F.discounted_returns(rewards_B_K, num_turns_B, gamma=settings.gamma)
 
     returns_B_K = returns_of(rewards_B_K)
-    if algorithm not in _ROLLOUT_REWARDS and not settings.turn_rewards:
+    if algorithm not in ROLLOUT_REWARDS and not settings.turn_rewards:
         rewards_B_K = rewards_B_K.sum(dim=1, keepdim=True) * last_B_K
 
     if algorithm == "grpo":
         advantages_B_K = F.grpo_advantages(one_reward_B, group_B, eps=eps)[:, None] * alive_B_K
-    elif algorithm in _ROLLOUT_REWARDS:
+    elif algorithm in ROLLOUT_REWARDS:
         estimator = F.dr_grpo_advantages if algorithm == "dr_grpo" else F.rloo_advantages
         advantages_B_K = estimator(one_reward_B, group_B)[:, None] * alive_B_K
     elif algorithm == "mt_grpo":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from gtpo.errors import ConfigError, TooManyFailuresError
 from gtpo.types import StopReason, Trajectory
 
-KINDS = ("tool", "environment", "model_server", "prompt_too_long", "verifier", "similarity")
+KINDS = ("tool", "environment", "model_server", "prompt_too_long", "verifier", "similarity", "stale")
 """What can fail. Each is logged as `failures/KIND`, the share of the step's rollouts that it masked."""
 _BY_STOP_REASON = {
     StopReason.TOOL_FAILURE: "tool",

@@ -8,6 +8,7 @@ weight 1, and the only one where no other is given, as in TRL. A rollout passes 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -235,6 +236,17 @@ class Scorer:
             )
             for i, row in enumerate(rows)
         ]
+
+    def without_turn_rewards(self) -> Scorer:
+        """The same verifier and reward functions alone: for outcome rewards before a trainer calls them.
+
+        Raises:
+            ConfigError: one of them is a reward model.
+        """
+        found = copy.copy(self)
+        found.turn_reward_funcs, found.turn_reward_weights = [], []
+        found.check_functions()
+        return found
 
     def check_functions(self) -> None:
         """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.

@@ -28,11 +28,13 @@ class RandomTurns:
     @asynccontextmanager
     async def serve(self, rollouts, *, sampling, end_ids, seed):
         self.batches += 1
-        self.rngs = [random.Random(f"{self.seed} {self.batches} {rollout}") for rollout in range(rollouts)]
+        self.rngs = {}
         yield self
 
     async def generate(self, request):
-        said = self.tokenizer.encode(self.rngs[request.rollout].choice(self.turns))
+        place = request.rollout
+        rng = self.rngs.setdefault(place, random.Random(f"{self.seed} {self.batches} {place}"))
+        said = self.tokenizer.encode(rng.choice(self.turns))
         return Generation((*said, self.tokenizer.eos_token_id)[: request.max_new_tokens])
 
     def finish(self, rollout):

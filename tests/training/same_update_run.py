@@ -8,9 +8,11 @@ and the weights before and after, put together.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
@@ -21,7 +23,7 @@ from quiet import QUIET
 
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout import build_prompts
-from gtpo.rollout.loop import RolloutBatch
+from gtpo.rollout.one_rollout import Clock
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.problems import Problem
 from gtpo.training import config
@@ -37,16 +39,21 @@ BATCH, GROUP, STEPS = 12, 4, 2
 class Given:
     """In the place of the rollout engine: rollout i of step s is the same whoever makes it."""
 
-    environments = None
+    environments, clock = None, Clock()
 
     def __init__(self, tokenizer):
         self.tokenizer, self.step = tokenizer, 0
 
-    def run(self, prompts, backend, **_):
-        first = self.first
+    @asynccontextmanager
+    async def session(self, backend, rollouts, **_):
         self.step += 1
-        made = [self.rollout(self.step, first + i, prompt) for i, prompt in enumerate(prompts)]
-        return RolloutBatch(tuple(made), 0.0, 0.0)
+        yield self
+
+    def start(self, number, prompt, row, on_rollout_end):
+        async def made():
+            return self.rollout(self.step, self.first + number, prompt)
+
+        return asyncio.ensure_future(made())
 
     def rollout(self, step, number, prompt):
         rng = random.Random(f"{step} {number}")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import random
+import shutil
 import threading
 import time
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai_server import CompletionServer
 from peft import LoraConfig
 from torch.utils.data import BatchSampler
@@ -20,6 +26,7 @@ from trl.trainer.utils import RepeatSampler
 from gtpo.errors import BackendError, ConfigError
 from gtpo.lab.tiny.model import make_model
 from gtpo.run_directory import RunFiles
+from gtpo.training.groups import Counts, Draw, Group
 from gtpo.training.overlap import BatchOrder, Overlap, share_cut
 from gtpo.training.progress import StepProgress
 from gtpo.training.run import train
@@ -44,8 +51,12 @@ def test_rows_read_ahead_are_those_that_the_data_loader_gives(processes, shuffle
         for epoch in range(3):
             batches = BatchSamplerShard(BatchSampler(order(), size, drop_last=False), processes, process)
             expected = [[data[i] for i in batch] for batch in list(batches)[::3]]
-            assert [ahead.rows(2 * epoch), ahead.rows(2 * epoch + 1)] == expected
-        assert ahead.rows(1) != ahead.rows(3) or not shuffle, "an earlier epoch can be asked for again"
+            assert [rows(ahead, 2 * epoch), rows(ahead, 2 * epoch + 1)] == expected
+        assert rows(ahead, 1) != rows(ahead, 3) or not shuffle, "an earlier epoch can be asked for again"
+
+
+def rows(ahead, number):
+    return [row for draw in ahead.draws(number) for row in draw.rows]
 
 
 def test_a_resumed_run_knows_the_number_of_its_next_batch():
@@ -56,42 +67,137 @@ def test_a_resumed_run_knows_the_number_of_its_next_batch():
 
 
 class Order:
-    def rows(self, number):
-        return [{"prompt": number}]
+    """Batch n has the problems n * groups to (n + 1) * groups - 1."""
+
+    def __init__(self, groups=1):
+        self.groups = groups
+
+    def draws(self, number):
+        return [self.drawn(number * self.groups + i) for i in range(self.groups)]
+
+    def drawn(self, index):
+        return Draw(({"prompt": index},), index)
 
 
-def overlap(depth, seconds=0.0, fail=()):
-    begun, ended = [], []
+def overlap(depth, seconds=0.0, fail=(), min_groups=1.0, slow=()):
+    """Every problem of `slow` waits for its event."""
+    begun, ended, slow = [], [], {index: threading.Event() for index in slow}
 
-    def begin(rows, progress):
-        begun.append(rows[0]["prompt"])
+    def begin(number, draws, progress, on_group, order):
+        begun.append(number)
+        step = ahead.weights_step
+
+        async def one(place, draw):
+            while draw.index in slow and not slow[draw.index].is_set():
+                await asyncio.sleep(0.01)
+            on_group(Group(place, draw, (), weights_step=step))
 
         async def roll_out():
             progress("rollouts", 0, 1)
             try:
                 await asyncio.sleep(seconds)
             finally:
-                ended.append(rows[0]["prompt"])
-            if rows[0]["prompt"] in fail:
+                ended.append(number)
+            if number in fail:
                 raise BackendError("gone")
-            return rows[0]["prompt"]
+            await asyncio.gather(*(one(place, draw) for place, draw in enumerate(draws)))
+            return Counts(drawn=len(draws))
 
         return roll_out()
 
-    return Overlap(depth, begin), begun, ended
+    ahead = Overlap(depth, begin, min_groups)
+    ahead.weights_step, ahead.slow = 0, slow
+    return ahead, begun, ended
 
 
-def take(ahead, number, last=9, weights_step=0, progress=lambda *_: None):
-    return ahead.take(number, [{"prompt": number}], Order(), last, weights_step, progress)
+def take(ahead, number, last=9, groups=1, progress=lambda *_: None):
+    order = Order(groups)
+    asked = [row for draw in order.draws(number) for row in draw.rows]
+    return [group.draw.index for group in ahead.take(number, asked, order, last, progress)]
 
 
 def test_the_next_batches_are_begun_with_the_weights_of_the_moment_and_none_after_the_last():
     ahead, begun, _ = overlap(depth=2)
-    found = [take(ahead, number, last=4, weights_step=10 * number) for number in range(5)]
+    steps = []
+    for number in range(5):
+        ahead.weights_step = 10 * number
+        (group,) = ahead.take(number, [{"prompt": number}], Order(), 4, lambda *_: None)
+        assert group.draw.index == number
+        steps.append(group.weights_step)
     ahead.close()
     assert begun == [0, 1, 2, 3, 4]
-    assert [f.batch for f in found] == [0, 1, 2, 3, 4]
-    assert [f.weights_step for f in found] == [0, 0, 0, 10, 20]
+    assert steps == [0, 0, 0, 10, 20]
+
+
+def test_late_groups_go_into_the_next_batch_and_early_ones_take_their_places():
+    ahead, *_ = overlap(depth=1, min_groups=0.5, slow={1})
+    assert sorted(take(ahead, 0, groups=4, last=3)) == [0, 2, 3, 4]
+    assert ahead.owed() == {0: [1], 1: [5, 6, 7]}
+    ahead.slow[1].set()
+    time.sleep(0.1)
+    assert take(ahead, 1, groups=4, last=3) == [1, 5, 6, 7], "the order of the problems, but for late ones"
+    assert ahead.owed() == {}
+    assert [take(ahead, number, groups=4, last=3) for number in (2, 3)] == [[8, 9, 10, 11], [12, 13, 14, 15]]
+    ahead.close()
+    assert ahead.counts().drawn == 16
+
+
+def test_a_batch_waits_until_enough_of_its_own_groups_are_whole():
+    ahead, *_ = overlap(depth=1, min_groups=0.75, slow={0, 1})
+    releasing = threading.Timer(0.3, ahead.slow[1].set)
+    releasing.start()
+    start = time.monotonic()
+    assert sorted(take(ahead, 0, groups=4)) == [1, 2, 3, 4]
+    assert time.monotonic() - start >= 0.25
+    ahead.close()
+
+
+def test_the_last_batch_waits_for_all_that_is_left():
+    ahead, *_ = overlap(depth=2, min_groups=0.25, slow={0, 5})
+    assert take(ahead, 0, groups=2, last=2) == [1, 2]
+    assert take(ahead, 1, groups=2, last=2) == [3, 4]
+    threading.Timer(0.2, lambda: [event.set() for event in ahead.slow.values()]).start()
+    assert take(ahead, 2, groups=2, last=2) == [0, 5]
+    ahead.close()
+
+
+def test_what_a_checkpoint_holds_of_late_groups_gives_each_group_once():
+    ahead, *_ = overlap(depth=2, min_groups=0.25, slow={0})
+    first = take(ahead, 0, groups=2, last=4)
+    owed = json.loads(json.dumps(ahead.owed()))
+    ahead.close()
+    resumed, begun, _ = overlap(depth=2, min_groups=0.25)
+    resumed.resume({int(number): indices for number, indices in owed.items()})
+    assert resumed.owed() == {int(number): indices for number, indices in owed.items()}
+    rest = [take(resumed, number, groups=2, last=4) for number in range(1, 5)]
+    resumed.close()
+    assert sorted(first + [index for batch in rest for index in batch]) == list(range(10))
+    assert begun == sorted(begun)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_whatever_is_late_each_group_is_given_once(data):
+    groups, depth, batches = (data.draw(st.integers(1, most)) for most in (4, 3, 5))
+    slow = data.draw(st.sets(st.integers(0, groups * batches - 1)))
+    freed = [data.draw(st.sets(st.sampled_from(sorted(slow)))) if slow else () for _ in range(batches)]
+    ahead, *_ = overlap(depth=depth, min_groups=data.draw(st.sampled_from([0.25, 0.5, 1.0])), slow=slow)
+    with contextlib.closing(ahead):
+        found = []
+        for number in range(batches):
+            for index in freed[number]:
+                ahead.slow[index].set()
+            rest = threading.Timer(0.03, lambda: [event.set() for event in ahead.slow.values()])
+            if number >= batches // 2:
+                rest.start()  # what is waited for must come at some time
+            else:
+                for index in range(groups * (number + 1)):
+                    ahead.slow.get(index, threading.Event()).set()
+            found += take(ahead, number, groups=groups, last=batches - 1)
+            assert len(found) == groups * (number + 1)
+            if rest.ident:
+                rest.join()
+    assert sorted(found) == list(range(groups * batches))
 
 
 def test_what_is_under_way_at_the_end_is_cancelled_and_cleans_up():
@@ -118,11 +224,10 @@ def test_what_is_under_way_at_the_end_is_cancelled_and_cleans_up():
 
 def test_what_fails_ahead_is_raised_when_the_batch_is_asked_for():
     ahead, *_ = overlap(depth=1, fail={1})
-    assert take(ahead, 0).batch == 0
+    assert take(ahead, 0) == [0]
     ahead.wait()
     with pytest.raises(BackendError, match="gone"):
         take(ahead, 1)
-    assert take(ahead, 2).batch == 2
     ahead.close()
 
 
@@ -130,7 +235,7 @@ def test_rows_that_changed_since_they_were_read_ahead_are_refused():
     ahead, *_ = overlap(depth=1)
     take(ahead, 0)
     with pytest.raises(ConfigError, match=r"rows stay the same, or --overlap 0"):
-        ahead.take(1, [{"prompt": "other"}], Order(), 9, 0, lambda *_: None)
+        ahead.take(1, [{"prompt": "other"}], Order(), 9, lambda *_: None)
     ahead.close()
 
 
@@ -271,6 +376,59 @@ def test_weights_that_cannot_be_sent_end_the_run_and_leave_no_thread(server, run
     assert not [thread for thread in threading.enumerate() if thread.name == "gtpo-overlap"]
 
 
+@pytest.fixture
+def slow_problem(server, tiny_tokenizer):
+    """The first problem that the server sees takes until another batch of weights has come."""
+    usual, slow, later = server.script, [], threading.Event()
+
+    def script(body):
+        if str(body.get("lora_path")).endswith("-3"):
+            later.set()
+        if "prompt" in body:
+            slow.append(body["prompt"][:12]) if not slow else None
+            if body["prompt"][:12] == slow[0]:
+                later.wait(4)
+        return usual(body)
+
+    server.script = script
+    return later
+
+
+def test_a_late_group_is_trained_on_with_a_later_batch_and_once(run, slow_problem):
+    args, result = run(overlap=1, min_groups=0.5, max_steps=5)
+    assert result.steps == 5
+    found = records(args)
+    assert all(len(rows) == 8 for rows in found)
+    ids = [id for rows in found for id in {row["problem_id"] for row in rows}]
+    assert len(ids) == len(set(ids)) == 10, "two problems a batch, none twice"
+    assert max(log["staleness/max"] for log in logged(args)) >= 2, "the late group's weights are older"
+    mixed = [rows for rows in found if len({row["weights_step"] for row in rows}) == 2]
+    assert mixed, "in one batch with groups of newer weights"
+
+
+def test_a_late_group_that_is_too_old_is_masked_and_counted(run, slow_problem):
+    args, _ = run(overlap=1, min_groups=0.5, max_steps=5, max_staleness=1)
+    stale = [row for rows in records(args) for row in rows if row["failure"] == "stale"]
+    assert len(stale) == 4
+    assert all(row["masked"] for row in stale)
+    assert [log["failures/stale"] for log in logged(args) if log["failures/stale"]] == [0.5]
+    assert {turn["advantage"] for row in stale for turn in row["turns"]} == {0.0}
+
+
+def test_late_groups_outlast_a_resumption(run, slow_problem):
+    saving = {"save_strategy": "steps", "save_steps": 1, "min_groups": 0.5, "overlap": 1}
+    args, _ = run(max_steps=2, **saving)
+    folder = Path(args.run_dir) / "checkpoints" / "checkpoint-1"
+    owed = json.loads((folder / "late_groups_0.json").read_text())
+    assert owed["0"], "the first problem was late"
+    shutil.rmtree(folder.parent / "checkpoint-2")
+    args, result = run(max_steps=5, resume=True, resume_with_changes=True, **saving)
+    assert result.steps == 5
+    found = records(args)
+    ids = [id for rows in found for id in {row["problem_id"] for row in rows}]
+    assert len(ids) == len(set(ids)) == 10
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -283,6 +441,9 @@ def test_weights_that_cannot_be_sent_end_the_run_and_leave_no_thread(server, run
         ),
         ({"overlap": 2, "max_staleness": 1}, r"max_staleness 1: with overlap 2 .* get 2 optimizer steps old"),
         ({"overlap": 1, "num_iterations": 2, "max_staleness": 2}, "get 3 optimizer steps old"),
+        ({"min_groups": 0.0}, r"min_groups must be in \(0, 1\], got 0.0"),
+        ({"overlap": 0, "min_groups": 0.5}, r"min_groups 0.5: .*only with --overlap"),
+        ({"resample_uniform": 1}, "resample_uniform must be 0 or at least 2, got 1"),
     ],
 )
 def test_an_overlap_that_cannot_be_is_refused(config, options, message):
@@ -302,6 +463,6 @@ def test_the_default_overlap_heeds_the_largest_staleness(config):
 def test_a_data_set_that_is_streamed_is_not_read_ahead_and_that_is_said(config, capsys):
     args = config(use_vllm=True, vllm_mode="server", vllm_sync="adapter")
     stream = Dataset.from_list([{"prompt": "1"}]).to_iterable_dataset()
-    assert GTPOTrainer._overlap_for(None, stream, args, StepProgress(enabled=False)) is None
+    assert GTPOTrainer._checked_stream(None, stream, args, StepProgress(enabled=False))
     assert args.overlap == 0
     assert "overlap 0: a train_dataset that is streamed can't be read ahead" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def test_an_environment_gives_the_outcome_and_turn_rewards(trainer_for, tmp_path
     assert "turn_reward/Counting" in metrics
     row = RunFiles(tmp_path / "run").rollouts(1)[0]
     assert row["turns"][0]["turn_rewards"] == {"Counting": batch.trajectories[0].turns[0].reward}
-    assert trainer._held[0].columns.keys() == {"prompt"}
+    assert trainer._rolled.environments[0].columns.keys() == {"prompt"}
 
 
 def test_it_is_added_to_reward_functions_with_weight_1_and_they_see_the_environments(trainer_for):

@@ -46,7 +46,7 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
         self._random_state = RandomState()
         self._seconds: dict[str, float] = defaultdict(float)
         self._step_seconds = 0.0
-        self._weights_step, self._staleness = 0, list[int]()
+        self._weights_steps, self._staleness = list[int](), list[int]()
         super().__init__(**kwargs)
         self._rows_count_alone = rows_count_alone(self.args, self.model)
 
@@ -82,7 +82,7 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
     def _save_more(self, folder: Path) -> None:
         """The rollouts that later steps train on, where a generation batch serves several steps."""
         if self._step % self._steps_per_batch and self._buffered_inputs is not None:
-            kept = {"step": self._step, "weights_step": self._weights_step, "inputs": self._buffered_inputs}
+            kept = {"step": self._step, "weights_steps": self._weights_steps, "inputs": self._buffered_inputs}
             torch.save(kept, self._buffer_path(folder))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -90,7 +90,7 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
         if checkpoint is not None and (path := self._buffer_path(Path(checkpoint))).exists():
             found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
             self._step, self._buffered_inputs = found["step"], found["inputs"]
-            self._weights_step = found["weights_step"]
+            self._weights_steps = found["weights_steps"]
 
     def _buffer_path(self, folder: Path) -> Path:
         return folder / f"generation_batch_{self.accelerator.process_index}.pt"
@@ -114,7 +114,7 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
         start = time.perf_counter()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_seconds += time.perf_counter() - start
-        self._staleness.append(self.state.global_step - self._weights_step)
+        self._staleness += [self.state.global_step - step for step in self._weights_steps]
         return loss
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:

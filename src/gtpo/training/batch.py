@@ -10,14 +10,23 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from gtpo.credit_assignment import TURN_REWARDS, Credit, CreditInputs, CreditSettings, compute_credit, credit_inputs
+from gtpo.credit_assignment import (
+    ROLLOUT_REWARDS,
+    TURN_REWARDS,
+    Credit,
+    CreditInputs,
+    CreditSettings,
+    compute_credit,
+    credit_inputs,
+)
 from gtpo.errors import ConfigError
 from gtpo.failures import Failure, failure_of
-from gtpo.scoring import Rewards, Scorer
-from gtpo.similarity import CodeSimilarity, SimilarityError
+from gtpo.scoring import Rewards, Scored, Scorer
+from gtpo.similarity import CodeSimilarity, SimilarityError, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict
 from gtpo.training.config import GTPOConfig
+from gtpo.training.groups import Spread
 from gtpo.training.loss_policy import LossPolicy, loss_policy_of
 from gtpo.training.trl_compat import on_main
 from gtpo.turn_rewards import name_of
@@ -89,6 +98,7 @@ class BatchScorer:
         group_size: int,
         phase: Callable[[str], None],
         *,
+        lost: Sequence[Failure | None] | None = None,
         rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> Batch:
@@ -98,6 +108,7 @@ class BatchScorer:
             trajectories, problems: of this process.
             group_size: rollouts per group; groups stand side by side and may be spread over processes.
             phase: told what is being done.
+            lost: for each rollout why it must not be trained on, whatever came of it; by default nothing.
             rewards: what each reward function gives for these rollouts, given their verdicts; see `Scorer.score`.
             columns: of the data set, one entry per rollout, for turn rewards.
 
@@ -107,7 +118,10 @@ class BatchScorer:
         start = time.perf_counter()
         phase("verifying")
         scored = self.scorer.score(trajectories, problems, columns=columns, rewards=rewards)
-        own = [failure_of(t) or item.failure for t, item in zip(trajectories, scored, strict=True)]
+        own = [
+            failure_of(t) or item.failure or reason
+            for t, item, reason in zip(trajectories, scored, lost or [None] * len(scored), strict=True)
+        ]
         policies: list[LossPolicy] = [
             "drop" if failure or item.reward is None else self._policy(trajectory, problem)
             for trajectory, problem, failure, item in zip(trajectories, problems, own, scored, strict=True)
@@ -157,6 +171,25 @@ class BatchScorer:
             no_answer=self.args.no_answer_rollouts,
             truncated=self.args.truncated_rollouts,
         )
+
+
+def spread_of(trajectories: Sequence[Trajectory], scored: Sequence[Scored], algorithm: str) -> Spread:
+    """Whether the reward of the whole rollout, as the algorithm takes it, differs within a group.
+
+    Args:
+        trajectories, scored: of the group.
+        algorithm: see `compute_credit`.
+    """
+    inputs = [
+        credit_inputs(trajectory, passed=item.passed, group_id=0, outcome=item.reward)
+        for trajectory, item in zip(trajectories, scored, strict=True)
+        if item.reward is not None and not (failure_of(trajectory) or item.failure)
+    ]
+    if not inputs:
+        return Spread(False)
+    credit = compute_credit(inputs, get_similarity("lexical"), CreditSettings(alpha=0.0), algorithm=algorithm)
+    rewards_B = credit.outcome_B if algorithm in ROLLOUT_REWARDS else credit.accuracy_B
+    return Spread(len(set(rewards_B.tolist())) > 1, len(inputs), sum(item.passed for item in inputs))
 
 
 def credit_of(

@@ -152,7 +152,23 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     max_staleness: int | None = field(
         default=None,
         metadata={
-            "help": "Refuse an overlap with which rollouts are trained on more optimizer steps after their weights."
+            "help": "Most optimizer steps between the weights that a rollout was sampled from and the update that uses "
+            "it: an overlap that always exceeds it is refused, and older rollouts are masked and counted as stale. By "
+            "default no limit."
+        },
+    )
+    min_groups: float = field(
+        default=1.0,
+        metadata={
+            "help": "With overlap: share of a batch's groups that must be whole before its update begins, in (0, 1]; "
+            "the late ones are trained on with the next batch, whose early ones take their places."
+        },
+    )
+    resample_uniform: int = field(
+        default=0,
+        metadata={
+            "help": "Replace groups whose rollouts all have the same reward by groups of other problems, until a batch "
+            "has drawn this many times its problems, at least 2; 0: never. Reward functions are called twice. [DAPO]"
         },
     )
     logging_steps: float = field(
@@ -180,6 +196,23 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         check_options(self)
         self._check_vllm()
         self._settle_overlap()
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        """What is decided group by group needs whole groups in each process."""
+        if not 0 < self.min_groups <= 1:
+            raise ConfigError(f"min_groups must be in (0, 1], got {self.min_groups}")
+        if self.min_groups < 1 and not self.overlap:
+            raise ConfigError(f"min_groups {self.min_groups}: late groups can be trained on later only with --overlap")
+        if self.resample_uniform < 0 or self.resample_uniform == 1:
+            raise ConfigError(f"resample_uniform must be 0 or at least 2, got {self.resample_uniform}")
+        rows = self.per_device_train_batch_size * (self.steps_per_generation or 1)
+        if (self.min_groups < 1 or self.resample_uniform) and rows % (self.num_generations or 1):
+            raise ConfigError(
+                f"min_groups and resample_uniform need whole groups in each process: its generation batch of {rows} "
+                f"rollouts (per_device_train_batch_size x steps_per_generation) must be a multiple of num_generations "
+                f"{self.num_generations}"
+            )
 
     @property
     def updates_per_batch(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gtpo.training.groups import Counts
 from gtpo.types import StopReason, Trajectory
 
 
@@ -34,6 +35,22 @@ def rollout_metrics(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     rollouts = max(total.pop("rollouts", 0.0), 1.0)
     names = {"no_call": "rollouts/frac_no_call", "turns": "turns", "calls": "calls", "invalid_calls": "invalid_calls"}
     return {names.get(name, name): value / rollouts for name, value in total.items()}
+
+
+def resample_metrics(counts: Sequence[Counts]) -> dict[str, float]:
+    """What drawing further problems in the place of uniform groups cost, given the counts of every process.
+
+    Without counts of groups, as before a batch under way has ended, there are no figures.
+    """
+    total = sum(counts, Counts())
+    if not total.drawn:
+        return {}
+    kept = max(total.drawn - total.replaced, 1)
+    return {
+        "resample/drawn_per_group": total.drawn / kept,
+        "resample/frac_uniform": total.uniform / total.drawn,
+        "resample/pass_rate": total.passed / max(total.scored, 1),
+    }
 
 
 def time_metrics(seconds: Mapping[str, float], step_s: float) -> dict[str, float]:

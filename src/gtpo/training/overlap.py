@@ -2,8 +2,8 @@
 
 The rollouts of a batch begin when an earlier batch is asked for, from the newest weights that the server has. They all
 come from these weights: a batch under way is not switched to newer ones. So with an overlap of N a batch is trained on
-N batches after its weights were taken. TRL's importance sampling correction uses the log-probabilities under which it
-was sampled; turn credit depends on rewards only.
+N batches after its weights were taken, a group that was late (`--min_groups`) later. TRL's importance sampling
+correction uses the log-probabilities under which it was sampled; turn credit depends on rewards only.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from gtpo.errors import ConfigError
-from gtpo.rollout.loop import Progress, RolloutBatch
+from gtpo.rollout.loop import Progress
+from gtpo.training.groups import Counts, Draw, Group, Row
 from gtpo.training.sampler import EpochOrder
 
-Row = Mapping[str, Any]
 _SHOW_EVERY_S = 0.5
 FRAC_CUT = "sampling/importance_sampling_ratio/frac_cut"
 
@@ -46,125 +46,220 @@ def share_cut(ratio: Tensor, trained_B_T: Tensor, args: Any) -> float:
 
 
 class BatchOrder:
-    """The rows of each generation batch of this process, by its number in the run, also of those to come.
+    """The problems of each generation batch of this process, by its number in the run, also of those to come.
 
     Args:
         order: of the problems.
         dataset: a map-style data set; `dataset[i]` is a row.
         batch_size: rows of one generation batch of this process.
         process, processes: which one, of how many.
+        group_size: rollouts of a problem; where the batch does not hold whole groups, it is one draw.
     """
 
-    def __init__(self, order: EpochOrder, dataset: Any, *, batch_size: int, process: int, processes: int) -> None:
+    def __init__(
+        self,
+        order: EpochOrder,
+        dataset: Any,
+        *,
+        batch_size: int,
+        process: int,
+        processes: int,
+        group_size: int = 1,
+    ) -> None:
         self._order, self._dataset = order, dataset
         self._size, self._process, self._processes = batch_size, process, processes
+        self._group_size = group_size if batch_size % group_size == 0 else batch_size
+        self._whole_groups = self._group_size == group_size
         self._repeats = order.sampler.repeat_count
         self.per_epoch = len(order) // (self._repeats * batch_size * processes)
         self._epoch: tuple[int, Sequence[int]] = (-1, ())
 
-    def rows(self, number: int) -> list[Row]:
-        """Rows of the batch of that number, from 0."""
-        epoch, place = divmod(number, self.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, list(self._order.of_epoch(epoch)))
-        start = place * self._repeats * self._size * self._processes + self._process * self._size
-        return [self._dataset[i] for i in self._epoch[1][start : start + self._size]]
+    @property
+    def groups(self) -> int:
+        """Draws of a batch of this process."""
+        return self._size // self._group_size
+
+    def draws(self, number: int) -> list[Draw]:
+        """Those of the batch of that number, from 0."""
+        start, indices = self._place(number)
+        own = indices[start : start + self._size]
+        return [self._draw(own[i : i + self._group_size]) for i in range(0, self._size, self._group_size)]
+
+    def in_groups(self, rows: Sequence[Row]) -> list[Draw]:
+        """The rows of a batch, as the data loader gives them."""
+        return [Draw(tuple(rows[i : i + self._group_size])) for i in range(0, len(rows), self._group_size)]
+
+    def drawn(self, index: int) -> Draw:
+        """A group of the problem at an index of the data set."""
+        return self._draw([index] * self._group_size)
+
+    def spare(self, number: int, seed: int, most: int) -> list[Draw]:
+        """Further problems for a batch, in a random order, none of which is in it; each process has others.
+
+        Args:
+            number: of the batch.
+            seed: of the run.
+            most: how many, at most.
+        """
+        start, indices = self._place(number)
+        first = start - self._process * self._size
+        inside = {*indices[first : first + self._size * self._processes]}
+        others = [i for i in range(len(self._dataset)) if i not in inside]
+        random.Random(f"{seed} {number}").shuffle(others)
+        return [self.drawn(index) for index in others[self._process :: self._processes][:most]]
 
     def number_at(self, epoch: float) -> int:
         """The number of the batch that is asked for first when so many epochs are done."""
         return int(epoch * self.per_epoch + 1e-6)
 
+    def _place(self, number: int) -> tuple[int, Sequence[int]]:
+        """Where the rows of this process begin in the order of their epoch, and that order."""
+        epoch, place = divmod(number, self.per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, list(self._order.of_epoch(epoch)))
+        start = place * self._repeats * self._size * self._processes + self._process * self._size
+        return start, self._epoch[1]
 
-@dataclass(frozen=True)
-class Ahead:
-    """Rollouts that were begun before they were asked for.
-
-    Attributes:
-        batch: the rollouts.
-        weights_step: the optimizer step after which the weights were taken that all of them were sampled from.
-    """
-
-    batch: RolloutBatch
-    weights_step: int
+    def _draw(self, indices: Sequence[int]) -> Draw:
+        return Draw(tuple(self._dataset[i] for i in indices), indices[0] if self._whole_groups else None)
 
 
 @dataclass
-class _UnderWay:
-    prompts: list[Any]
-    weights_step: int
-    future: Future[RolloutBatch]
+class _Source:
+    """The rollouts of one generation batch under way.
+
+    Attributes:
+        draws: its problems.
+        future: of its rollouts, with their counts.
+        owed: groups that it has still to give.
+        ready: whole groups that nobody has taken.
+        given: indices of the problems that were taken.
+    """
+
+    draws: Sequence[Draw]
+    future: Future[Counts]
+    owed: int
+    ready: list[Group]
+    given: list[int | None]
     told: deque[Any]
+
+
+class Begin(Protocol):
+    """Begins the rollouts of a batch; called in the trainer's thread."""
+
+    def __call__(
+        self,
+        number: int,
+        draws: Sequence[Draw],
+        progress: Progress,
+        on_group: Callable[[Group], None],
+        order: BatchOrder,
+    ) -> Coroutine[Any, Any, Counts]:
+        """The rollouts as a coroutine, from the weights as they are now.
+
+        Args:
+            number: of the batch.
+            draws: its problems.
+            progress, on_group: see `GroupRollouts.run`.
+            order: the problems of all batches.
+        """
+        ...
 
 
 class Overlap:
     """Keeps the rollouts of the next `depth` batches under way, in an event loop in a thread of its own.
 
+    A batch is made of groups: its own and, where some of these are late, those of the next batches that are whole
+    already; late groups go into the batch after. So each group is trained on once, and in the order of the problems but
+    for late ones.
+
     Args:
         depth: batches ahead, at least 1.
-        begin: called in the trainer's thread with the rows of a batch and where progress is told; returns its rollouts
-            as a coroutine, from the weights as they are now.
+        begin: begins the rollouts of a batch.
+        min_groups: share of a batch's groups that must be whole before it is given, in (0, 1].
     """
 
-    def __init__(
-        self, depth: int, begin: Callable[[Sequence[Row], Progress], Coroutine[Any, Any, RolloutBatch]]
-    ) -> None:
-        self.depth, self._begin = depth, begin
-        self._batches: dict[int, _UnderWay] = {}
+    def __init__(self, depth: int, begin: Begin, min_groups: float = 1.0) -> None:
+        self.depth, self.min_groups, self._begin = depth, min_groups, begin
+        self._sources: dict[int, _Source] = {}
+        self._counts, self._number = Counts(), -1
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock, self._busy, self._idle_since, self._idle_s = threading.Lock(), 0, 0.0, 0.0
+        self._changed = threading.Condition()
+        self._busy, self._idle_since, self._idle_s = 0, 0.0, 0.0
+        self._resumed: dict[int, list[int]] = {}
 
-    def take(
-        self,
-        number: int,
-        rows: Sequence[Row],
-        order: BatchOrder,
-        last: int,
-        weights_step: int,
-        progress: Progress,
-    ) -> Ahead:
-        """The rollouts of a batch, waited for if need be; begins those that come after it.
+    def take(self, number: int, rows: Sequence[Row], order: BatchOrder, last: int, progress: Progress) -> list[Group]:
+        """The groups of a batch, waited for if need be; begins those that come after it.
 
         Args:
             number: of the batch, from 0.
-            rows: of the batch.
-            order: the rows of later batches.
+            rows: that the data loader gives for it.
+            order: the problems of all batches.
             last: number of the last batch of the run.
-            weights_step: the optimizer step that the newest weights are from.
             progress: told how many rollouts of this batch have ended, while it is waited for.
 
         Raises:
             ConfigError: the data set gave other rows ahead than it gives now.
             BackendError: see `RolloutEngine.run`.
         """
+        for earlier, indices in self._resumed.items():
+            self._start(earlier, [order.drawn(index) for index in indices], order)
+        self._resumed = {}
         for coming in range(number, min(number + self.depth, last) + 1):
-            if coming not in self._batches:
-                self._start(coming, list(rows) if coming == number else order.rows(coming), weights_step)
-        found = self._batches.pop(number)
-        if found.prompts != [row["prompt"] for row in rows]:
-            found.future.cancel()
+            if coming not in self._sources:
+                self._start(coming, order.draws(coming), order)
+        found, sources = self._sources[number], dict(self._sources)
+        if [row["prompt"] for draw in order.draws(number) for row in draw.rows] != [row["prompt"] for row in rows]:
             raise ConfigError(
                 "overlap: the training data gave other rows for a batch than were read ahead for it; use a data set "
                 "whose rows stay the same, or --overlap 0"
             )
-        while True:
-            try:
-                return Ahead(found.future.result(_SHOW_EVERY_S), found.weights_step)
-            except NotYet:
-                if found.future.done():  # a TimeoutError of the rollouts themselves
-                    raise
+        with self._changed:
+            while not self._enough(sources, number, order.groups):
+                self._changed.wait(_SHOW_EVERY_S)
                 if found.told:
                     progress(*found.told[-1])
+            taken = _ready(sources)[: order.groups]
+            for source, group in taken:
+                source.ready.remove(group)
+                source.given.append(group.draw.index)
+                source.owed -= 1
+            self._number = number
+            self._sources = {key: source for key, source in sources.items() if source.owed or key > number}
+        return [group for _, group in taken]
+
+    def counts(self) -> Counts:
+        """Counts of the batches whose rollouts have all ended since this was asked last; see `GroupRollouts.run`."""
+        with self._changed:
+            found, self._counts = self._counts, Counts()
+        return found
+
+    def owed(self) -> dict[int, list[int]]:
+        """For a checkpoint: by batch the problems whose groups are still to be given, where that is not all or none.
+
+        So of batches up to the one that was taken last, and of those after it that have given groups already.
+        """
+        with self._changed:
+            return self._resumed or {
+                number: _without([draw.index for draw in source.draws], source.given)
+                for number, source in self._sources.items()
+                if source.given or number <= self._number
+            }
+
+    def resume(self, owed: Mapping[int, list[int]]) -> None:
+        """Go on where a checkpoint was made that `owed` was written to."""
+        self._resumed = dict(owed)
 
     def wait(self) -> None:
         """Until nothing is under way: for weights that are replaced in place."""
-        for found in self._batches.values():
+        for source in list(self._sources.values()):
             with contextlib.suppress(Exception):  # whoever takes the batch is told
-                found.future.result()
+                source.future.result()
 
     def idle_s(self) -> float:
         """Seconds in which no rollout was under way, since this was asked last."""
-        with self._lock:
+        with self._changed:
             now = time.monotonic()
             spent = self._idle_s + (now - self._idle_since if self._loop and not self._busy else 0.0)
             self._idle_s, self._idle_since = 0.0, now
@@ -172,7 +267,7 @@ class Overlap:
 
     def close(self) -> None:
         """End what is under way, and the thread."""
-        self._batches.clear()
+        self._sources.clear()
         loop, self._loop = self._loop, None
         if loop is not None and self._thread is not None:
             asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
@@ -180,27 +275,72 @@ class Overlap:
             self._thread.join()
             loop.close()
 
-    def _start(self, number: int, rows: list[Row], weights_step: int) -> None:
+    def _enough(self, sources: Mapping[int, _Source], number: int, groups: int) -> bool:
+        """Whether a batch of so many groups can be given.
+
+        Raises:
+            Exception: what ended rollouts that it would wait for.
+        """
+        until = [source for key, source in sources.items() if key <= number]
+        for source in until:
+            if source.future.done() and (error := source.future.exception()):  # raises CancelledError, too
+                raise error
+        if all(len(source.ready) == source.owed for source in until):
+            return True
+        least = math.ceil(self.min_groups * groups - 1e-9)
+        return self.min_groups < 1 and sum(len(s.ready) for s in until) >= least and len(_ready(sources)) >= groups
+
+    def _start(self, number: int, draws: Sequence[Draw], order: BatchOrder) -> None:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="gtpo-overlap", daemon=True)
             self._thread.start()
             self._idle_since = time.monotonic()
         told: deque[Any] = deque(maxlen=1)
-        work = self._begin(rows, lambda *state: told.append(state))
-        with self._lock:
+        ready: list[Group] = []
+
+        def on_group(group: Group) -> None:
+            with self._changed:
+                ready.append(group)
+                self._changed.notify_all()
+
+        work = self._begin(number, draws, lambda *state: told.append(state), on_group, order)
+        with self._changed:
             if not self._busy:
                 self._idle_s += time.monotonic() - self._idle_since
             self._busy += 1
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._sources[number] = _Source(draws, future, len(draws), ready, [], told)
         future.add_done_callback(self._ended)
-        self._batches[number] = _UnderWay([row["prompt"] for row in rows], weights_step, future, told)
 
-    def _ended(self, future: Future[RolloutBatch]) -> None:
-        with self._lock:
+    def _ended(self, future: Future[Counts]) -> None:
+        with self._changed:
             self._busy -= 1
             if not self._busy:
                 self._idle_since = time.monotonic()
+            if not future.cancelled() and not future.exception():
+                self._counts += future.result()
+            self._changed.notify_all()
+
+
+def _ready(sources: Mapping[int, _Source]) -> list[tuple[_Source, Group]]:
+    """The groups that can be taken, those of early batches first."""
+    return [
+        (source, group)
+        for _, source in sorted(sources.items())
+        for group in sorted(source.ready, key=lambda group: group.number)
+    ]
+
+
+def _without(indices: Sequence[int | None], given: Sequence[int | None]) -> list[int]:
+    """The indices that were not given; of a problem that is there twice each counts.
+
+    Problems that were drawn in the place of others take the places of those that can't be found.
+    """
+    left = Counter(indices)
+    left.subtract(index for index in given if left[index] > 0)
+    found = [index for index in left.elements() if index is not None]
+    return found[: len(indices) - len(given)]
 
 
 async def _cancel_all() -> None:

@@ -6,28 +6,66 @@ Rollouts are made in process, by a colocated vLLM engine or on a server; on a se
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from datasets import IterableDataset
 
-from gtpo.errors import BackendError
+from gtpo._async import run_async
+from gtpo._files import write_text
+from gtpo.errors import BackendError, ConfigError
 from gtpo.rollout import RolloutEngine
 from gtpo.rollout.backends import Backend, OpenAIBackend, TransformersBackend
-from gtpo.rollout.loop import Progress, RolloutBatch
+from gtpo.rollout.encoding import Messages
+from gtpo.rollout.loop import Progress
 from gtpo.training.base_trainer import BaseTrainer
 from gtpo.training.config import GTPOConfig
 from gtpo.training.data import RowProblems
+from gtpo.training.groups import Counts, Draw, Group, GroupRollouts, Row, Spread
 from gtpo.training.overlap import FRAC_CUT, BatchOrder, Overlap, share_cut
-from gtpo.training.own_environment import reset_columns
 from gtpo.training.progress import StepProgress
-from gtpo.training.trl_compat import unwrapped_for_generation, whole_weights
+from gtpo.training.trl_compat import send_weights, unwrapped_for_generation, whole_weights
 from gtpo.training.vllm import AdapterSync, check_takes_weights, colocated, server_url
 from gtpo.types import Trajectory
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """The rollouts of this process that are trained on next.
+
+    Attributes:
+        groups: in the order in which they are trained on.
+        counts: of the rollouts that have ended since the last batch.
+    """
+
+    groups: Sequence[Group]
+    counts: Counts
+
+    @property
+    def rows(self) -> list[Any]:
+        """Rows of the data set, one per rollout."""
+        return [row for group in self.groups for row in group.draw.rows]
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """The rollouts."""
+        return tuple(trajectory for group in self.groups for trajectory in group.trajectories)
+
+    @property
+    def environments(self) -> list[Any]:
+        """Their environments; none without any."""
+        return [environment for group in self.groups for environment in group.environments]
+
+    @property
+    def weights_steps(self) -> list[int]:
+        """For each rollout the optimizer step after which its weights were taken."""
+        return [group.weights_step for group in self.groups for _ in group.trajectories]
 
 
 class RollingTrainer(BaseTrainer):
@@ -51,10 +89,13 @@ class RollingTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         self.engine, self._rows = engine, rows
-        self._inputs: Sequence[Mapping[str, Any]] = ()
-        self._held: list[Any] = []
-        self._overlap = self._overlap_for(train_dataset, args, progress)
-        self._coming: tuple[int, BatchOrder] | None = None
+        self._inputs: Sequence[Row] = ()
+        self._rolled = RolledOut((), Counts())
+        self._streams = self._checked_stream(train_dataset, args, progress)
+        self._overlap = Overlap(args.overlap, self._begin, args.min_groups) if args.overlap else None
+        self._owed: dict[int, list[int]] = {}
+        self._order: BatchOrder | None = None
+        self._next_batch = 0
         by_adapter = args.use_vllm and args.vllm_sync == "adapter"
         args.use_vllm = args.use_vllm and not by_adapter  # else TRL would open its NCCL connection
         super().__init__(progress=progress, args=args, train_dataset=train_dataset, **kwargs)
@@ -73,7 +114,7 @@ class RollingTrainer(BaseTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's; rollouts that were begun ahead end with it."""
-        self._coming = None
+        self._order = None
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -82,84 +123,139 @@ class RollingTrainer(BaseTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
-            self._overlap.wait()  # TRL is about to replace the weights that rollouts under way are sampled from
-        output = super()._generate_and_score_completions(inputs)
+            self._overlap.wait()  # the weights that rollouts under way are sampled from are about to be replaced
+        send_weights(self)
+        self._roll(inputs)
+        output = super()._generate_and_score_completions(self._rolled.rows)
         if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
             share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
             self._own_metrics[FRAC_CUT].append(share)
+        if self._overlap:
+            self._owed = self._overlap.owed()  # not before: a batch that is lost is to be given again
         return cast("dict[str, Any]", output)
 
-    def _trajectories(self) -> tuple[Trajectory, ...]:
+    def _save_more(self, folder: Path) -> None:
+        """Also which problems late groups are of, which earlier batches have left."""
+        super()._save_more(folder)
+        if self._owed:
+            write_text(self._late_path(folder), json.dumps(self._owed))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not (path := self._late_path(Path(checkpoint))).exists():
+            return
+        if not self._overlap:
+            raise ConfigError(f"{path}: groups are still to be trained on that were late (min_groups): keep --overlap")
+        self._owed = {int(number): indices for number, indices in json.loads(path.read_text()).items()}
+        self._overlap.resume(self._owed)
+
+    def _late_path(self, folder: Path) -> Path:
+        return folder / f"late_groups_{self.accelerator.process_index}.json"
+
+    def _roll(self, rows: Sequence[Row]) -> None:
+        """Make the rollouts of these rows, or take those that were made ahead; lend the environments anew."""
         start = time.perf_counter()
         self.progress.phase("rollouts")
-        self._weights_step = self.state.global_step
-        if self._overlap and self.model.training:
-            batch = self._taken(self._overlap)
-        else:
-            prompts, options = self._request(self._inputs, self.progress.within_phase)
-            with self._backend() as backend:
-                batch = self.engine.run(prompts, backend, **options)
+        order = self._batch_order() if self.model.training else None
+        rolled = self._taken(self._overlap, order, rows) if order and self._overlap else self._rolled_now(rows, order)
+        if order:
+            self._next_batch += 1
         if self.engine.environments:
-            self.engine.environments.release(self._held)  # those of the batch before
-        self._held = list(batch.environments)
-        if not all(t.token_exact or t.stop_reason.is_failure for t in batch.trajectories):
+            self.engine.environments.release(self._rolled.environments)  # those of the batch before
+        self._rolled, self._inputs, self._weights_steps = rolled, rolled.rows, rolled.weights_steps
+        if not all(t.token_exact or t.stop_reason.is_failure for t in rolled.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
-        self._seconds["tools"] += batch.tools_s
-        return batch.trajectories
+        self._seconds["tools"] += rolled.counts.tools_s
 
-    def _request(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> tuple[list[Any], dict[str, Any]]:
-        """What the engine is asked for these rows: the prompts, and its other arguments."""
-        prompts = [
-            self.engine.prompts.messages(self._rows.problem(row)) if isinstance(row["prompt"], str) else row["prompt"]
-            for row in rows
-        ]
-        return prompts, {
-            "seed": int(torch.randint(0, 2**31, ())),  # TRL seeds each process on its own, and checkpoints it
-            "progress": progress,
-            "mask_failures": True,
-            "columns": list(map(reset_columns, rows)),
-            "hold_environments": True,
-        }
-
-    def _begin(self, rows: Sequence[Mapping[str, Any]], progress: Progress) -> Coroutine[Any, Any, RolloutBatch]:
-        """The rollouts of these rows on a server, from the weights that it has now."""
-        context = ExitStack()
-        backend = context.enter_context(self._backend())
-        prompts, options = self._request(rows, progress)
-
-        async def roll_out() -> RolloutBatch:
-            with context:
-                return await self.engine.run_async(prompts, backend, **options)
-
-        return roll_out()
-
-    def _overlap_for(self, dataset: Any, args: GTPOConfig, progress: StepProgress) -> Overlap | None:
-        if args.overlap and isinstance(dataset, IterableDataset):
-            args.overlap = 0
-            if args.process_index == 0:
-                progress.say("gtpo: overlap 0: a train_dataset that is streamed can't be read ahead")
-        return Overlap(args.overlap, self._begin) if args.overlap else None
-
-    def _taken(self, overlap: Overlap) -> RolloutBatch:
-        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
-        if self._coming is None:
-            order = BatchOrder(
+    def _batch_order(self) -> BatchOrder | None:
+        """The problems of all batches of the run; None where the data set is streamed."""
+        if self._order is None and not self._streams:
+            self._order = BatchOrder(
                 self._epoch_order,
                 self.train_dataset,
                 batch_size=self._train_batch_size * (self.args.steps_per_generation or 1),
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
+                group_size=self.num_generations or 1,
             )
-            self._coming = (order.number_at(self.state.epoch or 0.0), order)
-        number, order = self._coming
+            self._next_batch = self._order.number_at(self.state.epoch or 0.0)
+        return self._order
+
+    def _rolled_now(self, rows: Sequence[Row], order: BatchOrder | None) -> RolledOut:
+        """The rollouts of these rows, from the weights as they are; of training if the order is known."""
+        draws = [Draw(tuple(rows))] if order is None else order.in_groups(rows)
+        groups: list[Group] = []
+        run = self._begin(self._next_batch, draws, self.progress.within_phase, groups.append, order)
+        counts = run_async(run)
+        return RolledOut(sorted(groups, key=lambda group: group.number), counts)
+
+    def _prompt(self, row: Row) -> Messages:
+        """The prompt of a row, as chat messages."""
+        if isinstance(row["prompt"], str):
+            return self.engine.prompts.messages(self._rows.problem(row))
+        return cast(Messages, row["prompt"])
+
+    def _spread(self, group: Group) -> Spread:
+        """What the rewards of a group are."""
+        raise NotImplementedError
+
+    def _begin(
+        self,
+        number: int,
+        draws: Sequence[Draw],
+        progress: Progress,
+        on_group: Callable[[Group], None],
+        order: BatchOrder | None,
+    ) -> Coroutine[Any, Any, Counts]:
+        """The rollouts of a batch, from the weights as they are now; see `gtpo.training.overlap.Begin`."""
+        context = ExitStack()
+        backend = context.enter_context(self._backend())
+        resamples = order is not None and self.args.resample_uniform > 1
+        most = (self.args.resample_uniform - 1) * len(draws)
+        spare = order.spare(number, self.args.seed, most) if order and resamples else []
+        rolling = GroupRollouts(self.engine, self._prompt, self._spread if resamples else None)
+        seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
+        weights_step = self._last_loaded_step if self.use_vllm else self.state.global_step
+
+        async def roll_out() -> Counts:
+            with context:
+                return await rolling.run(
+                    backend,
+                    draws,
+                    iter(spare),
+                    weights_step=weights_step,
+                    seed=seed,
+                    progress=progress,
+                    on_group=on_group,
+                )
+
+        return roll_out()
+
+    def _checked_stream(self, dataset: Any, args: GTPOConfig, progress: StepProgress) -> bool:
+        """Whether the data set is streamed, so that nothing can be read ahead.
+
+        Raises:
+            ConfigError: further problems are to be drawn from it.
+        """
+        if not isinstance(dataset, IterableDataset):
+            return False
+        if args.resample_uniform > 1:
+            raise ConfigError(
+                "resample_uniform: no further problems can be drawn from a train_dataset that is streamed"
+            )
+        if args.overlap:
+            args.overlap = 0
+            if args.process_index == 0:
+                progress.say("gtpo: overlap 0: a train_dataset that is streamed can't be read ahead")
+        return True
+
+    def _taken(self, overlap: Overlap, order: BatchOrder, rows: Sequence[Row]) -> RolledOut:
+        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
         last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
-        progress = self.progress.within_phase
-        found = overlap.take(number, self._inputs, order, last, self._last_loaded_step, progress)
-        self._coming = (number + 1, order)
-        self._weights_step = found.weights_step
+        groups = overlap.take(self._next_batch, rows, order, last, self.progress.within_phase)
         self._own_metrics["time/server_idle_s"].append(overlap.idle_s())
-        return found.batch
+        return RolledOut(groups, overlap.counts())
 
     @contextmanager
     def _backend(self) -> Iterator[Backend]:

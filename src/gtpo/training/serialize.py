@@ -32,13 +32,16 @@ def recorded_groups(groups: Sequence[int], tokens: Sequence[int], max_tokens: in
     return kept
 
 
-def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> list[dict[str, Any]]:
+def rollout_rows(
+    batch: Batch, pieces: TokenPieces, groups: Container[int], weights_steps: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """Describe the finished rollouts of this process with their credit.
 
     Args:
         batch: the rollouts.
         pieces: cuts the texts of turns at their tokens.
         groups: those to describe.
+        weights_steps: for each rollout of this process the step of its weights, if that is known.
     """
     values = {name: getattr(batch.credit, name).tolist() for name in PARTS}  # entries of a tensor are slow
     group_of = batch.credit.group_B.tolist()
@@ -69,6 +72,7 @@ def rollout_rows(batch: Batch, pieces: TokenPieces, groups: Container[int]) -> l
                 }
                 for j, turn in enumerate(trajectory.turns)
             ],
+            **({"weights_step": weights_steps[i - batch.first]} if weights_steps else {}),
         }
         for i, (trajectory, problem, verdict) in described
         if group_of[i] in groups

@@ -11,6 +11,7 @@ same can be asked for rollouts without an answer or that were cut (`gtpo.trainin
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import ConfigError, TooManyFailuresError
-from gtpo.failures import FailurePolicy
+from gtpo.failures import Failure, FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import RolloutEngine
@@ -43,11 +44,12 @@ from gtpo.similarity import CodeSimilarity, get_similarity
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.answer_scoring import AnswerScorer
-from gtpo.training.batch import Batch, BatchScorer
+from gtpo.training.batch import Batch, BatchScorer, spread_of
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
+from gtpo.training.groups import Group, Spread
 from gtpo.training.loss_policy import FailureWatch
-from gtpo.training.metrics import rollout_counts, rollout_metrics
+from gtpo.training.metrics import resample_metrics, rollout_counts, rollout_metrics
 from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
@@ -144,6 +146,8 @@ class GTPOTrainer(RollingTrainer):
             turns=args.algorithm in TURN_REWARDS,
         )
         self.scorer = BatchScorer(args, scorer, similarity or get_similarity(args.similarity))
+        self._scoring = threading.Lock()  # a verifier need not stand being called from two threads
+        self._outcomes = scorer.without_turn_rewards() if args.resample_uniform > 1 else scorer
         rows = RowProblems(verifies=scorer.verifier is not None)
         train_dataset, eval_dataset = (_prompted(rows, data, self.engine) for data in (train_dataset, eval_dataset))
         self.recorder = recorder or None
@@ -186,7 +190,6 @@ class GTPOTrainer(RollingTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._random_state = RandomState.now()
-        self._inputs = inputs
         output = super()._generate_and_score_completions(inputs)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
@@ -226,7 +229,7 @@ class GTPOTrainer(RollingTrainer):
 
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
-        trajectories = self._trajectories()
+        trajectories = self._rolled.trajectories
         self._batch = batch = self._scored(trajectories)
         return {
             "prompt_ids": [list(t.prompt_ids) for t in trajectories],
@@ -265,7 +268,9 @@ class GTPOTrainer(RollingTrainer):
         ids = [trajectory.completion_ids for trajectory in trajectories]
         prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, self._inputs, strict=True)]
         rows = [{name: values[i] for name, values in columns.items()} for i in range(len(prompts))]
-        self.environments: Any = self._held or None  # for reward functions; TRL would reset those that it finds later
+        self.environments: Any = (
+            self._rolled.environments or None
+        )  # for reward functions; TRL would reset those that it finds later
         try:
             with self._sources.in_use():
                 found = self._calculate_rewards(rows, prompts, completions, ids)
@@ -290,14 +295,17 @@ class GTPOTrainer(RollingTrainer):
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
         problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
         columns = columns_of(self._inputs, self._rows.further)
-        batch = self.scorer.score(
-            trajectories,
-            problems,
-            group_size,
-            self.progress.phase,
-            rewards=lambda verdicts: self._rewards(trajectories, verdicts, columns),
-            columns={**columns, **self._scored_answers(trajectories, problems, group_size)},
-        )
+        answers = self._scored_answers(trajectories, problems, group_size)
+        with self._scoring:
+            batch = self.scorer.score(
+                trajectories,
+                problems,
+                group_size,
+                self.progress.phase,
+                lost=self._stale(),
+                rewards=lambda verdicts: self._rewards(trajectories, verdicts, columns),
+                columns={**columns, **answers},
+            )
         self._seconds["verify"] += batch.verify_s
         self._seconds["credit"] += batch.credit_s
         try:
@@ -311,14 +319,37 @@ class GTPOTrainer(RollingTrainer):
             self._record(batch)
         return batch
 
+    def _stale(self) -> list[Failure | None]:
+        """For each rollout of this process whether it is too old to be trained on."""
+        allowed, last = self.args.max_staleness, self.state.global_step + self.args.updates_per_batch - 1
+        return [
+            Failure("stale", f"weights of step {step} are more than max_staleness {allowed} before step {last}")
+            if allowed is not None and self.model.training and last - step > allowed
+            else None
+            for step in self._weights_steps
+        ]
+
+    def _spread(self, group: Group) -> Spread:
+        rows, trajectories = group.draw.rows, group.trajectories
+        columns = columns_of(rows, self._rows.further)
+        if group.environments:
+            columns["environments"] = list(group.environments)
+        prompts = [t.asked(row["prompt"]) for t, row in zip(trajectories, rows, strict=True)]
+        problems = [self._rows.problem(row) for row in rows]
+        with self._scoring:
+            scored = self._outcomes.score(trajectories, problems, prompts=prompts, columns=columns)
+        return spread_of(trajectories, scored, self.args.algorithm)
+
     def _log_batch(self, batch: Batch, failures: Mapping[str, float]) -> None:
         training = self.model.training
         metrics = {**credit_metrics(batch.inputs, batch.credit), **failures}
         scores = gather_object([verdict.score for verdict in batch.verdicts])
         if graded := any(0 < score < 1 for score in scores):
             metrics["score"] = sum(scores) / len(scores)
-        counts = gather_object([rollout_counts(batch.trajectories)])
-        for name, value in {**metrics, **rollout_metrics(counts)}.items():
+        metrics |= rollout_metrics(gather_object([rollout_counts(batch.trajectories)]))
+        if training and self.args.resample_uniform > 1:
+            metrics |= resample_metrics(gather_object([self._rolled.counts]))
+        for name, value in metrics.items():
             self._own_metrics[name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
@@ -336,9 +367,8 @@ class GTPOTrainer(RollingTrainer):
         start = time.perf_counter()
         tokens = gather_object([len(t.mask) for t in batch.trajectories])
         kept = recorded_groups(batch.credit.group_B.tolist(), tokens, self.args.record_max_tokens)
-        rows = gather_on_main(rollout_rows(batch, self._pieces, kept))
+        rows = gather_on_main(rollout_rows(batch, self._pieces, kept, self._weights_steps))
         if self.recorder and self.accelerator.is_main_process:
-            rows = [{**row, "weights_step": self._weights_step} for row in rows]
             self.recorder.write_rollouts(self.state.global_step + 1, rows)
         self._seconds["record"] += time.perf_counter() - start
 

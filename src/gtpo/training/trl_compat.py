@@ -166,6 +166,13 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
+def send_weights(trainer: Any) -> None:
+    """Have vLLM sample from the weights as they are, before rollouts are begun. TRL does the same later, if need be."""
+    if trainer.use_vllm and trainer.state.global_step != trainer._last_loaded_step:
+        trainer.vllm_generation.sync_weights()
+        trainer._last_loaded_step = trainer.state.global_step
+
+
 def unwrapped_for_generation(trainer: Any) -> AbstractContextManager[Any]:
     """TRL's `unwrap_model_for_generation` with the trainer's options; the second came with TRL 1.16."""
     options = {
