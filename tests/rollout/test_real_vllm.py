@@ -65,7 +65,7 @@ def model():
     return AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32").eval()
 
 
-def roll_out(backend, tokenizer, *, turns=3, tokens=24, **options):
+def roll_out(backend, tokenizer, *, turns=3, tokens=64, **options):
     encoder = ChatEncoder(tokenizer, AlwaysCalls())
     limits = RolloutLimits(max_turns=turns, max_turn_tokens=tokens)
     prompts = [
@@ -74,6 +74,16 @@ def roll_out(backend, tokenizer, *, turns=3, tokens=24, **options):
         for _ in range(2)
     ]
     return RolloutEngine(encoder, Calculator(), limits).run(prompts, backend, seed=5, **options).trajectories
+
+
+def logprob_differences(model, rollout):
+    """Of each sampled token, between the log-probability that it was sampled with and the model's."""
+    ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
+    with torch.no_grad():
+        logprobs_T_V = model(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1)
+    expected_T = logprobs_T_V.gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
+    ours_T = torch.tensor(rollout.logprobs)
+    return (expected_T - ours_T)[torch.tensor(rollout.mask).bool()].abs()
 
 
 def check_against(model, tokenizer, rollouts, *, tolerance):
@@ -86,17 +96,8 @@ def check_against(model, tokenizer, rollouts, *, tolerance):
         tolerance=0.2,
     )
     assert report.ok, report.render()
-    differences = []
-    for rollout in rollouts:
-        assert rollout.token_exact
-        ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
-        with torch.no_grad():
-            logprobs_T_V = model(ids).logits[0, len(rollout.prompt_ids) - 1 : -1].float().log_softmax(-1)
-        expected_T = logprobs_T_V.gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
-        ours_T = torch.tensor(rollout.logprobs)
-        mask_T = torch.tensor(rollout.mask).bool()
-        differences.append((expected_T - ours_T)[mask_T].abs())
-    together = torch.cat(differences)
+    assert all(rollout.token_exact for rollout in rollouts)
+    together = torch.cat([logprob_differences(model, rollout) for rollout in rollouts])
     assert len(together) > 100
     assert together.mean() < tolerance
     assert sum(len(rollout.turns) > 1 for rollout in rollouts) >= 3, "no observation: the test would show little"
@@ -165,7 +166,16 @@ class VLLMServer:
             str(self.port),
         ]
         command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--enable-lora"]
-        command += ["--max-lora-rank", "8", "--logprobs-mode", "processed_logprobs", "--served-model-name", "base"]
+        command += [
+            "--max-lora-rank",
+            "8",
+            "--max-loras",
+            "2",
+            "--logprobs-mode",
+            "processed_logprobs",
+            "--served-model-name",
+            "base",
+        ]
         environment = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
         self.process = subprocess.Popen(
             command, stdout=self.log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -269,9 +279,7 @@ def trained(tokenizer, folder, options, **more):
         max_completion_length=128,
         num_generations=4,
         per_device_train_batch_size=8,
-        max_steps=2,
-        **QUIET,
-        **options,
+        **{"max_steps": 2, **QUIET, **options},
     )
     problems = [Problem(id=str(i), question=f"{i}+1?", answer=str(i + 1)) for i in range(8)]
     tokenizer.padding_side = "left"
@@ -292,6 +300,52 @@ def test_training_steps_with_an_adapter_on_the_server(server, tokenizer, tmp_pat
     assert len(steps) == 2
     for step in steps:  # sampled and trained policies agree: the adapter that was trained is the one that was served
         assert step["sampling/sampling_logp_difference/mean"] < 0.01
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_rollouts_ahead_of_the_update_are_from_the_weights_that_they_name(server, tokenizer, tmp_path, monkeypatch):
+    """Three steps with an overlap of 1: each turn's log-probabilities are those of the version of its rollout."""
+    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    from gtpo.training.trainer import GTPOTrainer
+    from gtpo.training.vllm import AdapterSync
+
+    OpenAIBackend(server.url, tokenizer, server_timeout_s=300)
+    versions, rolled = {}, []
+    sync, scored = AdapterSync.sync_weights, GTPOTrainer._scored
+
+    def noted_sync(self):
+        step = len(versions)  # one update per batch, so one sync per step
+        versions[step] = {name: value.clone() for name, value in get_peft_model_state_dict(self.model).items()}
+        sync(self)
+
+    def noted_scored(self, trajectories):
+        rolled.append(list(zip(trajectories, self._weights_steps, strict=True)))
+        return scored(self, trajectories)
+
+    monkeypatch.setattr(AdapterSync, "sync_weights", noted_sync)
+    monkeypatch.setattr(GTPOTrainer, "_scored", noted_scored)
+    lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    options = {"vllm_mode": "server", "vllm_sync": "adapter", "vllm_server_base_url": server.url, "overlap": 1}
+    options |= {"learning_rate": 2e-2, "max_steps": 3, "algorithm": "mt_grpo", "format_penalty": -1.0}
+    steps = trained(tokenizer, tmp_path / "run", options, peft_config=lora)
+    assert [step["staleness/max"] for step in steps] == [0, 1, 1]
+    assert [{step for _, step in batch} for batch in rolled] == [{0}, {0}, {1}]
+
+    base = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
+    model = get_peft_model(base, lora).eval()
+
+    def differences(rollouts, version):
+        set_peft_model_state_dict(model, versions[version])
+        return torch.cat([logprob_differences(model, rollout) for rollout in rollouts])
+
+    assert any(value.abs().max() > 1e-3 for name, value in versions[1].items() if "lora_B" in name)
+    for batch in rolled:
+        (version,) = {step for _, step in batch}
+        assert differences([rollout for rollout, _ in batch], version).mean() < 0.01
+    last = [rollout for rollout, _ in rolled[-1]]
+    assert differences(last, 0).mean() > 0.05, "the control: another version's log-probabilities are others"
     shutil.rmtree(tmp_path / "run")
 
 

@@ -11,8 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
-from trl.trainer.utils import RepeatSampler
 
 from gtpo.errors import ModelError, TooManyFailuresError
 from gtpo.training.checkpoints import MANIFEST
@@ -23,10 +21,10 @@ from gtpo.training.micro_batch import rows_count_alone, trimmed, with_signal
 from gtpo.training.model_card import PAPER, write_model_card
 from gtpo.training.progress import StepProgress
 from gtpo.training.sampler import EpochOrder
-from gtpo.training.trl_compat import RandomState
+from gtpo.training.trl_compat import RandomState, RepeatSampler, TRLTrainer
 
 
-class BaseTrainer(DurableTrainer, GRPOTrainer):
+class BaseTrainer(DurableTrainer, TRLTrainer):
     """`GRPOTrainer`, which computes with the rows and columns that a micro-batch needs, and says where time went.
 
     Args:
@@ -81,15 +79,16 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
 
     def _save_more(self, folder: Path) -> None:
         """The rollouts that later steps train on, where a generation batch serves several steps."""
-        if self._step % self._steps_per_batch and self._buffered_inputs is not None:
-            kept = {"step": self._step, "weights_steps": self._weights_steps, "inputs": self._buffered_inputs}
+        step, inputs = self.buffered
+        if step % self._steps_per_batch and inputs is not None:
+            kept = {"step": step, "weights_steps": self._weights_steps, "inputs": inputs}
             torch.save(kept, self._buffer_path(folder))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and (path := self._buffer_path(Path(checkpoint))).exists():
             found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs = found["step"], found["inputs"]
+            self.buffered = found["step"], found["inputs"]
             self._weights_steps = found["weights_steps"]
 
     def _buffer_path(self, folder: Path) -> Path:
@@ -98,11 +97,6 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
     @property
     def _steps_per_batch(self) -> int:
         return cast(int, self.args.steps_per_generation) * self.num_iterations
-
-    @property
-    def _own_metrics(self) -> Any:
-        """What TRL averages and logs next, by name: of training or, in the middle of an evaluation, of that."""
-        return self._metrics["train" if self.model.training else "eval"]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card of a checkpoint: ours, in place of TRL's template."""
@@ -122,7 +116,7 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
         if not (self.model.training and self._rows_count_alone):
             return super().compute_loss(model, trimmed(inputs), *args, **kwargs)
         inputs, teaches = with_signal(inputs, self._largest)
-        logged = {name: len(values) for name, values in self._metrics["train"].items()}
+        logged = {name: len(values) for name, values in self.own_metrics.items()}
         loss = super().compute_loss(model, trimmed(inputs), *args, **kwargs)
         if not teaches:  # what TRL found in the one row that is left says nothing
             self._forget_metrics(since=logged)
@@ -130,15 +124,14 @@ class BaseTrainer(DurableTrainer, GRPOTrainer):
 
     def _forget_metrics(self, since: Mapping[str, int]) -> None:
         """Leave out of the log what TRL has added since there were so many values by name."""
-        metrics = self._metrics["train"]
+        metrics = self.own_metrics
         for name in list(metrics):
             del metrics[name][since.get(name, 0) :]
             if not metrics[name]:
                 del metrics[name]
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochOrder:
-        """TRL's, in an order that a resumed run takes up."""
-        sampler = cast(RepeatSampler, super()._get_train_sampler(dataset))
+    def order_of(self, sampler: RepeatSampler) -> EpochOrder:
+        """TRL's sampler, in an order that a resumed run takes up."""
         self._epoch_order = EpochOrder(sampler, lambda: int(self.state.epoch or 0))
         return self._epoch_order
 

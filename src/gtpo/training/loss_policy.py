@@ -7,9 +7,12 @@ the paper of GTPO does neither, so both options are `keep` by default.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Literal
 
+from gtpo.failures import Failure
 from gtpo.types import StopReason, Trajectory
 
 LossPolicy = Literal["keep", "mask", "drop"]
@@ -41,6 +44,23 @@ def loss_policy_of(
     if trajectory.stop_reason in _TRUNCATED:
         return truncated
     return "keep" if has_answer else no_answer
+
+
+def stale(weights_steps: Sequence[int], last_update: int, max_staleness: int | None) -> list[Failure | None]:
+    """For each rollout whether its weights are too old for it to be trained on.
+
+    Args:
+        weights_steps: optimizer steps after which the rollouts' weights were taken.
+        last_update: optimizer steps done before the last update that uses them.
+        max_staleness: most steps between the two; None: no limit.
+    """
+    allowed = math.inf if max_staleness is None else max_staleness
+    return [
+        Failure("stale", f"weights of step {step}, more than max_staleness {max_staleness} before {last_update}")
+        if last_update - step > allowed
+        else None
+        for step in weights_steps
+    ]
 
 
 class FailureWatch:

@@ -105,7 +105,7 @@ class RollingTrainer(BaseTrainer):
             self.vllm_generation: Any = AdapterSync(
                 self.model, self.accelerator, server_url(args), folder, args.vllm_server_timeout
             )
-            self._last_loaded_step = -1
+            self.weights_sent_at = -1
             corrects = args.vllm_importance_sampling_correction and self.accelerator.is_main_process
             if corrects and (said := self.vllm_generation.wrong_logprobs()):
                 self.progress.say(f"gtpo: {said}")
@@ -121,15 +121,16 @@ class RollingTrainer(BaseTrainer):
             if self._overlap:
                 self._overlap.close()
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self._last_loaded_step:
+    def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `TRLTrainer.score_batch`; the rollouts are made, or taken from those made ahead."""
+        if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self.weights_sent_at:
             self._overlap.wait()  # the weights that rollouts under way are sampled from are about to be replaced
         send_weights(self)
         self._roll(inputs)
-        output = super()._generate_and_score_completions(self._rolled.rows)
+        output = super().score_batch(self._rolled.rows)
         if (ratio_B_T := output.get("importance_sampling_ratio")) is not None:
             share = share_cut(ratio_B_T, output["completion_mask"] * output.get("tool_mask", 1), self.args)
-            self._own_metrics[FRAC_CUT].append(share)
+            self.own_metrics[FRAC_CUT].append(share)
         if self._overlap:
             self._owed = self._overlap.owed()  # not before: a batch that is lost is to be given again
         return cast("dict[str, Any]", output)
@@ -174,7 +175,7 @@ class RollingTrainer(BaseTrainer):
             self._order = BatchOrder(
                 self._epoch_order,
                 self.train_dataset,
-                batch_size=self._train_batch_size * (self.args.steps_per_generation or 1),
+                batch_size=self.rows_per_batch,
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
                 group_size=self.num_generations or 1,
@@ -216,7 +217,7 @@ class RollingTrainer(BaseTrainer):
         spare = order.spare(number, self.args.seed, most) if order and resamples else []
         rolling = GroupRollouts(self.engine, self._prompt, self._spread if resamples else None)
         seed = int(torch.randint(0, 2**31, ()))  # TRL seeds each process on its own, and checkpoints it
-        weights_step = self._last_loaded_step if self.use_vllm else self.state.global_step
+        weights_step = self.weights_sent_at if self.use_vllm else self.state.global_step
 
         async def roll_out() -> Counts:
             with context:
@@ -254,7 +255,7 @@ class RollingTrainer(BaseTrainer):
         """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
         last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
         groups = overlap.take(self._next_batch, rows, order, last, self.progress.within_phase)
-        self._own_metrics["time/server_idle_s"].append(overlap.idle_s())
+        self.own_metrics["time/server_idle_s"].append(overlap.idle_s())
         return RolledOut(groups, overlap.counts())
 
     @contextmanager
@@ -262,11 +263,11 @@ class RollingTrainer(BaseTrainer):
         """What generates, for one batch."""
         if self.use_vllm:
             if self.args.vllm_sync == "adapter":
-                with self.vllm_generation.backend(self._tokenizer) as backend:
+                with self.vllm_generation.backend(self.tokenizer_of_policy) as backend:
                     yield backend
             elif self.args.vllm_mode == "server":
                 timeout_s = self.args.vllm_server_timeout
-                yield OpenAIBackend(server_url(self.args), self._tokenizer, server_timeout_s=timeout_s)
+                yield OpenAIBackend(server_url(self.args), self.tokenizer_of_policy, server_timeout_s=timeout_s)
             else:
                 yield colocated(self.vllm_generation)
             return

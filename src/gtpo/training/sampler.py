@@ -7,7 +7,8 @@ from typing import cast
 
 import torch
 from torch.utils.data import Sampler
-from trl.trainer.utils import RepeatSampler
+
+from gtpo.training.trl_compat import RepeatSampler
 
 
 class EpochOrder(Sampler[int]):

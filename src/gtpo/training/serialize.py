@@ -79,27 +79,6 @@ def rollout_rows(
     ]
 
 
-def turn_columns(batch: Batch) -> dict[str, list[Any]]:
-    """For the table of `log_completions`, of the rollouts of this process: what each reward function gave
-    (`reward/NAME`), and turn by turn the user's own rewards (`turn_reward/NAME`), rewards, returns and advantages."""
-    mine = batch.inputs[batch.first : batch.first + len(batch.trajectories)]
-    by_function = {f"reward/{name}": [parts[name] for parts in batch.parts] for name in next(iter(batch.parts), {})}
-    own = {f"turn_reward/{name}": [_row(item.turn_rewards[name]) for item in mine] for name in mine[0].turn_rewards}
-    named = {"rewards": "rewards_B_K", "returns": "returns_B_K", "advantages": "advantages_B_K"}
-    values = {name: getattr(batch.credit, field).tolist() for name, field in named.items()}
-    credit = {
-        f"turn_{name}": [
-            _row(rows[batch.first + i][: len(trajectory.turns)]) for i, trajectory in enumerate(batch.trajectories)
-        ]
-        for name, rows in values.items()
-    }
-    return {**by_function, **own, **credit}
-
-
-def _row(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)
-
-
 def _turn_text(turn: Turn, pieces: TokenPieces) -> dict[str, Any]:
     observation = turn.observation
     return {

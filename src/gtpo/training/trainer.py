@@ -1,9 +1,8 @@
 """`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
 
-TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Of its methods one is
-extended here and none is copied (TRL 1.16, `trl/trainer/grpo_trainer.py`; others in `base_trainer.py`):
-`_generate_and_score_completions`. Afterwards `output["advantages"]`, which TRL's loss takes as (B,) or (B, T), is
-replaced, unless the algorithm is GRPO: then TRL's own advantages stay, computed from one reward per rollout.
+TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Of its methods this
+class extends one and copies none: the one that `TRLTrainer.score_batch` stands for (TRL 1.16). Afterwards
+`output["advantages"]`, which TRL's loss takes as (B,) or (B, T), is replaced, unless the algorithm is GRPO.
 
 A rollout that failed for reasons of its surroundings is dropped: no reward, no advantage, no token in the loss. The
 same can be asked for rollouts without an answer or that were cut (`gtpo.training.loss_policy`).
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,14 +23,12 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
 
 from gtpo import functional as F
-from gtpo._text import each_text, for_terminal
 from gtpo.advice import where_groups_are_small, where_success_is_rare
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import ConfigError, TooManyFailuresError
-from gtpo.failures import Failure, FailurePolicy
+from gtpo.failures import FailurePolicy
 from gtpo.models import load_tokenizer
 from gtpo.reward_functions import columns_of, completion_messages, guarded, is_verifier
 from gtpo.rollout import RolloutEngine
@@ -45,18 +41,19 @@ from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers import Verdict, Verifier
 from gtpo.training.answer_scoring import AnswerScorer
 from gtpo.training.batch import Batch, BatchScorer, spread_of
+from gtpo.training.completions_table import make_printable, replace_last, turn_columns
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.groups import Group, Spread
-from gtpo.training.loss_policy import FailureWatch
+from gtpo.training.loss_policy import FailureWatch, stale
 from gtpo.training.metrics import resample_metrics, rollout_counts, rollout_metrics
 from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
 from gtpo.training.reward_functions import RewardSources
 from gtpo.training.rolling_trainer import RollingTrainer
-from gtpo.training.serialize import recorded_groups, rollout_rows, turn_columns
-from gtpo.training.trl_compat import RandomState, gather_on_main
+from gtpo.training.serialize import recorded_groups, rollout_rows
+from gtpo.training.trl_compat import RandomState, gather_on_main, get_config_model_id
 from gtpo.training.trl_options import check_arguments
 from gtpo.turn_rewards import TurnRewardFunction, asks_for_answers
 from gtpo.types import Trajectory
@@ -188,18 +185,21 @@ class GTPOTrainer(RollingTrainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """See `TRLTrainer.score_batch`; but for GRPO the advantages are ours."""
         self._random_state = RandomState.now()
-        output = super()._generate_and_score_completions(inputs)
+        output = super().score_batch(inputs)
         if self.args.algorithm != "grpo":
             start = time.perf_counter()
             advantages_B_T = self._token_advantages(output["completion_ids"].shape[1])
             output["advantages"] = advantages_B_T.to(output["completion_ids"].device)
             if self.log_completions:
-                self._log_advantages(advantages_B_T)
+                sampled_B = torch.tensor([sum(t.mask) for t in self._rolled.trajectories])
+                means_B = advantages_B_T.sum(dim=1) / sampled_B.clamp(min=1)
+                replace_last(self.logged_table["advantages"], gather_object(means_B.tolist()))
             self._seconds["credit"] += time.perf_counter() - start
         if self.log_completions:
-            self._make_printable()
+            make_printable(self.logged_table)
         self.progress.phase("update")
         return output
 
@@ -273,11 +273,11 @@ class GTPOTrainer(RollingTrainer):
         )  # for reward functions; TRL would reset those that it finds later
         try:
             with self._sources.in_use():
-                found = self._calculate_rewards(rows, prompts, completions, ids)
+                found = self.call_reward_functions(rows, prompts, completions, ids)
         finally:
             self.environments = None
         for name, mean in self._sources.means(found).items():
-            self._own_metrics[f"rewards/{name}/mean"].append(mean)
+            self.own_metrics[f"rewards/{name}/mean"].append(mean)
         first = self.accelerator.process_index * len(trajectories)
         return self._sources.by_rollout(found[first : first + len(trajectories)])
 
@@ -296,13 +296,14 @@ class GTPOTrainer(RollingTrainer):
         problems = tuple(self._rows.problem(row, place) for place, row in enumerate(self._inputs))
         columns = columns_of(self._inputs, self._rows.further)
         answers = self._scored_answers(trajectories, problems, group_size)
+        last_update = self.state.global_step + self.args.updates_per_batch - 1
         with self._scoring:
             batch = self.scorer.score(
                 trajectories,
                 problems,
                 group_size,
                 self.progress.phase,
-                lost=self._stale(),
+                lost=stale(self._weights_steps, last_update, self.args.max_staleness) if training else None,
                 rewards=lambda verdicts: self._rewards(trajectories, verdicts, columns),
                 columns={**columns, **answers},
             )
@@ -318,16 +319,6 @@ class GTPOTrainer(RollingTrainer):
         if training and self.recorder and self._records_now():
             self._record(batch)
         return batch
-
-    def _stale(self) -> list[Failure | None]:
-        """For each rollout of this process whether it is too old to be trained on."""
-        allowed, last = self.args.max_staleness, self.state.global_step + self.args.updates_per_batch - 1
-        return [
-            Failure("stale", f"weights of step {step} are more than max_staleness {allowed} before step {last}")
-            if allowed is not None and self.model.training and last - step > allowed
-            else None
-            for step in self._weights_steps
-        ]
 
     def _spread(self, group: Group) -> Spread:
         rows, trajectories = group.draw.rows, group.trajectories
@@ -350,7 +341,7 @@ class GTPOTrainer(RollingTrainer):
         if training and self.args.resample_uniform > 1:
             metrics |= resample_metrics(gather_object([self._rolled.counts]))
         for name, value in metrics.items():
-            self._own_metrics[name].append(value)
+            self.own_metrics[name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
         rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
@@ -394,23 +385,6 @@ class GTPOTrainer(RollingTrainer):
             turn_ids = trajectory.turn_ids
             turn_ids_B_T[row, : len(turn_ids)] = torch.tensor(turn_ids)
         return F.spread_to_tokens(credit.advantages_B_K[first : first + len(trajectories)], turn_ids_B_T)
-
-    def _log_advantages(self, advantages_B_T: Tensor) -> None:
-        """In the table of `log_completions`, the mean over sampled tokens in place of TRL's own, which is not used."""
-        assert self._batch is not None
-        sampled_B = torch.tensor([sum(t.mask) for t in self._batch.trajectories])
-        means = gather_object((advantages_B_T.sum(dim=1) / sampled_B.clamp(min=1)).tolist())
-        logged = cast("deque[float]", self._logs["advantages"])
-        for _ in means:
-            logged.pop()
-        logged.extend(means)
-
-    def _make_printable(self) -> None:
-        """What a model wrote must not reach the terminal raw in the table of `log_completions`; the record has it."""
-        for name in ("prompt", "completion"):
-            texts = cast("deque[Any]", self._logs[name])
-            for _ in range(len(texts)):
-                texts.append(each_text(texts.popleft(), for_terminal))
 
     def _records_now(self) -> bool:
         every = self.args.record_every

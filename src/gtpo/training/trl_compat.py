@@ -18,8 +18,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from peft import AutoPeftModelForCausalLM
+from torch import Tensor
 from transformers import AutoConfig
+from trl import GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from gtpo._files import partial_folder, replace_folder
 from gtpo._malloc import keep_freed_memory
@@ -31,6 +34,88 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _SAVING = timedelta(hours=4)
+
+
+__all__ = [
+    "RandomState",
+    "RepeatSampler",
+    "TRLTrainer",
+    "apply_defaults",
+    "gather_on_main",
+    "get_config_model_id",
+    "is_peft_model",
+    "longest_context",
+    "on_main",
+    "save_policy",
+    "send_weights",
+    "unwrapped_for_generation",
+    "whole_weights",
+]
+
+
+class TRLTrainer(GRPOTrainer):
+    """`GRPOTrainer`, with names for those of its internals that we use: no other module touches them.
+
+    `tests/training/test_trl_compat.py` checks each of them against the TRL that is installed.
+    """
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.score_batch(inputs)
+
+    def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Rollouts, rewards and advantages of the rows of one generation batch, as the loss takes them."""
+        return cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return self.order_of(cast(RepeatSampler, super()._get_train_sampler(dataset)))
+
+    def order_of(self, sampler: RepeatSampler) -> Any:
+        """The sampler of the training data, given TRL's."""
+        return sampler
+
+    def call_reward_functions(
+        self, rows: list[Any], prompts: list[Any], completions: list[Any], completion_ids: list[Any]
+    ) -> Tensor:
+        """What each reward function gives the rollouts of all processes, shape (B, functions); NaN for None."""
+        return cast(Tensor, self._calculate_rewards(rows, prompts, completions, completion_ids))
+
+    @property
+    def own_metrics(self) -> Any:
+        """What is averaged and logged next, by name: of training or, in the middle of an evaluation, of that."""
+        return self._metrics["train" if cast(Any, self.model).training else "eval"]
+
+    @property
+    def logged_table(self) -> Any:
+        """The columns of the table of `log_completions`, by name."""
+        return self._logs
+
+    @property
+    def buffered(self) -> tuple[int, Any]:
+        """Micro-steps done, and the generation batch that the next ones train on; None before the first."""
+        return self._step, self._buffered_inputs
+
+    @buffered.setter
+    def buffered(self, value: tuple[int, Any]) -> None:
+        self._step, self._buffered_inputs = value
+
+    @property
+    def weights_sent_at(self) -> int:
+        """The optimizer step whose weights vLLM samples from; -1: none was sent."""
+        return cast(int, self._last_loaded_step)
+
+    @weights_sent_at.setter
+    def weights_sent_at(self, step: int) -> None:
+        self._last_loaded_step = step
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rollouts of this process in a generation batch."""
+        return cast(int, self._train_batch_size) * (cast(Any, self.args).steps_per_generation or 1)
+
+    @property
+    def tokenizer_of_policy(self) -> Any:
+        """The tokenizer, also of a processor."""
+        return self._tokenizer
 
 
 def apply_defaults(args: Any, default_run_dir: str) -> None:
@@ -166,11 +251,11 @@ class RandomState:
             torch.cuda.set_rng_state_all(self.cuda)
 
 
-def send_weights(trainer: Any) -> None:
+def send_weights(trainer: TRLTrainer) -> None:
     """Have vLLM sample from the weights as they are, before rollouts are begun. TRL does the same later, if need be."""
-    if trainer.use_vllm and trainer.state.global_step != trainer._last_loaded_step:
+    if trainer.use_vllm and trainer.state.global_step != trainer.weights_sent_at:
         trainer.vllm_generation.sync_weights()
-        trainer._last_loaded_step = trainer.state.global_step
+        trainer.weights_sent_at = trainer.state.global_step
 
 
 def unwrapped_for_generation(trainer: Any) -> AbstractContextManager[Any]:
