@@ -6,10 +6,11 @@ Records keep texts as they are, but for what no file can hold.
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -57,3 +58,9 @@ def _escaped(match: re.Match[str]) -> str:
     if unicodedata.category(character) not in _HIDDEN:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause that names the nearest of the known names; empty if none is near."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

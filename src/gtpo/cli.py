@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import importlib
 import os
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from gtpo import __version__
 from gtpo._quiet import quieten
 from gtpo._signals import STOPPED_STATUS, stop_signals
-from gtpo._text import say, show
+from gtpo._text import did_you_mean, say, show
 from gtpo.errors import GtpoError, StoppedError
 
 COMMANDS = {
@@ -64,8 +63,7 @@ def _main(argv: Sequence[str]) -> int:
         show(f"gtpo {__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        close = difflib.get_close_matches(argv[0], COMMANDS, n=1)
-        say(f"gtpo: no command {argv[0]!r}{f'; did you mean {close[0]!r}?' if close else ''}\n\n{_usage()}")
+        say(f"gtpo: no command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}\n\n{_usage()}")
         return 2
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

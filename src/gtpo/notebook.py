@@ -6,7 +6,6 @@ it (an engine, a backend, a trainer of your own) use `gtpo.rollout`, `gtpo.evalu
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gtpo import models
-from gtpo._text import say
+from gtpo._text import did_you_mean, say
 from gtpo.errors import ConfigError
 from gtpo.evaluation.progress import progress_bar
 from gtpo.evaluation.result import EvalResult, protocol_of
@@ -236,8 +235,7 @@ def _known(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     known = [item.name for item in fields(kind)]
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f"there is no option {name!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+            raise ConfigError(f"there is no option {name!r}{did_you_mean(name, known)}")
     return dict(options)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from trl import ModelConfig, TrlParser, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
-from gtpo._text import show
+from gtpo._text import did_you_mean, show
 from gtpo._yaml import read_yaml
 from gtpo.commands.help_text import help_parser
 from gtpo.errors import ConfigError
@@ -158,8 +157,7 @@ def _check_flags(argv: Sequence[str], known: set[str]) -> None:
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known | set(ALIASES)), n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; see --help_all for the known ones"
+    return did_you_mean(name, known | set(ALIASES)) or "; see --help_all for the known ones"
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:

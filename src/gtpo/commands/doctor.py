@@ -25,6 +25,8 @@ EXTRAS = {
     "embeddings": ("sentence_transformers", "code similarity by an embedding model"),
     "gguf": ("gguf", "models in GGUF files"),
     "search": ("bm25s", "the search tool"),
+    "mcp": ("mcp", "tools of MCP servers"),
+    "verifiers": ("verifiers", "environments of verifiers"),
     "reasoning-gym": ("reasoning_gym", "problems made by reasoning-gym"),
 }
 

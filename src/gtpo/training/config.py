@@ -52,7 +52,7 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         default=None,
         metadata={
             "help": "Chooses gamma such that the first of max_turns turns keeps this share of a success's reward, in "
-            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default it does not."
+            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default gamma is 0.9."
         },
     )
     alpha: float = field(
@@ -198,6 +198,16 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         self._settle_overlap()
         self._check_groups()
 
+    @property
+    def group_size(self) -> int:
+        """Rollouts per problem."""
+        return self.num_generations or 1
+
+    @property
+    def groups_per_batch(self) -> int:
+        """Problems of a generation batch of all processes."""
+        return (self.generation_batch_size or 0) // self.group_size
+
     def _check_groups(self) -> None:
         """What is decided group by group needs whole groups in each process."""
         if not 0 < self.min_groups <= 1:
@@ -207,7 +217,7 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         if self.resample_uniform < 0 or self.resample_uniform == 1:
             raise ConfigError(f"resample_uniform must be 0 or at least 2, got {self.resample_uniform}")
         rows = self.per_device_train_batch_size * (self.steps_per_generation or 1)
-        if (self.min_groups < 1 or self.resample_uniform) and rows % (self.num_generations or 1):
+        if (self.min_groups < 1 or self.resample_uniform) and rows % self.group_size:
             raise ConfigError(
                 f"min_groups and resample_uniform need whole groups in each process: its generation batch of {rows} "
                 f"rollouts (per_device_train_batch_size x steps_per_generation) must be a multiple of num_generations "
@@ -292,7 +302,7 @@ def check_enough_problems(num_problems: int, args: GTPOConfig) -> None:
     Raises:
         ConfigError: says how many there must be.
     """
-    groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
+    groups = args.groups_per_batch
     if num_problems < groups:
         raise ConfigError(
             f"{num_problems} training problems, but a generation batch holds {groups} (generation_batch_size "

@@ -61,8 +61,7 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig, promp
                 f"without a train_dataset the environment {environments.name} makes the prompts, so max_steps must say "
                 "how long to train: give it, above 0"
             )
-        groups = (args.generation_batch_size or 0) // (args.num_generations or 1)
-        dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * groups})
+        dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * args.groups_per_batch})
     names = getattr(dataset, "column_names", None)
     if names and "extras" not in names:  # those of problems have further fields, which the first batch is checked for
         environments.check_columns(names)

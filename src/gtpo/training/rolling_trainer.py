@@ -178,7 +178,7 @@ class RollingTrainer(BaseTrainer):
                 batch_size=self.rows_per_batch,
                 process=self.accelerator.process_index,
                 processes=self.accelerator.num_processes,
-                group_size=self.num_generations or 1,
+                group_size=self.args.group_size,
             )
             self._next_batch = self._order.number_at(self.state.epoch or 0.0)
         return self._order

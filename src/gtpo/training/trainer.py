@@ -152,7 +152,7 @@ class GTPOTrainer(RollingTrainer):
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
         self._rare_success = FailureWatch(where_success_is_rare(settings))
-        said = where_groups_are_small(settings, args.num_generations or 1)
+        said = where_groups_are_small(settings, args.group_size)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
         unused = environments and environments.has_turn_reward and args.algorithm not in TURN_REWARDS
