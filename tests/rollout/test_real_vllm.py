@@ -128,16 +128,16 @@ def test_in_process_a_failing_batch_leaves_the_engine_usable(llm, tokenizer):
     backend = VLLMBackend(llm)
     encoder = ChatEncoder(tokenizer, AlwaysCalls())
 
-    class Broken:
-        async def run(self, code, **options):
-            raise RuntimeError("broken tool")
+    def broken(number, trajectory):
+        raise RuntimeError("broken caller")
 
-    engine = RolloutEngine(encoder, Broken(), RolloutLimits(max_turns=3, max_turn_tokens=24))
-    with pytest.raises(RuntimeError, match="broken tool"):
-        engine.run(
-            [[{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": q}] for q in QUESTIONS],
-            backend,
-        )
+    engine = RolloutEngine(encoder, Calculator(), RolloutLimits(max_turns=3, max_turn_tokens=24))
+    prompts = [
+        [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": question}]
+        for question in QUESTIONS
+    ]
+    with pytest.raises(RuntimeError, match="broken caller"):
+        engine.run(prompts, backend, on_rollout_end=broken)
     assert not llm.llm_engine.has_unfinished_requests()
     assert len(roll_out(backend, tokenizer, turns=1)) == 2 * len(QUESTIONS)
 
