@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
+# Processes of the tests. Many tests wait for other processes and time limits, so twice the cores is a good number.
+JOBS ?= $(shell expr 2 \* `getconf _NPROCESSORS_ONLN`)
 
-.PHONY: setup train test quick docs dist test-cluster browser check format clean
+.PHONY: setup train test test-oldest quick docs dist test-cluster browser check format clean
 
 setup: $(VENV)/.installed
 
@@ -22,7 +24,16 @@ train: setup
 	$(BIN)/gtpo demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# What leans on TRL, with the oldest TRL that pyproject.toml allows; `make test` has the pinned one.
+OLDEST_TRL = $(shell sed -n 's/.*"trl>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+ON_TRL = $(addprefix tests/training/test_,trl_compat.py trainer.py overlap.py groups.py own_rewards.py own_environment.py \
+  from_trl.py micro_batch.py data_sets.py trl_options.py checkpoints.py)
+
+test-oldest: setup
+	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/oldest "trl==$(OLDEST_TRL)"
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ON_TRL) $(ARGS)
 
 # Formulas, rollouts, verifiers and records, without training: for use while you edit, see CONTRIBUTING.md.
 QUICK = tests/functional tests/similarity tests/test_credit_assignment.py tests/test_advice.py tests/test_prose.py tests/cli/test_terminal.py tests/planning \
@@ -65,7 +76,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(MAKE) test ARGS="$(ARGS)"
 
 format: setup
 	$(BIN)/ruff format .

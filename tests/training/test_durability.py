@@ -6,124 +6,28 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from durable_commands import FAMILY, STEPS, Runs, command_server, figures_of, make_start
 
 from gtpo._lock import locked
 from gtpo._signals import STOPPED_STATUS
-from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.run_directory import RunFiles, read_metrics
-from gtpo.training.checkpoints import sealed_checkpoints
 from gtpo.training.lock import LOCK
-
-FAMILY = get_family("hops")
-STEPS = 4
-JUDGE = """
-def score(answer_text, problem):
-    return float(bool(answer_text))
-"""
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Runs one command at a time in a process of its own; its imports are paid for once."""
-    tests = str(Path(__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("durable_run.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    yield process
-    process.stdin.close()
-    process.wait(timeout=60)
+    with command_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A model that has learnt nothing, problems, and the options of a run."""
-    folder = tmp_path_factory.mktemp("start")
-    tokenizer = make_tokenizer(FAMILY.phrases)
-    make_model(tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    rows = [
-        {"id": p.id, "question": p.question, "answer": p.answer, "domain": p.domain, **p.extras}
-        for p in FAMILY.make_problems(16, seed=1)
-    ]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "judge.py").write_text(JUDGE)
-    return folder
-
-
-class Runs:
-    """Commands on one start; what they said is in `log`."""
-
-    def __init__(self, server, start, folder):
-        self.server, self.start, self.folder = server, start, folder
-        self.log = folder / "log.txt"
-
-    def command(self, argv, fault=None):
-        self.log.write_text("")
-        job = {"argv": [str(part) for part in argv], "log": str(self.log), "fault": fault}
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def train(self, name="run", fault=None, **options):
-        chosen = {
-            "model": self.start / "model",
-            "train_file": self.start / "train.jsonl",
-            "run_dir": self.folder / name,
-            "resume": "auto",
-            "tools": FAMILY.tools,
-            "verifier": f"{self.start / 'judge.py'}:score",
-            "tool_format": "fenced",
-            "max_turns": 3,
-            "max_turn_tokens": 50,
-            "max_completion_length": 60,
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "max_steps": STEPS,
-            "save_steps": 2,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "bf16": False,
-            "gradient_checkpointing": False,
-            "logging_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            **options,
-        }
-        flags = [part for key, value in chosen.items() for part in (f"--{key}", value)]
-        return self.command(["train", "--system_prompt", "", *flags], fault)
-
-    def said(self):
-        return " ".join(self.log.read_text().split())
-
-    def steps(self, name="run"):
-        return [
-            int(path.name.removeprefix("checkpoint-"))
-            for path in sealed_checkpoints(self.folder / name / "checkpoints")
-        ]
-
-
-def figures_of(folder):
-    """What a run came to, but for times: metrics, rollouts, weights."""
-    run = RunFiles(folder)
-    metrics = [{k: v for k, v in line.items() if not k.startswith(("time/", "step_time"))} for line in run.metrics()]
-    rollouts = {step: run.rollouts(step) for step in run.steps()}
-    for row in (row for rows in rollouts.values() for row in rows):
-        for turn in row["turns"]:
-            turn.pop("tool_wall_s")
-    return metrics, rollouts, (folder / "model" / "model.safetensors").read_bytes()
+    return make_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture
