@@ -328,8 +328,12 @@ def test_rollouts_ahead_of_the_update_are_from_the_weights_that_they_name(server
     monkeypatch.setattr(GTPOTrainer, "_scored", noted_scored)
     lora = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     options = {"vllm_mode": "server", "vllm_sync": "adapter", "vllm_server_base_url": server.url, "overlap": 1}
-    options |= {"learning_rate": 2e-2, "max_steps": 3, "algorithm": "mt_grpo", "format_penalty": -1.0}
-    steps = trained(tokenizer, tmp_path / "run", options, peft_config=lora)
+    options |= {"learning_rate": 2e-2, "max_steps": 3}
+
+    def even_length(completions, **_):
+        return [float(len(completion[-1]["content"]) % 2) for completion in completions]
+
+    steps = trained(tokenizer, tmp_path / "run", options, peft_config=lora, reward_funcs=even_length)
     assert [step["staleness/max"] for step in steps] == [0, 1, 1]
     assert [{step for _, step in batch} for batch in rolled] == [{0}, {0}, {1}]
 

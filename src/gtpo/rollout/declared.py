@@ -19,6 +19,7 @@ from gtpo.errors import ConfigError, TemplateError
 from gtpo.rollout.call_syntax import foreign_call, json_call, named_call, scan_json, without_thoughts
 from gtpo.rollout.chat_template import ChatTemplate
 from gtpo.rollout.native import FAMILIES, RendererEncoder
+from gtpo.rollout.template_format import TemplateFormat
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
 from gtpo.types import InvalidCall, ToolCall
 
@@ -30,7 +31,7 @@ _HARMONY = re.compile(r"to=functions\.(?P<name>[\w.-]+)(?:(?!<\|message\|>|<\|en
 _PYTHON_CALL = re.compile(r"\s*,?\s*(?P<name>\w+)\((?P<argument>\w+)\s*=\s*(?P<quote>['\"])(?P<value>.*)", re.DOTALL)
 
 
-class DeclaredFormat:
+class DeclaredFormat(TemplateFormat):
     """The calls of a chat template: the `ToolFormat` of such a template's `ChatEncoder`.
 
     Args:
@@ -51,22 +52,9 @@ class DeclaredFormat:
         """The schemas, for the chat template."""
         return self._template.tools
 
-    def usage(self, spec: ToolSpec) -> str:
-        """See `ToolFormat.usage`. How calls are written, the template says itself."""
-        return f"You can {spec.ability} with the tool `{spec.name}`; {spec.note}".strip("; ")
-
     def parse(self, text: str) -> Calls:
         """See `ToolFormat.parse`."""
         return self._reader(text)
-
-    def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `tool` message a call."""
-        sender = {"name": self.specs[0].name} if len(self.specs) == 1 else {}
-        return [{"role": "tool", **sender, "content": result} for result in results]
-
-    def escape(self, result: str) -> str:
-        """See `ToolFormat.escape`. Marks of the template are special tokens, which no result holds."""
-        return result
 
     def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gtpo.rollout.encoding import Calls
+from gtpo.rollout.template_format import TemplateFormat
 from gtpo.rollout.tool_spec import PYTHON, ToolSpec
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _TEXT = "MODEL-TEXT"
 
 
-class NativeFormat:
+class NativeFormat(TemplateFormat):
     """The calls of a family, written and read by its renderer: the `ToolFormat` of a `RendererEncoder`."""
 
     name = "native"
@@ -27,22 +27,9 @@ class NativeFormat:
         """The schemas, for the renderer."""
         return [spec.schema for spec in self.specs] or None
 
-    def usage(self, spec: ToolSpec) -> str:
-        """See `ToolFormat.usage`. How calls are written, the family's prompt says itself."""
-        return f"You can {spec.ability} with the tool `{spec.name}`; {spec.note}".strip("; ")
-
     def parse(self, text: str) -> Calls:
         """See `ToolFormat.parse`."""
         return self._encoder.parse(text)
-
-    def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `tool` message a call."""
-        sender = {"name": self.specs[0].name} if len(self.specs) == 1 else {}
-        return [{"role": "tool", **sender, "content": result} for result in results]
-
-    def escape(self, result: str) -> str:
-        """See `ToolFormat.escape`. Marks of the family are special tokens, which no result holds."""
-        return result
 
     def render_call(self, argument: str, spec: ToolSpec = PYTHON) -> str:
         """See `ToolFormat.render_call`."""

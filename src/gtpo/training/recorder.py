@@ -21,10 +21,13 @@ import yaml
 from gtpo._files import sweep_partial, write_bytes, write_text
 from gtpo.errors import ConfigError, RecordError
 from gtpo.run_directory import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, SCHEMA_VERSION, step_of_rollouts
+from gtpo.training.checkpoints import write_failure
 from gtpo.training.lock import RunLock
 from gtpo.versions import installed_versions
 
 MIN_FREE_MB = 200
+
+_GO_ON = "go on from the last checkpoint with --resume true; what was recorded before is intact"
 
 
 class RunRecorder:
@@ -47,7 +50,7 @@ class RunRecorder:
             tempfile.TemporaryFile(dir=self.run_dir).close()
             free_mb = shutil.disk_usage(self.run_dir).free / 2**20
         except OSError as error:
-            raise self._error(self.run_dir, error) from error
+            raise write_failure(self.run_dir, error, _GO_ON) from error
         if free_mb < MIN_FREE_MB:
             raise RecordError(
                 f"{self.run_dir}: only {free_mb:.0f} MB are free and a run needs {MIN_FREE_MB} at the least; free some "
@@ -108,7 +111,7 @@ class RunRecorder:
         try:
             write_bytes(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
         except OSError as error:
-            raise self._error(path, error) from error
+            raise write_failure(path, error, _GO_ON) from error
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -117,7 +120,7 @@ class RunRecorder:
             with self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
         except OSError as error:
-            raise self._error(self.metrics_path, error) from error
+            raise write_failure(self.metrics_path, error, _GO_ON) from error
 
     def start_afresh(self) -> None:
         """Make room for a new run: delete the records and checkpoints of a former one."""
@@ -139,14 +142,7 @@ class RunRecorder:
         try:
             write_text(path, text)
         except OSError as error:
-            raise self._error(path, error) from error
-
-    @staticmethod
-    def _error(path: Path, error: OSError) -> RecordError:
-        return RecordError(
-            f"{path}: can't be written: {error.strerror or error}. Free some space or mend the permissions, then go "
-            "on from the last checkpoint with --resume true; what was recorded before is intact."
-        )
+            raise write_failure(path, error, _GO_ON) from error
 
 
 def check_vacant(run_dir: str | Path) -> None:

@@ -102,7 +102,6 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
     if tiny.choice is True and not (run_dir / _COLD_START / CONFIG).exists():
         raise ConfigError(f"--resume: no demo was begun in {run_dir}; leave it out (or give --resume auto)")
-    about = {"demo": asdict(tiny)}
     _cold_start(tiny, args, family, tokenizer, engine, sandbox)
     files = {"train": problems, "held_out": held_out}
     if tiny.prepare_only:  # problems to choose options by, so that the held-out ones stay unseen
@@ -122,11 +121,9 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
         tokenizer,
         problems,
         args,
-        resume="auto" if tiny.choice else False,
-        resume_with_changes=tiny.resume_with_changes,
-        provenance=about,
         label=args.algorithm,
         engine=engine,
+        **_resuming(tiny),
     )
     after = _figures(_evaluate("after", model, held_out, args, engine).summary())
     summary = {
@@ -157,11 +154,10 @@ def _cold_start(
 ) -> None:
     """Teach the mixed behaviour, from scratch, or as far as it is not done yet."""
     config = _cold_start_config(tiny, args)
-    about = {"demo": asdict(tiny)}
     done = tiny.choice and (Path(config.run_dir) / "model").is_dir()
     if tiny.choice:
         options = {"overwrite": False, "with_changes": tiny.resume_with_changes}
-        check_startable(config, config.run_dir, resume="auto", about=about, **options)
+        check_startable(config, config.run_dir, resume="auto", about=_resuming(tiny)["provenance"], **options)
     if done:
         return
     behaviour = Behaviour(tiny.malformed, tiny.wrong, tiny.guess)
@@ -172,10 +168,17 @@ def _cold_start(
         tokenizer,
         traces,
         config,
-        resume="auto" if tiny.choice else False,
-        resume_with_changes=tiny.resume_with_changes,
-        provenance=about,
+        **_resuming(tiny),
     )
+
+
+def _resuming(tiny: TinyArguments) -> dict[str, Any]:
+    """How both trainings take up what is there, and what their records say of where it came from."""
+    return {
+        "resume": "auto" if tiny.choice else False,
+        "resume_with_changes": tiny.resume_with_changes,
+        "provenance": {"demo": asdict(tiny)},
+    }
 
 
 def _cold_start_config(tiny: TinyArguments, args: GTPOConfig) -> ColdStartConfig:
