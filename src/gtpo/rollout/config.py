@@ -257,7 +257,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         default=False,
         metadata={
             "help": "With vLLM or a server: sample each turn from a seed of its own, so that the same seed gives the "
-            "same rollouts; vLLM generates about half as fast then. Rollouts in process always do."
+            "same rollouts as far as vLLM's batching allows. Rollouts in process always do."
         },
     )
 
