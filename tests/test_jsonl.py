@@ -39,7 +39,7 @@ def write(tmp_path):
         (ROW + b'\n{"question": "q", "answer": "1", "answer": "2"}', r":2: field 'answer': is there twice; keep one"),
         (ROW + b'\n{"a": {"b": 1, "b": 1}}', r":2: field 'b': is there twice"),
         (ROW + b"\n" + b'{"a":' * 10**5, r":2: JSON nested too deeply"),
-        (gzip.compress(ROW), r": not text but gzip; give JSON Lines"),
+        (gzip.compress(ROW, mtime=0), r": not text but gzip; give JSON Lines"),
         (b"PAR1" + bytes(50), r": not text but Parquet"),
         (bytes(50), r": not text but binary"),
         ((ROW + b"\n").decode().encode("utf-16"), r": UTF-16; save the file as UTF-8"),
