@@ -7,7 +7,6 @@ import json
 import re
 from collections import deque
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -112,10 +111,10 @@ def test_odd_texts_of_data_tools_and_models_do_not_end_an_evaluation(tmp_path, q
 
 
 def test_the_table_of_completions_is_made_printable():
-    from gtpo.training.trainer import GTPOTrainer
+    from gtpo.training.completions_table import make_printable
 
     logs = {"prompt": deque([[{"role": "user", "content": ODD}]], maxlen=1), "completion": deque([ODD], maxlen=1)}
-    GTPOTrainer._make_printable(SimpleNamespace(_logs=logs))
+    make_printable(logs)
     assert logs["completion"][0] == for_terminal(ODD)
     assert logs["prompt"][0] == [{"role": "user", "content": for_terminal(ODD)}]
 
