@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
-# Processes of the tests. Many tests wait for other processes and time limits, so twice the cores is a good number.
-JOBS ?= $(shell expr 2 \* `getconf _NPROCESSORS_ONLN`)
+# Processes of the tests: two per core, since many wait for other processes and time limits; at most 8, for memory.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$(( n < 4 ? 2 * n : 8 )))
 
 .PHONY: setup train test test-oldest quick docs dist test-cluster browser check format clean
 
