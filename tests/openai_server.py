@@ -78,3 +78,25 @@ class CompletionServer:
             server.shutdown()
             server.server_close()
             self.thread.join()
+
+
+def adapter_server(answer):
+    """A server that stands for vLLM: it knows the adapters that it was given, and none at first.
+
+    Args:
+        answer: called with the body of a request for a completion; returns the ids of the turn.
+    """
+
+    def script(body):
+        if "lora_name" in body:
+            (server.adapters.add if "lora_path" in body else server.adapters.discard)(body["lora_name"])
+            return 200, {}
+        if body["model"] not in server.adapters:
+            return 404, {"error": "no such model"}
+        ids = answer(body)[: body["max_tokens"]]
+        logprobs = {"token_logprobs": [-1.0] * len(ids)}
+        return 200, {"choices": [{"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}]}
+
+    server = CompletionServer(script)
+    server.adapters = set()
+    return server

@@ -4,6 +4,7 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
+from durable_commands import command_server, make_start
 from quiet import QUIET
 
 from gtpo.lab.tiny.model import make_model
@@ -78,3 +79,16 @@ def random_turns(monkeypatch, tiny_tokenizer):
     backend = RandomTurns(tiny_tokenizer)
     monkeypatch.setattr("gtpo.training.rolling_trainer.TransformersBackend", backend)
     return backend
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """Runs commands of `gtpo` with faults; see `durable_commands`."""
+    with command_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model that has learnt nothing, and problems."""
+    return make_start(tmp_path_factory.mktemp("start"))

@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 import yaml
-from durable_commands import FAMILY, STEPS, Runs, command_server, figures_of, make_start
+from durable_commands import FAMILY, STEPS, Runs, figures_of
 
 from gtpo._lock import locked
 from gtpo._signals import STOPPED_STATUS
@@ -19,25 +19,14 @@ from gtpo.run_directory import RunFiles, read_metrics
 from gtpo.training.lock import LOCK
 
 
-@pytest.fixture(scope="module")
-def server():
-    with command_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return make_start(tmp_path_factory.mktemp("start"))
-
-
 @pytest.fixture
-def runs(server, start, tmp_path):
-    return Runs(server, start, tmp_path)
+def runs(commands, start, tmp_path):
+    return Runs(commands, start, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def unbroken(server, start, tmp_path_factory):
-    runs = Runs(server, start, tmp_path_factory.mktemp("unbroken"))
+def unbroken(commands, start, tmp_path_factory):
+    runs = Runs(commands, start, tmp_path_factory.mktemp("unbroken"))
     assert runs.train() == 0, runs.log.read_text()
     found = figures_of(runs.folder / "run")
     assert [line["step"] for line in found[0]] == list(range(1, STEPS + 1))
@@ -150,7 +139,7 @@ def test_a_directory_that_is_deleted_under_a_run_ends_it_with_a_sentence_and_is_
 
 
 @pytest.fixture
-def done(runs, server, start, unbroken, tmp_path, tmp_path_factory):
+def done(runs, commands, start, unbroken, tmp_path, tmp_path_factory):
     """A copy of the unbroken run, without its model."""
     shutil.copytree(next(tmp_path_factory.getbasetemp().glob("unbroken*")) / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")

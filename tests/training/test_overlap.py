@@ -18,7 +18,7 @@ from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_server import CompletionServer
+from openai_server import adapter_server
 from peft import LoraConfig
 from torch.utils.data import BatchSampler
 from trl.trainer.utils import RepeatSampler
@@ -239,6 +239,22 @@ def test_rows_that_changed_since_they_were_read_ahead_are_refused():
     ahead.close()
 
 
+def test_rows_that_are_others_each_time_they_are_read_are_refused():
+    class Changing(Order):
+        reads = 0
+
+        def drawn(self, index):
+            self.reads += 1
+            return Draw(({"prompt": (index, self.reads)},), index)
+
+    ahead, *_ = overlap(depth=1)
+    order = Changing()
+    ahead.take(0, [{"prompt": (0, 1)}], order, 9, lambda *_: None)
+    with pytest.raises(ConfigError, match=r"rows stay the same"):
+        ahead.take(1, [{"prompt": (1, order.reads + 1)}], order, 9, lambda *_: None)
+    ahead.close()
+
+
 def test_time_without_work_is_counted():
     ahead, *_ = overlap(depth=1, seconds=0.05)
     take(ahead, 0, last=1)
@@ -266,22 +282,10 @@ def server(tiny_tokenizer, monkeypatch):
     rng = random.Random(1)
     turns = ("```python\n1+1\n```", "\\boxed{2}", "\\boxed{3}")
 
-    def script(body):
-        if "lora_path" in body:
-            server.adapters.add(body["lora_name"])
-            return 200, {}
-        if "lora_name" in body:
-            server.adapters.discard(body["lora_name"])
-            return 200, {}
-        if body["model"] not in server.adapters:
-            return 404, {"error": "no such model"}
-        ids = [*tiny_tokenizer.encode(rng.choice(turns), add_special_tokens=False), tiny_tokenizer.eos_token_id]
-        ids = ids[: body["max_tokens"]]
-        logprobs = {"token_logprobs": [-1.0] * len(ids)}
-        return 200, {"choices": [{"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}]}
+    def answer(body):
+        return [*tiny_tokenizer.encode(rng.choice(turns), add_special_tokens=False), tiny_tokenizer.eos_token_id]
 
-    server = CompletionServer(script)
-    server.adapters = set()
+    server = adapter_server(answer)
     yield server
     server.stop()
 

@@ -8,23 +8,12 @@ import threading
 import time
 
 import pytest
-from durable_commands import FAMILY, STEPS, Runs, command_server, make_start
-from openai_server import CompletionServer
+from durable_commands import FAMILY, STEPS, Runs
+from openai_server import adapter_server
 
 from gtpo._signals import STOPPED_STATUS
 from gtpo.lab.tiny.model import make_tokenizer
 from gtpo.run_directory import RunFiles
-
-
-@pytest.fixture(scope="module")
-def server():
-    with command_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return make_start(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture
@@ -34,26 +23,17 @@ def vllm(monkeypatch):
     tokenizer = make_tokenizer(FAMILY.phrases)
     answers = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in ("", "1", "2")]
 
-    def script(body):
-        if "lora_name" in body:
-            (vllm.adapters.add if "lora_path" in body else vllm.adapters.discard)(body["lora_name"])
-            return 200, {}
-        if body["model"] not in vllm.adapters:
-            return 404, {"error": "no such model"}
+    def answer(body):
         time.sleep(0.2)
-        said = int(hashlib.sha256(f"{body['seed']}".encode()).hexdigest(), 16) % len(answers)
-        ids = answers[said]
-        logprobs = {"token_logprobs": [-1.0] * len(ids)}
-        return 200, {"choices": [{"finish_reason": "stop", "token_ids": ids, "logprobs": logprobs}]}
+        return answers[int(hashlib.sha256(f"{body['seed']}".encode()).hexdigest(), 16) % len(answers)]
 
-    vllm = CompletionServer(script)
-    vllm.adapters = set()
+    vllm = adapter_server(answer)
     yield vllm
     vllm.stop()
 
 
 @pytest.fixture
-def runs(server, start, tmp_path, vllm):
+def runs(commands, start, tmp_path, vllm):
     class OverlappedRuns(Runs):
         def train(self, name="run", fault=None, **options):
             served = {
@@ -71,7 +51,7 @@ def runs(server, start, tmp_path, vllm):
             }
             return super().train(name, fault, **{**served, **options})
 
-    return OverlappedRuns(server, start, tmp_path)
+    return OverlappedRuns(commands, start, tmp_path)
 
 
 def problems_of(runs):

@@ -210,7 +210,8 @@ class Overlap:
             if coming not in self._sources:
                 self._start(coming, order.draws(coming), order)
         found, sources = self._sources[number], dict(self._sources)
-        if [row["prompt"] for draw in order.draws(number) for row in draw.rows] != [row["prompt"] for row in rows]:
+        ahead = found.draws if len(found.draws) == order.groups else order.draws(number)  # resumed: some were given
+        if [row["prompt"] for draw in ahead for row in draw.rows] != [row["prompt"] for row in rows]:
             raise ConfigError(
                 "overlap: the training data gave other rows for a batch than were read ahead for it; use a data set "
                 "whose rows stay the same, or --overlap 0"

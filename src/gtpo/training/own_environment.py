@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
 
 from gtpo.errors import ConfigError
-from gtpo.reward_functions import extras_of
 from gtpo.rollout import Environments, Prompts, RolloutEngine, build_engine
 from gtpo.sandbox import Sandbox
 from gtpo.training.config import GTPOConfig, check_enough_problems
@@ -70,6 +70,7 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig, promp
 
 def reset_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as `reset` gets it: the columns, and the further fields of a problem by their names."""
-    if not isinstance(row.get("extras"), str):
+    extras = row.get("extras")
+    if not isinstance(extras, str):
         return dict(row)
-    return {**extras_of(row), **{name: value for name, value in row.items() if name != "extras"}}
+    return {**json.loads(extras or "{}"), **{name: value for name, value in row.items() if name != "extras"}}

@@ -89,7 +89,6 @@ class RollingTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         self.engine, self._rows = engine, rows
-        self._inputs: Sequence[Row] = ()
         self._rolled = RolledOut((), Counts())
         self._streams = self._checked_stream(train_dataset, args, progress)
         self._overlap = Overlap(args.overlap, self._begin, args.min_groups) if args.overlap else None
@@ -163,7 +162,7 @@ class RollingTrainer(BaseTrainer):
             self._next_batch += 1
         if self.engine.environments:
             self.engine.environments.release(self._rolled.environments)  # those of the batch before
-        self._rolled, self._inputs, self._weights_steps = rolled, rolled.rows, rolled.weights_steps
+        self._rolled, self._weights_steps = rolled, rolled.weights_steps
         if not all(t.token_exact or t.stop_reason.is_failure for t in rolled.trajectories):
             raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
         self._seconds["rollout"] += time.perf_counter() - start
@@ -190,6 +189,11 @@ class RollingTrainer(BaseTrainer):
         run = self._begin(self._next_batch, draws, self.progress.within_phase, groups.append, order)
         counts = run_async(run)
         return RolledOut(sorted(groups, key=lambda group: group.number), counts)
+
+    @property
+    def _inputs(self) -> list[Any]:
+        """Rows of the data set, one per rollout of this process."""
+        return self._rolled.rows
 
     def _prompt(self, row: Row) -> Messages:
         """The prompt of a row, as chat messages."""
