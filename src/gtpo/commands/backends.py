@@ -126,8 +126,7 @@ def _engine(args: BackendArguments, rollout: RolloutConfig, model_args: Generati
     settings: dict[str, Any] = {"model": model_args.model_name_or_path, "revision": model_args.model_revision}
     settings |= {"dtype": model_args.dtype or "auto", "max_model_len": rollout.max_context}
     settings["trust_remote_code"] = model_args.trust_remote_code
-    if (
-        rollout.deterministic and not torch.accelerator.is_available()
-    ):  # a seeded request that is prefilled in parts ends vLLM 0.32's CPU engine
+    if rollout.deterministic and not torch.accelerator.is_available():
+        # a seeded request that is prefilled in parts ends vLLM 0.32's CPU engine
         settings["enable_chunked_prefill"] = False
     return LLM(**{**settings, "logprobs_mode": "processed_logprobs", **options})

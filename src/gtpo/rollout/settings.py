@@ -18,7 +18,7 @@ class RolloutLimits:
         max_context: prompt and completion tokens; None takes the model's context length.
         max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
         max_repeated_tokens: repeated tokens after which a turn is degenerate and ended; 0: never.
-        max_rollout_s: wall-clock seconds from a rollout's beginning; None: no limit.
+        max_rollout_s: wall-clock seconds from when the rollout began; None: no limit.
     """
 
     max_turns: int = 8

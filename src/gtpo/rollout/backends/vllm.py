@@ -30,11 +30,7 @@ class VLLMBackend:
     """
 
     def __init__(
-        self,
-        llm: Any,
-        *,
-        before: Callable[[], None] | None = None,
-        after: Callable[[], None] | None = None,
+        self, llm: Any, *, before: Callable[[], None] | None = None, after: Callable[[], None] | None = None
     ) -> None:
         self.llm = llm
         self._before, self._after = before, after
