@@ -89,8 +89,8 @@ if sys.argv[1] == "ignored":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 async def work():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         await asyncio.sleep(60)
     finally:
         print("kept", flush=True)
