@@ -23,8 +23,13 @@ $(VENV)/.installed: requirements/pins.txt requirements/needs-compiler.txt pyproj
 train: setup
 	$(BIN)/gtpo demo $(ARGS)
 
+# The order of tests/conftest.py, longest files first; by default xdist begins with the files that have the most tests.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Tests start many processes that import gtpo; without its compiled files each of them would compile it anew.
+test test-oldest quick: export PYTHONDONTWRITEBYTECODE =
+
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # What leans on TRL, with the oldest TRL that pyproject.toml allows; `make test` has the pinned one.
 OLDEST_TRL = $(shell sed -n 's/.*"trl>=\([0-9.]*\),.*/\1/p' pyproject.toml)
@@ -33,7 +38,7 @@ ON_TRL = $(addprefix tests/training/test_,trl_compat.py trainer.py overlap.py gr
 
 test-oldest: setup
 	$(BIN)/pip install --quiet --upgrade --no-deps --target $(VENV)/oldest "trl==$(OLDEST_TRL)"
-	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ON_TRL) $(ARGS)
+	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(ON_TRL) $(ARGS)
 
 # Formulas, rollouts, verifiers and records, without training: for use while you edit, see CONTRIBUTING.md.
 QUICK = tests/functional tests/similarity tests/test_credit_assignment.py tests/test_advice.py tests/test_prose.py tests/cli/test_terminal.py tests/planning \

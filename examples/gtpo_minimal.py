@@ -254,7 +254,8 @@ def make_model() -> PreTrainedModel:
     """A GPT-2 of about 100,000 parameters, freshly initialised."""
     config = GPT2Config(
         vocab_size=len(VOCABULARY), n_positions=MAX_TOKENS, n_embd=64, n_layer=2, n_head=4, initializer_range=0.1,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+        activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
 

@@ -9,6 +9,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as the command line does, see gtpo.rollout.backends.transformers
 
+LONGEST_FIRST = (
+    "training/test_distributed.py", "lab/test_study.py", "sandbox/test_behaviours.py", "examples/test_minimal.py",
+    "rollout/test_transformers_backend.py", "training/test_durability.py", "lab/test_tiny.py",
+    "lab/test_gpu_benchmark.py", "training/test_overlap.py", "training/test_overlap_faults.py",
+    "tasks/test_math_adversarial.py", "training/test_trainer.py", "lab/test_tabular.py", "sandbox/test_local.py",
+    "evaluation/test_eval.py", "rollout/test_families.py", "sandbox/test_soak.py", "test_readme.py",
+)  # fmt: skip
+"""Files that take half a minute or more. One process runs all of a file (`--dist loadfile`): begun late, it would keep
+the others waiting at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See `LONGEST_FIRST`; the order is otherwise kept."""
+    here = Path(__file__).parent
+    place = {here / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

@@ -37,7 +37,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained(minimal):
-    """A whole run: the pass rate of each update, and the rollouts and advantages of the first one."""
+    """A shorter run than the example's own: the pass rate of each update, and the rollouts and advantages of the first one."""
     batches = []
     gtpo_advantages = minimal.gtpo_advantages
 
@@ -46,7 +46,7 @@ def trained(minimal):
         return batches[-1][1]
 
     minimal.gtpo_advantages = keep
-    pass_rates = minimal.train(seed=0)
+    pass_rates = minimal.train(seed=0, updates=20)
     minimal.gtpo_advantages = gtpo_advantages
     return pass_rates, *batches[0]
 

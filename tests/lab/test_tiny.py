@@ -97,7 +97,7 @@ def tool_format(family):
 
 @pytest.fixture(scope="module")
 def problems(family):
-    return family.make_problems(400, seed=1)
+    return family.make_problems(200, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Two steps on rollouts that are given, by one process or several; started by test_distributed with accelerate.
 
-    accelerate launch --config_file FILE --num_processes N same_update_run.py FOLDER PROCESSES gtpo|grpo
+    accelerate launch --config_file FILE --num_processes N same_update_run.py FOLDER PROCESSES ALGORITHM ...
 
-Writes what was computed to FOLDER/of_PROCESSES.pt: the rewards, advantages and losses of all rollouts in their order,
+Writes what was computed to FOLDER/ALGORITHM_of_PROCESSES.pt: the rewards, advantages and losses of all rollouts in their order,
 and the weights before and after, put together.
 """
 
@@ -77,14 +77,21 @@ def spread_on_cpu() -> None:
     config.apply_defaults = lambda args, default: setattr(args, "output_dir", str(Path(args.run_dir) / "checkpoints"))
 
 
-def main(folder: str, processes: str, algorithm: str) -> None:
-    sharded = {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
+def main(folder: str, processes: str, *algorithms: str) -> None:
+    sharded = bool({"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ))
     if sharded:
         spread_on_cpu()
+    for algorithm in algorithms:
+        update(folder, processes, algorithm, sharded)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def update(folder: str, processes: str, algorithm: str, sharded: bool) -> None:
     tokenizer = make_tokenizer()
     problems = [Problem(id=f"p/{i}", question=f"{i}+{9 - i}", answer="9") for i in range(10)]
     args = GTPOConfig(
-        run_dir=str(Path(folder, f"run_of_{processes}")),
+        run_dir=str(Path(folder, f"{algorithm}_run_of_{processes}")),
         algorithm=algorithm,
         tool_format="fenced",
         system_prompt="",
@@ -133,10 +140,8 @@ def main(folder: str, processes: str, algorithm: str) -> None:
     after = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         kind = trainer.accelerator.distributed_type.value
-        torch.save({**found, "before": before, "after": after, "kind": kind}, Path(folder, f"of_{processes}.pt"))
+        torch.save({**found, "before": before, "after": after, "kind": kind}, Path(folder, f"{algorithm}_of_{processes}.pt"))
     trainer.accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -98,14 +98,14 @@ def test_processes_that_share_weights_roll_out_at_their_own_pace(tmp_path):
 LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
 
 
-def update(folder, processes, algorithm, launch=None):
-    """What two steps on given rollouts come to."""
+def update(folder, processes, algorithms, launch=None):
+    """What two steps on given rollouts come to, by algorithm."""
     command = [
         sys.executable,
         str(Path(__file__).with_name("same_update_run.py")),
         str(folder),
         str(processes),
-        algorithm,
+        *algorithms,
     ]
     env = {**ENV, "DS_ACCELERATOR": "cpu"}
     if launch:
@@ -116,7 +116,7 @@ def update(folder, processes, algorithm, launch=None):
         env["ACCELERATE_USE_CPU"] = "true"
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    return torch.load(folder / f"of_{processes}.pt", weights_only=False)
+    return {name: torch.load(folder / f"{name}_of_{processes}.pt", weights_only=False) for name in algorithms}
 
 
 def padded(rows):
@@ -124,34 +124,35 @@ def padded(rows):
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
+ALGORITHMS = ("gtpo", "grpo")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    found = {}
-
-    def of(algorithm):
-        if algorithm not in found:
-            found[algorithm] = update(tmp_path_factory.mktemp("alone"), 1, algorithm)
-        return found[algorithm]
-
-    return of
+    return update(tmp_path_factory.mktemp("alone"), 1, ALGORITHMS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launch", "kind", "algorithm"),
+    ("launch", "kind", "algorithms"),
     [
-        ("ddp", "MULTI_CPU", "gtpo"),
-        ("ddp", "MULTI_CPU", "grpo"),
-        ("fsdp2", "FSDP", "gtpo"),
-        ("zero2", "DEEPSPEED", "gtpo"),
-        ("zero3", "DEEPSPEED", "gtpo"),
+        ("ddp", "MULTI_CPU", ALGORITHMS),
+        ("fsdp2", "FSDP", ALGORITHMS[:1]),
+        ("zero2", "DEEPSPEED", ALGORITHMS[:1]),
+        ("zero3", "DEEPSPEED", ALGORITHMS[:1]),
     ],
+    ids=["ddp", "fsdp2", "zero2", "zero3"],
 )
-def test_two_processes_update_as_one_does(tmp_path, alone, launch, kind, algorithm):
+def test_two_processes_update_as_one_does(tmp_path, alone, launch, kind, algorithms):
     """On the same rollouts: rewards, advantages, loss and weights. One of three groups is cut between the processes."""
     if launch.startswith("zero"):
         pytest.importorskip("deepspeed", reason="needs DeepSpeed (make test-cluster)")
-    one, two = alone(algorithm), update(tmp_path, 2, algorithm, launch)
+    found = update(tmp_path, 2, algorithms, launch)
+    for algorithm in algorithms:
+        check_same(alone[algorithm], found[algorithm], kind)
+
+
+def check_same(one, two, kind):
     needed = [padded(rows).any(dim=1).view(2, -1).sum(dim=1).tolist() for rows in one["advantages"]]
     assert any(first != second for first, second in needed), "processes that need different numbers of rows"
     assert two["kind"] == kind
