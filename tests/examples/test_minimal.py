@@ -37,7 +37,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained(minimal):
-    """A shorter run than the example's own: the pass rate of each update, and the rollouts and advantages of the first one."""
+    """Fewer updates than the example's own; their pass rates, and the rollouts and advantages of the first one."""
     batches = []
     gtpo_advantages = minimal.gtpo_advantages
 

@@ -2,8 +2,8 @@
 
     accelerate launch --config_file FILE --num_processes N same_update_run.py FOLDER PROCESSES ALGORITHM ...
 
-Writes what was computed to FOLDER/ALGORITHM_of_PROCESSES.pt: the rewards, advantages and losses of all rollouts in their order,
-and the weights before and after, put together.
+Writes what was computed to FOLDER/ALGORITHM_of_PROCESSES.pt: the rewards, advantages and losses of all rollouts
+in their order, and the weights before and after, put together.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def update(folder: str, processes: str, algorithm: str, sharded: bool) -> None:
     after = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         kind = trainer.accelerator.distributed_type.value
-        torch.save({**found, "before": before, "after": after, "kind": kind}, Path(folder, f"{algorithm}_of_{processes}.pt"))
+        torch.save(
+            {**found, "before": before, "after": after, "kind": kind}, Path(folder, f"{algorithm}_of_{processes}.pt")
+        )
     trainer.accelerator.wait_for_everyone()
 
 
