@@ -27,6 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from _gpu_sections import DRY, FULL, NEED_DATA, SECTIONS, Job
@@ -73,11 +74,9 @@ def run(job: Job, names: Sequence[str], minutes: float) -> dict[str, str]:
 def report(job: Job, said: Mapping[str, str]) -> str:
     """The sections' results as a page."""
     import torch
-    import transformers
-    import trl
 
     name = torch.cuda.get_device_name() if job.device == "cuda" else "CPU"
-    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, transformers, trl))
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "trl"))
     lines = [f"# gtpo on one GPU\n\n{name}; {versions}\n"]
     for section, state in said.items():
         lines.append(f"## {section.replace('_', ' ')}\n")

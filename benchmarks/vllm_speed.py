@@ -7,7 +7,8 @@ which loads the model's architecture with random weights (so that no turn ends e
 tokens), warms up, and is timed; the sides go in turns, in the other order every second round.
 
 - bench: the function behind `vllm bench throughput`, with the same prompts as ids and without text;
-- ours: `VLLMBackend`, a turn per request, with log-probabilities, which training needs;
+- bench, log-probabilities: the same, asking for the log-probability of each sampled token, which training needs;
+- ours: `VLLMBackend`, a turn per request, with log-probabilities;
 - seeded: the same with `deterministic`;
 - three turns, and three turns without prefix caching, without chunked prefill, with asynchronous scheduling: each
   rollout samples three turns of --tokens / 3, with 32 tokens of observations between them.
@@ -28,12 +29,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+BENCH_LOGPROBS = "bench, log-probabilities"
 PROMPT_TOKENS, OBSERVATION_TOKENS, TURNS, WARM_UP = 96, 32, 3, 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "bench": {},
+    BENCH_LOGPROBS: {"logprobs_mode": "processed_logprobs"},
     "ours": {},
     "seeded": {"enable_chunked_prefill": False},  # with it a seeded request ends vLLM 0.32's CPU engine
     "three turns": {},
@@ -42,7 +47,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "asynchronous": {"async_scheduling": True},
 }
 COMPARED = {
-    "ours": "bench",
+    BENCH_LOGPROBS: "bench",
+    "ours": BENCH_LOGPROBS,
     "seeded": "ours",
     "no prefix caching": "three turns",
     "no chunked prefill": "three turns",
@@ -61,6 +67,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def by_bench(args: argparse.Namespace, vocabulary: int) -> tuple[float, int]:
+    import vllm
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.throughput import run_vllm
     from vllm.engine.arg_utils import EngineArgs
@@ -69,14 +76,16 @@ def by_bench(args: argparse.Namespace, vocabulary: int) -> tuple[float, int]:
         return [SampleRequest({"prompt_token_ids": list(ids)}, len(ids), args.tokens) for ids in prompts]
 
     prompts = prompts_of(args, vocabulary)
-    seconds, outputs = run_vllm(
-        requests(prompts),
-        1,
-        EngineArgs(model=args.model, **engine_options(args)),
-        False,
-        disable_detokenize=True,
-        warmup_requests=requests([ids[::-1] for ids in prompts[:WARM_UP]]),
-    )
+    asked = {"logprobs": 0} if args.side == BENCH_LOGPROBS else {}
+    with patch.object(vllm, "SamplingParams", partial(vllm.SamplingParams, **asked)):
+        seconds, outputs = run_vllm(
+            requests(prompts),
+            1,
+            EngineArgs(model=args.model, **engine_options(args)),
+            False,
+            disable_detokenize=True,
+            warmup_requests=requests([ids[::-1] for ids in prompts[:WARM_UP]]),
+        )
     return seconds, sum(len(output.outputs[0].token_ids) for output in outputs or ())
 
 
@@ -117,7 +126,7 @@ def side(args: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
     vocabulary = AutoConfig.from_pretrained(args.model).get_text_config().vocab_size
-    seconds, tokens = (by_bench if args.side == "bench" else by_backend)(args, vocabulary)
+    seconds, tokens = (by_bench if args.side in ("bench", BENCH_LOGPROBS) else by_backend)(args, vocabulary)
     Path(args.figures).write_text(json.dumps({"seconds": seconds, "tokens": tokens}))
     os._exit(0)  # vLLM's processes take long to leave; they are ended from outside
 

@@ -52,6 +52,7 @@ class StopSignals:
         self._fds = (-1, -1)
         self._terminals: list[int] = []
         self._hung_up = False
+        self._letting_go = threading.Lock()
 
     def __enter__(self) -> StopSignals:
         global _active
@@ -88,6 +89,8 @@ class StopSignals:
     def _in_main_thread(self, number: int, frame: FrameType | None) -> None:
         first, self._handled = not self._handled, True  # the thread may have noted it by now
         self.requested = self.requested or signal.Signals(number)
+        if number == signal.SIGHUP:  # before this thread writes again, which may be sooner than the other one runs
+            self._let_go_of_terminals()
         if first and not self._deferred:
             interrupt = signal.getsignal(signal.SIGINT)
             if not callable(interrupt):  # ignored, as in the background of a script
@@ -126,11 +129,16 @@ class StopSignals:
 
     def _let_go_of_terminals(self) -> None:
         """Whoever writes to a terminal that has hung up gets an error; let them write to nowhere."""
-        for fd in [fd for fd in self._terminals if not _is_terminal(fd)]:
-            self._terminals.remove(fd)
-            nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            os.dup2(nowhere, fd)
-            os.close(nowhere)
+        if not self._letting_go.acquire(blocking=False):
+            return  # the other thread is at it, or this handler interrupted it
+        try:
+            for fd in [fd for fd in self._terminals if not _is_terminal(fd)]:
+                self._terminals.remove(fd)
+                nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                os.dup2(nowhere, fd)
+                os.close(nowhere)
+        finally:
+            self._letting_go.release()
 
 
 @contextlib.contextmanager

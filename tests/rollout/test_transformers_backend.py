@@ -273,7 +273,7 @@ def test_a_model_whose_state_the_rows_can_not_hold_is_sampled_from_all_the_same(
     model = AutoModelForCausalLM.from_config(OTHERS[name]).eval()
     with pytest.warns(UserWarning, match=r"one at a time.*use vLLM"):
         backend = TransformersBackend(model)
-    prompts, scripts = conversations(3)
+    prompts, scripts = conversations(2)
     sampling = Sampling(temperature=0.7)
     said = asyncio.run(turns(backend, prompts, scripts, sampling=sampling))
     assert said == asyncio.run(turns(backend, prompts, scripts, sampling=sampling, pauses=lambda i, j: 0.01 * (3 - i)))

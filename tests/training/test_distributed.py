@@ -11,32 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_run import CAN_GO_ON
+from processes import run_together
 
 from gtpo.errors import ConfigError
 from gtpo.run_directory import RunFiles
 from gtpo.training.trl_compat import whole_weights
 
+HERE = Path(__file__).parent
 ENV = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
 }
 """Of the scripts that are started; they import what tests share."""
 
 
 def run(script, folder, *options):
     """What two processes saw."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name(script)), str(folder), *options],
-        env=ENV,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_together(HERE / script, folder / "log.txt", folder, *options)
     return [json.loads((folder / f"process_{i}.json").read_text()) for i in range(2)]
 
 
@@ -100,22 +93,18 @@ LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
 
 def update(folder, processes, algorithms, launch=None):
     """What two steps on given rollouts come to, by algorithm."""
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("same_update_run.py")),
-        str(folder),
-        str(processes),
-        *algorithms,
-    ]
-    env = {**ENV, "DS_ACCELERATOR": "cpu"}
-    if launch:
+    script, argv = str(HERE / "same_update_run.py"), [str(folder), str(processes), *algorithms]
+    if launch is None:
+        run_together(script, folder / "log.txt", *argv, processes=processes)
+    else:
+        env = {**ENV, "DS_ACCELERATOR": "cpu"}
         options = ["--config_file", str(LAUNCH / f"{launch}.yaml"), "--num_processes", str(processes)]
         options += ["--mixed_precision", "no", "--main_process_port", "0"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command[1:]]
-    if launch in (None, "ddp"):
-        env["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, script, *argv]
+        if launch == "ddp":
+            env["ACCELERATE_USE_CPU"] = "true"
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stderr
     return {name: torch.load(folder / f"{name}_of_{processes}.pt", weights_only=False) for name in algorithms}
 
 
