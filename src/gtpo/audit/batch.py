@@ -105,7 +105,7 @@ class AuditBatch:
 
     @classmethod
     def from_trl(cls, output: Mapping[str, Any]) -> AuditBatch:
-        """What TRL's `GRPOTrainer._generate_and_score_completions` returns (TRL 1.14 to 1.16).
+        """What TRL's `GRPOTrainer._generate_and_score_completions` returns (TRL 1.10 to 1.16).
 
         Read are `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, and if they are there `tool_mask`,
         `sampling_per_token_logps` and `old_per_token_logps`, each (B, T) as tensor, array or lists. The mask is, as
