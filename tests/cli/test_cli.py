@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from trl import ModelConfig
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
+from gtpo.commands.arguments import adapter_config
 from gtpo.lab.tiny.model import make_model
 
 CPU = ["--use_cpu", "true", "--bf16", "false", "--num_generations", "2", "--per_device_train_batch_size", "2"]
@@ -277,3 +279,32 @@ def test_recipes_call_commands_that_there_are():
     scripts = list((Path(__file__).parents[2] / "recipes").rglob("*.sh"))
     called = {name for path in scripts for name in re.findall(r'"\$gtpo" ([a-z-]+)', path.read_text())}
     assert {"eval", "make-traces"} <= called <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_lora_modules_that_the_model_has_not_are_named(capsys, tmp_path, problem_file, model_dir, command):
+    traces = tmp_path / "traces.jsonl"
+    messages = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "42"}]
+    traces.write_text(json.dumps({"messages": messages}) + "\n")
+    data = ["--train_file", str(problem_file)] if command == "train" else ["--traces", str(traces)]
+    shared = [
+        "--model",
+        str(model_dir),
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--tool_format",
+        "fenced",
+        "--bf16",
+        "false",
+    ]
+    targets = ["--use_peft", "true", "--lora_target_modules", "q_proj", "w_proj"]
+    said = fails(capsys, command, *data, *shared, *targets)
+    assert "lora_target_modules: the model has no w_proj; all-linear, or some of: " in said
+    assert "o_proj, q_proj, up_proj" in said
+
+
+@pytest.mark.parametrize(("given", "taken"), [(["q_proj"], {"q_proj"}), ([".*[qk]_proj"], ".*[qk]_proj")])
+def test_one_lora_module_is_a_name_unless_it_is_a_pattern(tiny_tokenizer, given, taken):
+    model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1)
+    options = ModelConfig(use_peft=True, lora_target_modules=given)
+    assert adapter_config(options, model).target_modules == taken

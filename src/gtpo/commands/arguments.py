@@ -15,7 +15,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trl import ModelConfig, TrlParser, get_quantization_config
+from torch.nn import Linear
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from gtpo import models
 from gtpo._options import check_numbers
@@ -195,6 +196,28 @@ def load_model(
         trust_remote_code=trust_remote_code or None,
         **(more or {}),
     )
+
+
+def adapter_config(model_args: ModelConfig, model: Any) -> Any:
+    """The LoRA adapter of `--use_peft`, None without it.
+
+    Raises:
+        ConfigError: a name in `--lora_target_modules` is none of the model's.
+    """
+    config: Any = get_peft_config(model_args)
+    targets = config.target_modules if config is not None else None
+    if targets is None or targets == "all-linear":
+        return config
+    if isinstance(targets, str) and targets.isidentifier():  # TRL takes a list of one name for a pattern
+        config.target_modules = targets = {targets}
+    names = {targets: targets} if isinstance(targets, str) else {name: rf"(.*\.)?{re.escape(name)}" for name in targets}
+    modules = dict(model.named_modules())
+    for name, pattern in sorted(names.items()):
+        if not any(re.fullmatch(pattern, module) for module in modules):
+            linear = {module.rpartition(".")[2] for module, layer in modules.items() if isinstance(layer, Linear)}
+            known = ", ".join(sorted(linear))
+            raise ConfigError(f"lora_target_modules: the model has no {name}; all-linear, or some of: {known}")
+    return config
 
 
 def take_model_options(args: Any) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from gtpo._text import say
-from gtpo.commands.arguments import CommandLine, load_model, load_tokenizer, take_model_options
+from gtpo.commands.arguments import CommandLine, adapter_config, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start
@@ -50,15 +50,16 @@ def main(argv: Sequence[str]) -> int:
     provenance = {"traces": asdict(trace_args), "model": asdict(model_args)}
     model_options = take_model_options(args)
     with held(args, trace_args, provenance):
+        model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
         result = cold_start(
-            load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options),
+            model,
             tokenizer,
             traces,
             args,
             resume=trace_args.choice,
             resume_with_changes=trace_args.resume_with_changes,
             provenance=provenance,
-            peft_config=get_peft_config(model_args),
+            peft_config=adapter_config(model_args, model),
         )
     if args.process_index == 0:
         say(f"{result.steps} steps on {len(traces)} traces; model in {result.model_dir}")

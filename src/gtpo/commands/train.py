@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, CommandLine, load_model, load_tokenizer, take_model_options
+from gtpo.commands.arguments import (
+    ColumnArguments,
+    CommandLine,
+    adapter_config,
+    load_model,
+    load_tokenizer,
+    take_model_options,
+)
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer
@@ -92,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
             label=args.algorithm,
             engine=engine,
             verifier=verifier,
-            peft_config=get_peft_config(model_args),
+            peft_config=adapter_config(model_args, model),
         )
     if is_main:
         say(f"{result.steps} steps; model in {result.model_dir}, metrics and rollouts in {result.run_dir}")
