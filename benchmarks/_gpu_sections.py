@@ -34,6 +34,7 @@ class Size:
     problems: int
     cold_start: Mapping[str, Any]
     study_steps: int
+    seeds: tuple[int, ...]
     loop: tuple[str, ...]
     random: Mapping[str, int]
 
@@ -47,6 +48,7 @@ FULL = Size(
     problems=200,
     cold_start={"max_traces": None, "num_train_epochs": 2, "per_device_train_batch_size": 32},
     study_steps=30,
+    seeds=(1, 2),
     loop=("--cases", "A1,B1", "--rounds", "2", "--continuous-rounds", "0"),
     random={
         "hidden_size": 1536,
@@ -65,6 +67,7 @@ DRY = Size(
     problems=4,
     cold_start={"max_traces": 16, "num_train_epochs": 1, "per_device_train_batch_size": 8},
     study_steps=1,
+    seeds=(1,),
     loop=("--cases", "B2", "--rounds", "1", "--continuous-rounds", "0", "--rollouts", "8"),
     random={
         "hidden_size": 32,
@@ -334,7 +337,7 @@ def study(job: Job) -> list[str]:
         document["train"] |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
         document["evaluate"] |= {"dtype": "float32"}
     document["variants"] = {"grpo": {"algorithm": "grpo"}, "defaults": {}}
-    document["seeds"] = [1, 2]
+    document["seeds"] = list(job.size.seeds)
     path = job.output / "study.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     command("study", path, "--jobs", 4)
