@@ -24,6 +24,7 @@ from gtpo.evaluation.statistics import paired_difference
 from gtpo.lab.study.figures import spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p
 from gtpo.rollout import PromptConfig, get_format
+from gtpo.run_directory import RunFiles
 from gtpo.similarity import LexicalSimilarity
 from gtpo.types import InvalidCall
 
@@ -161,23 +162,22 @@ def of_evaluation(folder: Path) -> dict[str, float]:
 
 def of_training(folder: Path) -> dict[str, float]:
     """Of the first and the last third of the recorded steps."""
-    paths = sorted((folder / "rollouts").glob("step_*.jsonl"))
-    third = max(len(paths) // 3, 1)
+    run = RunFiles(folder)
+    steps = run.steps()
+    third = max(len(steps) // 3, 1)
     found = {}
-    for part in (paths[:third], paths[-third:]) if paths else ():
-        values = [value for path in part for value in failed_similarities(path)]
-        numbers = [str(int(path.stem.removeprefix("step_"))) for path in part]
-        name = f"step {numbers[0]}" if len(part) == 1 else f"steps {numbers[0]} to {numbers[-1]}"
+    for part in (steps[:third], steps[-third:]) if steps else ():
+        values = [value for step in part for value in failed_similarities(run.rollouts(step))]
+        name = f"step {part[0]}" if len(part) == 1 else f"steps {part[0]} to {part[-1]}"
         if values:
             found[f"similarity of failures, {name}"] = fmean(values)
     return found
 
 
-def failed_similarities(path: Path) -> Iterator[float]:
+def failed_similarities(rows: Sequence[dict[str, Any]]) -> Iterator[float]:
     """Mean similarity of each failed rollout of a step to the successes of its group, where there are both."""
     groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
+    for row in rows:
         groups[row["group"]].append(row)
     for members in groups.values():
         passes = [i for i, row in enumerate(members) if row["passed"]]

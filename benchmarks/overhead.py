@@ -1,6 +1,6 @@
 """What GTPO costs a step beside GRPO: time by part, and memory, on rollouts of real runs and at the size of a 7B model.
 
-    python benchmarks/overhead.py RUN_DIR [RUN_DIR ...] [--rounds 20]
+    python benchmarks/overhead.py RUN_DIR [RUN_DIR ...] [--rounds 20] [--no-large]
 
 Rollouts and everything that TRL does are the same for both; what differs is the credit. It is timed here on one
 thread on the last recorded step of each run, GTPO and GRPO in turn, and set beside the median time of the run's steps.
@@ -23,6 +23,7 @@ import torch
 
 from gtpo import functional as F
 from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
+from gtpo.run_directory import RunFiles
 from gtpo.similarity import LexicalSimilarity
 from gtpo.similarity.lexical import ngram_weights
 
@@ -31,20 +32,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True, help="the row of a 7B model")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| batch | rollouts x tokens | GRPO ms | GTPO ms | of it similarity | spreading | memory | step s | share |")
     print("|---" * 9 + "|")
     for run in args.runs:
-        path = sorted((run / "rollouts").glob("step_*.jsonl"))[-1]
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        step_s = statistics.median(step["step_time"] for step in steps if "step_time" in step)
+        files = RunFiles(run)
+        rows = files.rollouts(files.steps()[-1])
+        step_s = statistics.median(line["step_time"] for line in files.metrics() if "step_time" in line)
         facts = [facts_of(row) for row in rows]
         tokens = [[(turn["tokens"], turn["observation_tokens"]) for turn in row["turns"]] for row in rows]
         report(str(run), facts, turn_ids(tokens), args.rounds, step_s)
-    facts, ids = large_batch()
-    report("7B, 64 prompts x 8", facts, ids, max(args.rounds // 4, 3), None)
+    if args.large:
+        facts, ids = large_batch()
+        report("7B, 64 prompts x 8", facts, ids, max(args.rounds // 4, 3), None)
 
 
 def facts_of(row: dict) -> CreditInputs:

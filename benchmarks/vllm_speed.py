@@ -70,8 +70,8 @@ def by_bench(args: argparse.Namespace, vocabulary: int) -> tuple[float, int]:
     import vllm
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.throughput import run_vllm
-    from vllm.entrypoints.llm import LLM  # noqa: F401 (loaded while SamplingParams is still a class)
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.entrypoints.llm import LLM  # noqa: F401 (loaded while SamplingParams is still a class)
 
     def requests(prompts: Sequence[Sequence[int]]) -> list[SampleRequest]:
         return [SampleRequest({"prompt_token_ids": list(ids)}, len(ids), args.tokens) for ids in prompts]
