@@ -325,6 +325,7 @@ def study(job: Job) -> list[str]:
     assert job.data is not None
     document = yaml.safe_load((RECIPE / "study.yaml").read_text())
     document["output"] = str(job.output / "study")
+    del document["train"]["gamma"]  # that of the defaults of today
     document["train"] |= {
         "model": str(job.output / "cold-start" / "model"),
         "train_file": str(job.data / "gsm8k_train.jsonl"),

@@ -76,6 +76,7 @@ def one(args: argparse.Namespace) -> None:
         tools="gtpo.lab.tiny.steps:Calculator",
         tool_format="fenced",
         system_prompt="",
+        gamma=0.9,
         max_turns=8,
         max_turn_tokens=24,
         max_completion_length=192,

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit, credit_inputs, credit_metrics
+from gtpo.credit_assignment import (
+    CreditInputs,
+    CreditSettings,
+    compute_credit,
+    credit_inputs,
+    credit_metrics,
+    default_gamma,
+)
 from gtpo.errors import ConfigError
 from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajectory, Turn
 
@@ -241,7 +248,7 @@ def test_credit_bounds_the_advantages_of_a_group_whose_first_returns_hardly_diff
 
 
 def test_one_set_of_defaults_everywhere():
-    """Functions, settings, the trainer's configuration and the report have the same; a preset has the paper's."""
+    """Functions, settings, report and, but for gamma, the trainer have the same; a preset has the paper's."""
     import inspect
     from dataclasses import asdict
 
@@ -255,7 +262,8 @@ def test_one_set_of_defaults_everywhere():
             if name in chosen:
                 assert parameter.default == chosen[name], (function.__name__, name)
     assert {name: SETTINGS[name] for name in chosen} == chosen
-    assert GTPOConfig(bf16=False).credit_settings() == CreditSettings()
+    assert GTPOConfig(bf16=False, max_turns=4).credit_settings() == CreditSettings()
+    assert GTPOConfig(bf16=False, max_turns=8).credit_settings() == CreditSettings(gamma=default_gamma(8))
     assert GTPOConfig(bf16=False, preset="paper").credit_settings() == CreditSettings.paper()
     mixed = GTPOConfig(bf16=False, preset="paper", zero_uniform_groups=True).credit_settings()
     assert mixed == CreditSettings.paper(zero_uniform_groups=True)

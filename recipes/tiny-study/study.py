@@ -66,6 +66,7 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
         "tools": start.tools,
         "tool_format": "fenced",
         "system_prompt": "",
+        "gamma": 0.9,
         "max_turns": start.max_turns,
         "max_turn_tokens": 24,
         "max_completion_length": start.max_completion_length,

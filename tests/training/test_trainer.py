@@ -245,7 +245,10 @@ def test_settings_that_can_not_work_are_refused_by_name(config, change, fault, m
 
 
 def test_gamma_may_follow_from_the_number_of_turns(config):
-    assert config().gamma == 0.9
+    assert [config(max_turns=turns).gamma for turns in (2, 4)] == [0.9] * 2, "the paper's, where that is enough"
+    assert config(max_turns=14).gamma ** 13 == pytest.approx(0.7)
+    assert config(max_turns=14, preset="paper").gamma == 0.9
+    assert config(max_turns=14, gamma=0.8).gamma == 0.8
     chosen = config(first_turn_share=0.7, max_turns=8)
     assert chosen.gamma**7 == pytest.approx(0.7)
     assert config(first_turn_share=0.7, max_turns=1).gamma == 1.0

@@ -15,7 +15,7 @@ from trl import GRPOConfig
 
 from gtpo import functional as F
 from gtpo._options import check_numbers
-from gtpo.credit_assignment import CreditSettings
+from gtpo.credit_assignment import CreditSettings, default_gamma
 from gtpo.errors import ConfigError
 from gtpo.failures import FailurePolicy
 from gtpo.rollout import RolloutConfig
@@ -45,14 +45,16 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     gamma: float | None = field(
         default=None,
         metadata={
-            "help": "Discount of later turns' rewards, in [0, 1]; by default 0.9 [paper], or by first_turn_share."
+            "help": "Discount of later turns' rewards, in [0, 1]. By default the paper's 0.9 up to 4 turns, and for a "
+            "larger max_turns so much that the first turn of the longest success keeps 0.7 of its reward; with the "
+            "preset paper 0.9."
         },
     )
     first_turn_share: float | None = field(
         default=None,
         metadata={
             "help": "Chooses gamma such that the first of max_turns turns keeps this share of a success's reward, in "
-            "(0, 1]; 0.7 suits long rollouts and rare success. Ours; by default gamma is 0.9."
+            "(0, 1], also where that is below 0.9."
         },
     )
     alpha: float = field(
@@ -64,8 +66,9 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     preset: Literal["default", "paper"] = field(
         default="default",
         metadata={
-            "help": "Sets normalize_over, zero_uniform_groups and advantage_clip where they are not given: default "
-            "(first_turns, true, 10; chosen by our measurements, docs/results.md) or paper (all_turns, false, 0)."
+            "help": "Sets normalize_over, zero_uniform_groups, advantage_clip and gamma where they are not given: "
+            "default (first_turns, true, 10, by max_turns; chosen by our measurements, docs/results.md) or paper "
+            "(all_turns, false, 0, 0.9)."
         },
     )
     normalize_over: Literal["all_turns", "first_turns", "same_turn"] | None = field(
@@ -265,7 +268,9 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
 
     def _chosen_gamma(self) -> float:
         if self.first_turn_share is None:
-            return CreditSettings.gamma if self.gamma is None else self.gamma
+            if self.gamma is not None:
+                return self.gamma
+            return CreditSettings.gamma if self.preset == "paper" else default_gamma(self.max_turns)
         if not 0 < self.first_turn_share <= 1:
             raise ConfigError(f"first_turn_share must be in (0, 1], got {self.first_turn_share}")
         chosen = F.gamma_for_turns(self.max_turns, first_share=self.first_turn_share)
