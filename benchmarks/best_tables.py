@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median_low
@@ -13,6 +14,7 @@ import yaml
 from gtpo.lab.study.figures import Spread, spread
 from gtpo.lab.study.report import markdown_table, shown, shown_p
 
+_AT_ANOTHERS_SETTING = re.compile(r"_x\d$")
 COLLAPSED = 0.5
 """A run has collapsed if its last training pass rate is below this share of its highest one, over `window` batches."""
 
@@ -68,7 +70,8 @@ def map_table(studies: Path, names: Sequence[str]) -> str:
     One that is significantly below GRPO (its 95 % interval excludes 0) is bold.
     """
     reports = {name: _report(studies / "best" / name) for name in names}
-    others = list(dict.fromkeys(variant for report in reports.values() for variant in report["differences"]))
+    found = dict.fromkeys(variant for report in reports.values() for variant in report["differences"])
+    others = [variant for variant in found if not _AT_ANOTHERS_SETTING.search(variant)]
     rows = []
     for name, report in reports.items():
         start = fmean(run["curve"][0] for cells in report["cells"].values() for run in cells.values())
