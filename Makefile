@@ -27,6 +27,8 @@ train: setup
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Tests start many processes that import gtpo; without its compiled files each of them would compile it anew.
 test test-oldest quick: export PYTHONDONTWRITEBYTECODE =
+# Two processes per core already: threads of torch's would wait for each other, busily.
+test test-oldest: export OMP_NUM_THREADS = 1
 
 test: setup
 	$(PYTEST) $(ARGS)

@@ -81,6 +81,15 @@ def conversations(number, seed=0):
     return prompts, [[[], *contexts(rng.randrange(4), longest=20, seed=i)] for i in range(number)]
 
 
+@pytest.fixture
+def two_threads():
+    """`make test` runs with one, where fewer things can differ."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_greedy_turns_are_those_of_the_hosts_generate(model, batch_size):
     prompts, scripts = conversations(10)
@@ -116,6 +125,7 @@ def test_logprobs_are_those_of_a_plain_forward_pass(model, attention):
             context += generation.token_ids
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_rollout_does_not_depend_on_those_beside_it_or_on_when_they_came(model, dtype):
     cast = LlamaForCausalLM(model.config).to(dtype).eval()
