@@ -171,9 +171,8 @@ def steps(job: Job) -> list[str]:
 def train_measured(job: Job, options: list[str]) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """The lines of metrics, and the device's peak memory while it updates and while it generates (0 on a CPU)."""
     import torch
-    from trl import get_peft_config
 
-    from gtpo.commands.arguments import load_model, load_tokenizer
+    from gtpo.commands.arguments import adapter_config, load_model, load_tokenizer
     from gtpo.commands.train import arguments
     from gtpo.run_directory import read_metrics
     from gtpo.tasks.sources import problems_from
@@ -196,14 +195,16 @@ def train_measured(job: Job, options: list[str]) -> tuple[list[dict[str, Any]], 
         lap("rollout")
         return found
 
+    model = load_model(model_args, training=True)
     with patch.object(GTPOTrainer, "_generate_and_score_completions", timed):
         train(
-            load_model(model_args, training=True),
+            model,
             load_tokenizer(model_args),
             problems_from(problem_args.train_file),
             args,
-            peft_config=get_peft_config(model_args),
+            peft_config=adapter_config(model_args, model),
         )
+    del model
     lap("training")
     gc.collect()
     if job.device == "cuda":
