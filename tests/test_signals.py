@@ -139,11 +139,15 @@ def test_a_closing_terminal_is_a_signal_and_writing_to_it_no_error(tmp_path):
 
 def test_a_forked_child_is_ended_by_its_signals_and_does_not_tell_its_parent():
     with stop_signals() as stop, stop.deferred():
+        started, told = os.pipe()
         pid = os.fork()
         if pid == 0:
+            os.write(told, b".")  # CPython forgets signals that come while it forks
             time.sleep(60)
             os._exit(0)
-        time.sleep(0.1)
+        os.read(started, 1)
+        os.close(started)
+        os.close(told)
         os.kill(pid, signal.SIGTERM)
         _, ended = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(ended) == -signal.SIGTERM
