@@ -16,7 +16,7 @@ from gtpo.lab.tiny.flaky import BUSY, FAILURE_RATE, FlakyLookupTool
 from gtpo.lab.tiny.hops import FACTS, look_up
 from gtpo.lab.tiny.model import PHRASES, make_model, make_tokenizer
 from gtpo.lab.tiny.pipeline import MAX_LENGTH
-from gtpo.lab.tiny.steps import OPERATORS, Calculator
+from gtpo.lab.tiny.steps import OPERATORS, Calculator, computed
 from gtpo.rollout import ChatEncoder, PromptConfig, get_format
 from gtpo.sandbox import LocalSandbox
 from gtpo.tasks.verifiers import get_verifier
@@ -162,6 +162,15 @@ def test_behaviour_without_faults_solves_every_problem(family, problems, tool_fo
         good = mixed_traces(family, problems, sandbox, tool_format, Behaviour(0, 0, 0), seed=1)
     verdicts = verifier.verify_many([trace[-1]["content"] for trace in good], problems)
     assert all(verdict.passed for verdict in verdicts)
+
+
+@pytest.mark.parametrize("failing", ["1/0", "(2", "007", "1;2"])
+def test_computations_in_one_program_give_what_each_gives_alone(failing):
+    calls = [f"{i}*-{i}" for i in range(250)] + [failing, "- -7//2"]
+    with closing(LocalSandbox(max_workers=2)) as sandbox:
+        alone = [result.render() for result in run_async(sandbox.run_many(calls))]
+        assert computed(calls, sandbox) == alone
+        assert computed(calls[:250], sandbox) == alone[:250]
 
 
 def test_the_calculator_runs_a_computation_once_and_any_other_program_each_time():

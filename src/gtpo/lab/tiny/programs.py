@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from gtpo.lab.tiny.steps import python_results
+from gtpo.lab.tiny.steps import computed
 from gtpo.sandbox import Sandbox
 from gtpo.tasks.problems import Problem
 from gtpo.traces.mixed import draw_problems
@@ -54,7 +54,7 @@ class Programs:
 
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
         """See `Family.results`."""
-        return python_results(calls, sandbox)
+        return computed(calls, sandbox)
 
 
 class _Walk:

@@ -25,6 +25,8 @@ OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 _PURE = re.compile(r"[\d+\-*/ ()]{1,60}")
+_TOGETHER = 200
+"""Computations in one program; what they print stays below the limit of a program's output."""
 
 
 class Calculator:
@@ -75,9 +77,20 @@ class _CalculatorUse:
         await self._python.aclose()
 
 
-def python_results(calls: Sequence[str], sandbox: Sandbox) -> list[str]:
-    """What the sandbox says to each program."""
-    return [result.render() for result in run_async(sandbox.run_many(list(calls)))]
+def computed(calls: Sequence[str], sandbox: Sandbox) -> list[str]:
+    """What the sandbox says to each computation, many of them in one program.
+
+    Where one of a program's computations fails, each of them is run in a program of its own.
+    """
+    parts = [calls[start : start + _TOGETHER] for start in range(0, len(calls), _TOGETHER)]
+    together = ["\n".join(f"print({call})" for call in part) for part in parts]
+    found: list[str] = []
+    for part, result in zip(parts, run_async(sandbox.run_many(together)), strict=True):
+        lines = result.render().splitlines()
+        if result.status != "ok" or len(lines) != len(part):
+            lines = [alone.render() for alone in run_async(sandbox.run_many(part))]
+        found += lines
+    return found
 
 
 class Steps:
@@ -117,7 +130,7 @@ class Steps:
 
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
         """See `Family.results`."""
-        return python_results(calls, sandbox)
+        return computed(calls, sandbox)
 
 
 class _Walk:
