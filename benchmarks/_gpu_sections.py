@@ -172,7 +172,7 @@ def train_measured(job: Job, options: list[str]) -> tuple[list[dict[str, Any]], 
     """The lines of metrics, and the device's peak memory while it updates and while it generates (0 on a CPU)."""
     import torch
 
-    from gtpo.commands.arguments import adapter_config, load_model, load_tokenizer
+    from gtpo.commands.model_options import adapter_config, load_model, load_tokenizer
     from gtpo.commands.train import arguments
     from gtpo.run_directory import read_metrics
     from gtpo.tasks.sources import problems_from

@@ -16,7 +16,7 @@ from statistics import fmean, median
 from typing import Any
 from unittest.mock import patch
 
-from gtpo.commands.arguments import load_model, load_tokenizer
+from gtpo.commands.model_options import load_model, load_tokenizer
 from gtpo.commands.train import arguments
 from gtpo.run_directory import read_metrics
 from gtpo.tasks.sources import problems_from

@@ -9,8 +9,8 @@ import torch
 from trl import ModelConfig
 
 from gtpo import models
-from gtpo.commands.arguments import GenerationModelConfig, load_model
 from gtpo.commands.backends import BackendArguments, make_backend
+from gtpo.commands.model_options import GenerationModelConfig, load_model
 from gtpo.errors import ConfigError
 from gtpo.lab.tiny.model import make_model
 from gtpo.models import Placement, placement

@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
-from gtpo.commands.arguments import adapter_config
+from gtpo.commands.model_options import adapter_config
 from gtpo.lab.tiny.model import make_model
 
 CPU = ["--use_cpu", "true", "--bf16", "false", "--num_generations", "2", "--per_device_train_batch_size", "2"]

@@ -11,7 +11,7 @@ from quiet import QUIET
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig
 
 from gtpo.cli import main
-from gtpo.commands.arguments import load_model
+from gtpo.commands.model_options import load_model
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 from gtpo.training.config import GTPOConfig

@@ -15,10 +15,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch.nn import Linear
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import TrlParser
 
-from gtpo import models
 from gtpo._options import check_numbers
 from gtpo._text import did_you_mean, show
 from gtpo._yaml import read_yaml
@@ -159,89 +157,6 @@ def _check_flags(argv: Sequence[str], known: set[str]) -> None:
 
 def _nearest(name: str, known: set[str]) -> str:
     return did_you_mean(name, known | set(ALIASES)) or "; see --help_all for the known ones"
-
-
-def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of `--model`; see `gtpo.models`."""
-    return models.load_tokenizer(
-        model_args.model_name_or_path, revision=model_args.model_revision, trust_remote_code=trust_remote_code
-    )
-
-
-def load_model(
-    model_args: ModelConfig,
-    *,
-    training: bool = False,
-    trust_remote_code: bool = False,
-    more: Mapping[str, Any] | None = None,
-) -> Any:
-    """The weights of `--model`, in the number format and quantisation that the options ask for; see `gtpo.models`.
-
-    Args:
-        model_args: the options.
-        training: whether a trainer gets the model.
-        trust_remote_code: whether the model's own code may be run.
-        more: further options of `from_pretrained`.
-
-    Raises:
-        ConfigError: it can't be loaded.
-    """
-    return models.load_model(
-        model_args.model_name_or_path,
-        training=training,
-        dtype=model_args.dtype,
-        revision=model_args.model_revision,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=get_quantization_config(model_args),
-        trust_remote_code=trust_remote_code or None,
-        **(more or {}),
-    )
-
-
-def adapter_config(model_args: ModelConfig, model: Any) -> Any:
-    """The LoRA adapter of `--use_peft`, None without it.
-
-    Raises:
-        ConfigError: a name in `--lora_target_modules` is none of the model's.
-    """
-    config: Any = get_peft_config(model_args)
-    targets = config.target_modules if config is not None else None
-    if targets is None or targets == "all-linear":
-        return config
-    if isinstance(targets, str) and targets.isidentifier():  # TRL takes a list of one name for a pattern
-        config.target_modules = targets = {targets}
-    names = {targets: targets} if isinstance(targets, str) else {name: rf"(.*\.)?{re.escape(name)}" for name in targets}
-    modules = dict(model.named_modules())
-    for name, pattern in sorted(names.items()):
-        if not any(re.fullmatch(pattern, module) for module in modules):
-            linear = {module.rpartition(".")[2] for module, layer in modules.items() if isinstance(layer, Linear)}
-            known = ", ".join(sorted(linear))
-            raise ConfigError(f"lora_target_modules: the model has no {name}; all-linear, or some of: {known}")
-    return config
-
-
-def take_model_options(args: Any) -> dict[str, Any]:
-    """The trainer's `model_init_kwargs`, which have their effect when the command loads the model.
-
-    They are taken out of the arguments, since TRL would say that it ignores them. What a reference model needs stays.
-
-    Args:
-        args: a trainer's configuration.
-    """
-    options = dict(args.model_init_kwargs or {})
-    args.model_init_kwargs = dict(options) if getattr(args, "beta", 0) and options else None
-    return options
-
-
-@dataclass
-class GenerationModelConfig(ModelConfig):
-    """Model."""
-
-    dtype: str | None = dataclasses.field(
-        default="auto",
-        metadata={"help": "Number format of the weights: auto (that of the checkpoint), float32, bfloat16 or float16."},
-    )
-    trust_remote_code: bool = dataclasses.field(default=False, metadata={"help": "Run code that comes with the model."})
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 
 from gtpo._http import key_for
 from gtpo._text import say
-from gtpo.commands.arguments import GenerationModelConfig, load_model
+from gtpo.commands.model_options import GenerationModelConfig, load_model
 from gtpo.errors import BackendError, ConfigError, ServerGoneError
 from gtpo.rollout import RolloutConfig
 from gtpo.rollout.backends import Backend, BackendPool, OpenAIBackend, TransformersBackend, VLLMBackend

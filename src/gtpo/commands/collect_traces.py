@@ -10,8 +10,9 @@ from typing import Any
 
 from gtpo._files import write_text
 from gtpo._text import say
-from gtpo.commands.arguments import CommandLine, GenerationModelConfig
+from gtpo.commands.arguments import CommandLine
 from gtpo.commands.backends import BackendArguments
+from gtpo.commands.model_options import GenerationModelConfig
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.traces.from_rollouts import check_choice, traces_of

@@ -10,8 +10,9 @@ from pathlib import Path
 from gtpo._lock import locked
 from gtpo._terminal import show_table
 from gtpo._text import say, show
-from gtpo.commands.arguments import CommandLine, GenerationModelConfig
+from gtpo.commands.arguments import CommandLine
 from gtpo.commands.backends import BackendArguments
+from gtpo.commands.model_options import GenerationModelConfig
 from gtpo.commands.rolling import SamplesArguments, prepare
 from gtpo.errors import ConfigError
 from gtpo.evaluation import EvalResult, Figures

@@ -11,8 +11,9 @@ from typing import Any
 
 from gtpo._files import fingerprint
 from gtpo._text import say
-from gtpo.commands.arguments import ColumnArguments, GenerationModelConfig, load_tokenizer
+from gtpo.commands.arguments import ColumnArguments
 from gtpo.commands.backends import BackendArguments, make_backend
+from gtpo.commands.model_options import GenerationModelConfig, load_tokenizer
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
 from gtpo.evaluation.progress import progress_bar

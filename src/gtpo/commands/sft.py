@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig
 
 from gtpo._text import say
-from gtpo.commands.arguments import CommandLine, adapter_config, load_model, load_tokenizer, take_model_options
+from gtpo.commands.arguments import CommandLine
+from gtpo.commands.model_options import adapter_config, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import build_encoder
 from gtpo.training.cold_start import ColdStartConfig, cold_start

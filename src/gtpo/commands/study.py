@@ -10,7 +10,6 @@ from pathlib import Path
 import yaml
 
 from gtpo._text import say
-from gtpo.commands import evaluate, train
 from gtpo.commands.arguments import CommandLine, positional
 from gtpo.errors import ConfigError
 from gtpo.lab.study import Cell, read_study, run_cells, write_report
@@ -52,8 +51,7 @@ def main(argv: Sequence[str]) -> int:
     failed = []
     if not args.report_only:
         cells = [cell for cell in study.cells if not args.only or cell.variant in args.only]
-        check_options(cells)
-        failed = run_cells(cells, jobs=args.jobs, threads=args.threads, say=say)
+        failed = run_cells(cells, jobs=args.jobs, threads=args.threads, say=say, check=check_options)
     say(f"report in {write_report(study)}")
     return 1 if failed else 0
 
@@ -64,6 +62,8 @@ def check_options(cells: Sequence[Cell]) -> None:
     Raises:
         ConfigError: an option is unknown or can't be used, or a file of problems is missing; names the variant.
     """
+    from gtpo.commands import evaluate, train  # they take seconds to load
+
     checked: set[str] = set()
     with tempfile.TemporaryDirectory() as folder:
         for cell in cells:

@@ -8,14 +8,8 @@ from dataclasses import asdict, dataclass, field
 from trl import ModelConfig
 
 from gtpo._text import say
-from gtpo.commands.arguments import (
-    ColumnArguments,
-    CommandLine,
-    adapter_config,
-    load_model,
-    load_tokenizer,
-    take_model_options,
-)
+from gtpo.commands.arguments import ColumnArguments, CommandLine
+from gtpo.commands.model_options import adapter_config, load_model, load_tokenizer, take_model_options
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer

@@ -29,9 +29,17 @@ from gtpo.lab.study.plan import Cell
 
 _STATE, _LOG = "cell.json", "log.txt"
 Say = Callable[[str], None]
+Check = Callable[[Sequence[Cell]], None]
 
 
-def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = None, say: Say = print) -> list[Cell]:
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    jobs: int = 1,
+    threads: int | None = None,
+    say: Say = print,
+    check: Check,
+) -> list[Cell]:
     """Run what is left of the cells.
 
     Args:
@@ -39,12 +47,13 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
         jobs: cells at a time.
         threads: CPU threads per cell; by default the machine's cores over the jobs.
         say: told when a cell begins and ends.
+        check: called with the cells that are left, in a process that has the libraries loaded; a function of a module.
 
     Returns:
         Those that failed. Their logs say why; the others have been run all the same.
 
     Raises:
-        ConfigError: `jobs` or `threads` below 1, or a cell's folder holds a run with other options.
+        ConfigError: `jobs` or `threads` below 1, a cell's folder holds a run with other options, or `check` raised it.
         StoppedError: a signal came; the cells under way have saved where they are.
     """
     if jobs < 1 or (threads is not None and threads < 1):
@@ -56,6 +65,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, threads: int | None = Non
     threads = threads or max((os.cpu_count() or 1) // jobs, 1)
     if not waiting:
         return []
+    _check_apart(check, waiting)
     with stop_signals(say) as stop, stop.deferred():
         return _run_all(waiting, jobs, threads, say, stop)
 
@@ -104,6 +114,32 @@ def _run_all(waiting: list[Cell], jobs: int, threads: int, say: Say, stop: StopS
             "goes on with them"
         )
     return failed
+
+
+def _check_apart(check: Check, cells: Sequence[Cell]) -> None:
+    """Check cells in a process of their server: this one then need not load the libraries, too."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = _context().Process(target=_checked, args=(check, cells, sender, os.getcwd()))
+    process.start()
+    sender.close()
+    try:
+        fault = receiver.recv()
+    except EOFError:
+        raise RuntimeError("the check of the options ended without a verdict; see what it wrote above") from None
+    finally:
+        process.join()
+    if fault is not None:
+        raise fault
+
+
+def _checked(check: Check, cells: Sequence[Cell], sender: Any, folder: str) -> None:
+    os.chdir(folder)
+    try:
+        check(cells)
+    except ConfigError as error:
+        sender.send(error)
+    else:
+        sender.send(None)
 
 
 def _context() -> Any:
