@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 
-def run_together(script, log, *argv, processes=2, timeout=280):
+def run_together(script, log, *argv, processes=2, timeout=280, env=None):
     """Run a script in each of some processes and wait for them.
 
     Args:
@@ -19,6 +19,7 @@ def run_together(script, log, *argv, processes=2, timeout=280):
         argv: of the script.
         processes: how many.
         timeout: seconds, for all of it.
+        env: further variables of their environment.
 
     Raises:
         AssertionError: one failed or is not over in time; shows what was written.
@@ -29,7 +30,9 @@ def run_together(script, log, *argv, processes=2, timeout=280):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = [
-        context.Process(target=_run, args=(str(script), str(log), [str(part) for part in argv], rank, processes, port))
+        context.Process(
+            target=_run, args=(str(script), str(log), list(map(str, argv)), rank, processes, port, env or {})
+        )
         for rank in range(processes)
     ]
     for process in started:
@@ -43,13 +46,13 @@ def run_together(script, log, *argv, processes=2, timeout=280):
             process.kill()
 
 
-def _run(script, log, argv, rank, processes, port):
+def _run(script, log, argv, rank, processes, port, env):
     with open(log, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {name: str(value) for name, value in {**(ranks if processes > 1 else {}), **where}.items()}
+    os.environ |= {name: str(value) for name, value in {**(ranks if processes > 1 else {}), **where, **env}.items()}
     import torch
 
     torch.set_num_threads(1)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from distributed_run import CAN_GO_ON
 from processes import run_together
 
@@ -94,18 +96,25 @@ LAUNCH = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
 def update(folder, processes, algorithms, launch=None):
     """What two steps on given rollouts come to, by algorithm."""
     script, argv = str(HERE / "same_update_run.py"), [str(folder), str(processes), *algorithms]
-    if launch is None:
-        run_together(script, folder / "log.txt", *argv, processes=processes)
-    else:
+    options = ["--config_file", str(LAUNCH / f"{launch}.yaml"), "--num_processes", str(processes)]
+    options += ["--mixed_precision", "no", "--main_process_port", "0", script]
+    if launch in ("zero2", "zero3"):
+        command = [sys.executable, "-m", "accelerate.commands.launch", *options, *argv]
         env = {**ENV, "DS_ACCELERATOR": "cpu"}
-        options = ["--config_file", str(LAUNCH / f"{launch}.yaml"), "--num_processes", str(processes)]
-        options += ["--mixed_precision", "no", "--main_process_port", "0"]
-        command = [sys.executable, "-m", "accelerate.commands.launch", *options, script, *argv]
-        if launch == "ddp":
-            env["ACCELERATE_USE_CPU"] = "true"
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
+    else:
+        env = {} if launch is None else launch_environment(options)
+        run_together(script, folder / "log.txt", *argv, processes=processes, env=env)
     return {name: torch.load(folder / f"{name}_of_{processes}.pt", weights_only=False) for name in algorithms}
+
+
+def launch_environment(options):
+    """What `accelerate launch` tells the processes that it starts with torchrun."""
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(options))
+    assert args.use_fsdp or args.multi_gpu, "torchrun starts them"
+    env = {name: value for name, value in prepare_multi_gpu_env(args).items() if os.environ.get(name) != value}
+    return {**env, "ACCELERATE_USE_CPU": str(not args.use_fsdp)}  # the script sees to FSDP on the CPU
 
 
 def padded(rows):
