@@ -284,7 +284,7 @@ def test_closing_does_not_wait_for_the_programs_of_others():
 
     took, left, statuses = asyncio.run(main())
     with_two.close()
-    assert took < 0.5
+    assert took < 1.5, "the others go on for 1.7 s"
     assert left == [1, 1]
     assert statuses == [Status.OK] * 2
 

@@ -353,12 +353,12 @@ def test_a_function_that_blocks_is_cut_at_its_limit():
     tool = FunctionTool(slow, timeout_s=0.2)
 
     async def main():
-        return await tool.run(ToolCall("", "slow", {"seconds": 1}))
+        return await tool.run(ToolCall("", "slow", {"seconds": 5}))
 
     loop = asyncio.new_event_loop()
     result = loop.run_until_complete(main())
     assert (result.status, result.text) == ("timeout", "TimeoutError: no result within 0.2 s")
-    assert time.monotonic() - start < 0.9
+    assert time.monotonic() - start < 4
     loop.close()
 
 
