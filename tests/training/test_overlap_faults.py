@@ -6,6 +6,7 @@ import hashlib
 import signal
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from durable_commands import FAMILY, STEPS, Runs
@@ -16,10 +17,9 @@ from gtpo.lab.tiny.model import make_tokenizer
 from gtpo.run_directory import RunFiles
 
 
-@pytest.fixture
-def vllm(monkeypatch):
-    """Stands for vLLM: takes adapters, and answers each turn after a while by its seed."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+@contextmanager
+def stub_of_vllm():
+    """Takes adapters, and answers each turn after a while by its seed."""
     tokenizer = make_tokenizer(FAMILY.phrases)
     answers = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in ("", "1", "2")]
 
@@ -27,31 +27,42 @@ def vllm(monkeypatch):
         time.sleep(0.2)
         return answers[int(hashlib.sha256(f"{body['seed']}".encode()).hexdigest(), 16) % len(answers)]
 
-    vllm = adapter_server(answer)
-    yield vllm
-    vllm.stop()
+    server = adapter_server(answer)
+    yield server
+    server.stop()
+
+
+class OverlappedRuns(Runs):
+    def __init__(self, commands, start, folder, vllm):
+        super().__init__(commands, start, folder)
+        self.url = vllm.url.removesuffix("/v1")
+
+    def train(self, name="run", fault=None, **options):
+        served = {
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "vllm_sync": "adapter",
+            "vllm_server_base_url": self.url,
+            "vllm_server_timeout": 20.0,
+            "vllm_importance_sampling_mode": "token_truncate",
+            "use_peft": True,
+            "lora_target_modules": "all-linear",
+            "deterministic": True,
+            "overlap": 1,
+            "save_steps": 1,
+        }
+        return super().train(name, fault, **{**served, **options})
+
+
+@pytest.fixture
+def vllm():
+    with stub_of_vllm() as server:
+        yield server
 
 
 @pytest.fixture
 def runs(commands, start, tmp_path, vllm):
-    class OverlappedRuns(Runs):
-        def train(self, name="run", fault=None, **options):
-            served = {
-                "use_vllm": True,
-                "vllm_mode": "server",
-                "vllm_sync": "adapter",
-                "vllm_server_base_url": vllm.url.removesuffix("/v1"),
-                "vllm_server_timeout": 20.0,
-                "vllm_importance_sampling_mode": "token_truncate",
-                "use_peft": True,
-                "lora_target_modules": "all-linear",
-                "deterministic": True,
-                "overlap": 1,
-                "save_steps": 1,
-            }
-            return super().train(name, fault, **{**served, **options})
-
-    return OverlappedRuns(commands, start, tmp_path)
+    return OverlappedRuns(commands, start, tmp_path, vllm)
 
 
 def problems_of(runs):
@@ -63,9 +74,12 @@ def problems_of(runs):
     return [sorted({row["problem_id"] for row in step}) for step in rows]
 
 
-@pytest.fixture
-def without_faults(runs):
-    assert runs.train() == 0, runs.said()
+@pytest.fixture(scope="module")
+def without_faults(commands, start, tmp_path_factory):
+    """The problems of each step of a run that nothing happens to."""
+    with stub_of_vllm() as server:
+        runs = OverlappedRuns(commands, start, tmp_path_factory.mktemp("without_faults"), server)
+        assert runs.train() == 0, runs.said()
     found = problems_of(runs)
     assert len(found) == STEPS
     return found
@@ -73,8 +87,7 @@ def without_faults(runs):
 
 @pytest.mark.parametrize(("at", "step"), [("record", 2), ("update", 3), ("checkpoint", 2)])
 def test_a_trainer_killed_with_rollouts_under_way_goes_on_and_uses_none_twice(runs, without_faults, at, step):
-    options = {"run_dir": runs.folder / "run", "overwrite": True, "resume": False}
-    assert runs.train(fault={"at": at, "step": step, "signals": [signal.SIGKILL]}, **options) == -signal.SIGKILL
+    assert runs.train(fault={"at": at, "step": step, "signals": [signal.SIGKILL]}) == -signal.SIGKILL
     assert runs.steps()[-1] < STEPS
     assert runs.train() == 0, runs.said()
     assert problems_of(runs) == without_faults
@@ -82,8 +95,7 @@ def test_a_trainer_killed_with_rollouts_under_way_goes_on_and_uses_none_twice(ru
 
 @pytest.mark.parametrize("at", ["record", "update"])
 def test_a_signal_ends_an_overlapped_step_with_a_checkpoint(runs, without_faults, at):
-    options = {"run_dir": runs.folder / "run", "overwrite": True, "resume": False}
-    assert runs.train(fault={"at": at, "step": 2, "signals": [signal.SIGTERM]}, **options) == STOPPED_STATUS
+    assert runs.train(fault={"at": at, "step": 2, "signals": [signal.SIGTERM]}) == STOPPED_STATUS
     assert runs.steps()[-1] == 2, runs.said()
     assert runs.train() == 0, runs.said()
     assert problems_of(runs) == without_faults
@@ -106,6 +118,6 @@ def test_a_server_killed_in_the_overlap_and_started_anew_loses_nothing(runs, wit
         vllm.start()
 
     vllm.script = script
-    assert runs.train(overwrite=True, resume=False) == 0, runs.said()
+    assert runs.train() == 0, runs.said()
     assert killed.is_set()
     assert problems_of(runs) == without_faults
