@@ -58,13 +58,13 @@ STARTS = {
     # pass rates at the start: 0.39, 0.46, 0.33
     "steps": Start({"family": "steps"}, _CALCULATOR),
     "programs": Start({"family": "programs"}, _CALCULATOR),
-    "hops": Start({"family": "hops"}, _LOOKUP),
+    "hops": Start({"family": "hops"}, _LOOKUP, batches=8),
     # harder: a tool that fails, calls to be mended, more operations; nine to eleven turns of a success
     "flaky": Start(_long("flaky", 6, 0.2, 0.12, 0.14, 256), "gtpo.lab.tiny.flaky:FlakyLookupTool", 14, 320, _HARDER),
     "desks": Start(_long("desks", 5, 0.2, 0.25, 0.12, 256), "gtpo.lab.tiny.desks:DeskLookupTool", 14, 320, _HARDER),
     "steps-long": Start(_long("steps", 8, 0.15, 0.1, 0.1, 288), _CALCULATOR, 14, 352, _HARDER),
     # 0.02 and 0.1, four turns; 0.02, eight turns
     "hops-rare": Start(_hops(3, 0.5, 0.4, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8), batches=12),
-    "hops-some": Start(_hops(3, 0.32, 0.3, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8)),
+    "hops-some": Start(_hops(3, 0.32, 0.3, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8), batches=8),
     "hops-rare-long": Start(_hops(7, 0.25, 0.22, 288), _LOOKUP, 12, 320, thresholds=(0.1, 0.3, 0.5, 0.8)),
 }
