@@ -95,13 +95,21 @@ def wait_for(process, folder, pattern):
         time.sleep(0.02)
 
 
-def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, tmp_path, capsys):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = compare(write_study(tmp_path / "whole.yaml", start, whole), "--jobs", "2")
+@pytest.fixture(scope="module")
+def done(start, tmp_path_factory):
+    """The file and the output of a study that nothing happened to."""
+    folder = tmp_path_factory.mktemp("done")
+    path = write_study(folder / "study.yaml", start, folder / "out")
+    process = compare(path, "--jobs", "2")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert "[2/2]" in output
+    return path, folder / "out"
 
+
+def test_a_killed_study_goes_on_and_comes_to_the_same_numbers(start, done, tmp_path, capsys):
+    _, whole = done
+    broken = tmp_path / "broken"
     path = write_study(tmp_path / "broken.yaml", start, broken)
     process = compare(path)
     wait_for(process, broken, "cells/*/checkpoints/checkpoint-1/manifest.json")
@@ -168,20 +176,6 @@ def test_a_slip_in_the_study_file_is_found_before_anything_is_trained(start, tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def done(start, tmp_path_factory):
-    """A study of one cell that is done."""
-    folder = tmp_path_factory.mktemp("done")
-    path = changed(write_study(folder / "study.yaml", start, folder / "out", max_steps=2))
-    study = yaml.safe_load(path.read_text())
-    study["variants"] = {"gtpo": {}}
-    path.write_text(yaml.safe_dump(study))
-    process = compare(path)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return path, folder / "out"
-
-
 def test_a_cell_killed_after_its_last_checkpoint_does_not_train_further(done):
     path, out = done
     cell = out / "cells" / "gtpo-1"
@@ -190,13 +184,13 @@ def test_a_cell_killed_after_its_last_checkpoint_does_not_train_further(done):
     shutil.rmtree(cell / "model")
     (cell / "eval" / "result.json").unlink()
     (cell / "cell.json").unlink()
-    (cell / "checkpoints" / "checkpoint-3").mkdir()  # what a kill left of one more
+    (cell / "checkpoints" / "checkpoint-5").mkdir()  # what a kill left of one more
     process = compare(path)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert figures_of(out, "gtpo-1") == before
     assert (cell / "model" / "model.safetensors").read_bytes() == weights
-    assert not (cell / "checkpoints" / "checkpoint-3").exists()
+    assert not (cell / "checkpoints" / "checkpoint-5").exists()
 
 
 def test_a_report_of_cells_with_other_options_is_refused_and_names_the_part(done, tmp_path, capsys):
