@@ -8,8 +8,8 @@
 NAME is a key of `STARTS` in starts.py. From the repository's root; stopped, the same command goes on.
 
 Selection: the search begins with the rates `FIRST` and takes in the next of `RATES` while the best one is at the edge
-of those run; then two updates per batch (`num_iterations: 2`) are tried at the best rate. Whatever has the
-highest pass rate on `selection.jsonl`, which neither training nor the report sees, is the side's setting.
+of those run; then two updates per batch (`num_iterations: 2`) are tried at the best rate and the one below it. Whatever
+has the highest pass rate on `selection.jsonl`, which neither training nor the report sees, is the side's setting.
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def next_settings(
     beside = {*RATES[max(place - 1, 0) : place + 2]} & {*rates} - {*once}
     if beside:
         return [(other, 1) for other in rates if other in beside]
-    return [] if updates == 1 or (rate, 2) in scores else [(rate, 2)]
+    twice = {*RATES[max(place - 1, 0) : place + 1]} if updates == 2 else set()
+    return [(other, 2) for other in rates if other in twice and (other, 2) not in scores]
 
 
 def report(name: str, args: argparse.Namespace) -> None:
