@@ -434,17 +434,35 @@ def test_slow_bodies_hold_no_place_and_all_bodies_together_have_a_bound(monkeypa
         assert post(service, program)[0] == 200
 
 
+def connected(service, address):
+    """A connection from an address of this machine."""
+    connection = socket.socket()
+    connection.bind((address, 0))
+    connection.connect(service.server_address)
+    return connection
+
+
+def test_connections_that_are_refused_take_no_place_from_other_clients(monkeypatch):
+    """All are there before the server is, which then accepts them in one go."""
+    monkeypatch.setattr(_connections, "room", lambda workers: 40)
+    with closing(LocalSandbox(max_workers=1)) as local:
+        service = SandboxService(local)
+        greedy = [connected(service, "127.0.0.2") for _ in range(60)]
+        other = connected(service, "127.0.0.1")
+        other.sendall(b"GET /v1/ping HTTP/1.1\r\nHost: here\r\n\r\n")
+        other.settimeout(30)
+        with serving(service):
+            assert other.recv(12).startswith(b"HTTP/1.1 ")
+        for connection in [*greedy, other]:
+            connection.close()
+
+
 def test_descriptors_are_left_for_the_programs(monkeypatch):
     """One client takes all the connections that it can have; the programs of another run all the same."""
     monkeypatch.setattr(_connections, "room", lambda workers: 40)
     with closing(LocalSandbox(max_workers=1)) as local, serving(SandboxService(local)) as service:
-        greedy = []
-        for _ in range(60):
-            connection = socket.socket()
-            connection.bind(("127.0.0.2", 0))
-            connection.connect(service.server_address)
-            greedy.append(connection)
-        assert until(lambda: service.connections() == 30, 2.0)
+        greedy = [connected(service, "127.0.0.2") for _ in range(60)]
+        assert until(lambda: service.connections() == 30)
         assert post(service, {"code": "print(1)", "language": "python"})[0] == 200
         for connection in greedy:
             connection.close()

@@ -395,7 +395,7 @@ def slow_problem(server, tiny_tokenizer):
         return usual(body)
 
     server.script = script
-    yield slow
+    yield later
     later.set()
 
 
@@ -431,6 +431,7 @@ def test_late_groups_outlast_a_resumption(run, slow_problem):
     owed = json.loads((folder / "late_groups_0.json").read_text())
     assert owed["0"], "the first problem was late"
     shutil.rmtree(folder.parent / "checkpoint-2")
+    slow_problem.set()
     args, result = run(max_steps=5, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 5
     found = records(args)

@@ -82,16 +82,18 @@ class _Connection(H11Protocol):
     most_in_all: int
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
-    _host = ""
+    _host: str | None = None
+    """Of the client that the connection is counted for; None: of none."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._host = (self.client or ("",))[0]
-        self.clients[self._host] += 1
-        if self.clients[self._host] > self.most or self.clients.total() > self.most_in_all:
-            _LOG.warning("closed a connection of %s: it has %d", self._host, self.clients[self._host])
-            transport.abort()
+        host = (self.client or ("",))[0]
+        if self.clients[host] >= self.most or self.clients.total() >= self.most_in_all:
+            _LOG.warning("closed a further connection of %s: it has %d", host, self.clients[host])
+            transport.abort()  # not counted: many at once would take the place of other clients
             return
+        self._host = host
+        self.clients[host] += 1
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -127,9 +129,10 @@ class _Connection(H11Protocol):
         for timer in (self._head, self._reading):
             if timer is not None:
                 timer.cancel()
-        self.clients[self._host] -= 1
-        if not self.clients[self._host]:
-            del self.clients[self._host]
+        if self._host is not None:
+            self.clients[self._host] -= 1
+            if not self.clients[self._host]:
+                del self.clients[self._host]
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
