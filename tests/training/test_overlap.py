@@ -424,14 +424,20 @@ def test_a_late_group_that_is_too_old_is_masked_and_counted(run, slow_problem):
     assert {turn["advantage"] for row in stale for turn in row["turns"]} == {0.0}
 
 
-def test_late_groups_outlast_a_resumption(run, slow_problem):
+def test_late_groups_outlast_a_resumption(run, slow_problem, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+
+    def be_quick_from_the_first_checkpoint_on():
+        while not (folder / "manifest.json").exists() and not slow_problem.wait(0.02):
+            pass
+        slow_problem.set()
+
+    threading.Thread(target=be_quick_from_the_first_checkpoint_on, daemon=True).start()
     saving = {"save_strategy": "steps", "save_steps": 1, "min_groups": 0.5, "overlap": 1}
     args, _ = run(max_steps=2, **saving)
-    folder = Path(args.run_dir) / "checkpoints" / "checkpoint-1"
     owed = json.loads((folder / "late_groups_0.json").read_text())
     assert owed["0"], "the first problem was late"
     shutil.rmtree(folder.parent / "checkpoint-2")
-    slow_problem.set()
     args, result = run(max_steps=5, resume=True, resume_with_changes=True, **saving)
     assert result.steps == 5
     found = records(args)
