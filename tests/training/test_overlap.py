@@ -10,7 +10,6 @@ import shutil
 import threading
 import time
 from concurrent.futures import CancelledError
-from pathlib import Path
 
 import pytest
 import torch
