@@ -15,6 +15,8 @@ import yaml
 
 from gtpo._signals import STOPPED_STATUS
 from gtpo.cli import main
+from gtpo.errors import DataError
+from gtpo.lab.study import read_study, run_cells
 from gtpo.lab.tiny.families import get_family
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 
@@ -158,6 +160,17 @@ def changed(path, **changes):
         study[part] |= options
     path.write_text(yaml.safe_dump(study))
     return path
+
+
+def unreadable(cells):
+    raise DataError("no text", path="problems.jsonl", line=3)
+
+
+def test_a_fault_that_the_check_finds_is_told_as_if_it_ran_here(start, tmp_path):
+    study = read_study(write_study(tmp_path / "study.yaml", start, tmp_path / "out"))
+    with pytest.raises(DataError, match=r"^problems\.jsonl:3: no text$"):
+        run_cells(study.cells, check=unreadable)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import yaml
 
 from gtpo._files import write_text
 from gtpo._signals import STOPPING, StopSignals, stop_signals
-from gtpo.errors import ConfigError, StoppedError
+from gtpo.errors import ConfigError, GtpoError, StoppedError
 from gtpo.lab.study.plan import Cell
 
 _STATE, _LOG = "cell.json", "log.txt"
@@ -55,6 +55,7 @@ def run_cells(
     Raises:
         ConfigError: `jobs` or `threads` below 1, a cell's folder holds a run with other options, or `check` raised it.
         StoppedError: a signal came; the cells under way have saved where they are.
+        GtpoError, OSError: of `check`, as it raised them.
     """
     if jobs < 1 or (threads is not None and threads < 1):
         raise ConfigError("jobs and threads must be at least 1")
@@ -134,12 +135,12 @@ def _check_apart(check: Check, cells: Sequence[Cell]) -> None:
 
 def _checked(check: Check, cells: Sequence[Cell], sender: Any, folder: str) -> None:
     os.chdir(folder)
+    fault = None
     try:
         check(cells)
-    except ConfigError as error:
-        sender.send(error)
-    else:
-        sender.send(None)
+    except (GtpoError, OSError) as error:  # the others end this process, with where they came from
+        fault = error
+    sender.send(fault)
 
 
 def _context() -> Any:
