@@ -211,8 +211,8 @@ def next_settings(
     beside = {*RATES[max(place - 1, 0) : place + 2]} & {*rates} - {*once}
     if beside:
         return [(other, 1) for other in rates if other in beside]
-    twice = {*RATES[max(place - 1, 0) : place + 1]} if updates == 2 else set()
-    return [(other, 2) for other in rates if other in twice and (other, 2) not in scores]
+    twice = RATES[max(place - 1, 0) : place + 1] if updates == 2 else ()
+    return [(other, 2) for other in twice if other in rates and (other, 2) not in scores]
 
 
 def report(name: str, args: argparse.Namespace) -> None:
