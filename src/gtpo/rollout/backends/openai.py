@@ -5,7 +5,7 @@ trained on. Another server (`dialect="openai"`) gives text only, which is tokeni
 is not exact. With `api="chat"` the server renders the conversation itself, from messages; that is never exact.
 
 A request that finds no server, or one that is starting or overloaded, is tried again after growing waits, until the
-server has not answered anybody for `server_timeout_s`. An answer that can't be used (`gtpo.rollout.backends.answers`),
+server did not answer anything for `server_timeout_s`. An answer that can't be used (`gtpo.rollout.backends.answers`),
 or that is not whole after `timeout_s`, is asked for three times.
 """
 
