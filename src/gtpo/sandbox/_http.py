@@ -87,6 +87,7 @@ async def _run_code(service: SandboxService, request: Request) -> Response:
     try:
         body = await asyncio.wait_for(_body(service, request), BODY_S)
         if body is None or not service.enter():
+            service.turn_away()
             return _Json({"detail": "busy"}, HTTPStatus.TOO_MANY_REQUESTS, {"Retry-After": str(service.retry_after_s)})
         try:
             return await _while_connected(request, _answer(service, body, _client(request)))

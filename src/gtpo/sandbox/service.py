@@ -113,10 +113,14 @@ class SandboxService:
         """Takes a place for a request, if there is one."""
         with self.lock:
             if self.under_way >= self.places:
-                self.turned_away += 1
                 return False
             self.under_way += 1
             return True
+
+    def turn_away(self) -> None:
+        """Counts a request that gets no place."""
+        with self.lock:
+            self.turned_away += 1
 
     def has_room(self) -> bool:
         """Whether `enter` would find a place."""
