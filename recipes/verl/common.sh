@@ -14,8 +14,7 @@ COMMON=(
   algorithm.adv_estimator=gtpo
   actor_rollout_ref.rollout.agent.default_agent_loop=gtpo
   actor_rollout_ref.rollout.agent.agent_loop_config_path="$(realpath "$(dirname "${BASH_SOURCE[0]}")")/agent.yaml"
-  # the algorithm; names as in gtpo.credit_assignment.CreditSettings
-  +algorithm.gtpo.gamma=0.9
+  # the algorithm; names as in gtpo.credit_assignment.CreditSettings; gamma is by max_turns of agent.yaml
   +algorithm.gtpo.alpha=0.5
   +algorithm.gtpo.zero_uniform_groups=true
   # data

@@ -30,7 +30,7 @@ from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import BackendError, ConfigError
 from gtpo.integrations.verl.agent_loop import VerlBackend
 from gtpo.integrations.verl.estimator import gtpo_advantage, turns_known
-from gtpo.integrations.verl.settings import AlgorithmOptions, loop_config
+from gtpo.integrations.verl.settings import AlgorithmOptions, gamma_by_turns, loop_config
 from gtpo.integrations.verl.trainer import TurnCredit
 from gtpo.lab.tiny.model import make_model, make_tokenizer
 from gtpo.rollout.backends.base import Request
@@ -292,6 +292,28 @@ def test_the_mode_that_verl_sees_is_its_own(world):
         verl_world.make_trainer(world.config("+algorithm.gtpo.gama=1"))
     with pytest.raises(ConfigError, match="gamma must be in"):
         verl_world.make_trainer(world.config("+algorithm.gtpo.gamma=2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "gamma"),
+    [
+        ("max_turns: 16", (), 0.7 ** (1 / 15)),
+        ("max_turns: 16", ("+algorithm.gtpo.gamma=0.5",), 0.5),
+        ("max_turns: 16", ("+algorithm.gtpo.alpha=0.25",), 0.7 ** (1 / 15)),
+        ("max_turns: 3", (), 0.9),
+        ("", (), 0.7 ** (1 / 7)),
+    ],
+)
+def test_gamma_is_that_of_gtpo_train_for_as_many_turns(world, tmp_path, options, more, gamma):
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"- {{name: other, _target_: x}}\n- {{name: gtpo, _target_: x, options: {{{options}}}}}\n")
+    trainer = verl_world.make_trainer(verl_world.configuration(world.folder / "model", file, *more))
+    assert trainer.gtpo.credit.gamma == pytest.approx(gamma)
+    assert AlgorithmOptions.of(trainer.config.algorithm) == trainer.gtpo, "what the estimator reads"
+
+
+def test_without_a_file_of_agent_loops_gamma_is_by_the_default_of_max_turns():
+    assert gamma_by_turns(None) == pytest.approx(0.7 ** (1 / 7))
 
 
 def test_what_the_plugin_leans_on_in_verl():

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from gtpo.credit_assignment import CreditSettings
+from gtpo.credit_assignment import CreditSettings, default_gamma
 from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 from gtpo.scoring import RewardConfig
@@ -16,7 +16,7 @@ from gtpo.scoring import RewardConfig
 
 @dataclass(frozen=True)
 class AlgorithmOptions:
-    """`algorithm.gtpo` in verl's configuration: `+algorithm.gtpo.gamma=0.9` and so on.
+    """`algorithm.gtpo` in verl's configuration: `+algorithm.gtpo.alpha=0.25` and so on.
 
     verl's own `algorithm.gamma` and `algorithm.lam` mean a token's discount and are not read.
 
@@ -95,6 +95,20 @@ def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str,
         max_context=min(longest, rollout.max_model_len or longest),
         chat_template_kwargs=dict(template_kwargs or {}),
     )
+
+
+def gamma_by_turns(agent_loops: str | None) -> float:
+    """The discount that `gtpo train` has for as many turns as the agent loop `gtpo` may have.
+
+    Args:
+        agent_loops: the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`, None if there is none.
+
+    Raises:
+        ConfigError: an option of the agent loop is unknown or can't be used.
+    """
+    entries = OmegaConf.load(agent_loops) if agent_loops else []
+    options = next((entry.get("options") for entry in entries if entry.name == "gtpo"), None)
+    return default_gamma(loop_config(options).max_turns)
 
 
 def _plain(options: Any) -> dict[str, Any]:

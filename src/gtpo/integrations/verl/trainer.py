@@ -20,12 +20,13 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.import_utils import resolve_config_path
 
 from gtpo.credit_assignment import Credit, compute_credit, credit_metrics
 from gtpo.errors import ConfigError
 from gtpo.integrations.verl.estimator import turns_known
 from gtpo.integrations.verl.facts import facts_of, on_last_tokens, turn_ids_of
-from gtpo.integrations.verl.settings import AlgorithmOptions
+from gtpo.integrations.verl.settings import AlgorithmOptions, gamma_by_turns
 from gtpo.similarity import get_similarity
 
 PREFIX = "gtpo_"
@@ -35,7 +36,8 @@ class TurnCredit(PPOTrainer):
     """Brings turn rewards and shaping, which need whole groups, to verl's batch. Mixed into verl's trainers.
 
     Args:
-        config: verl's; its `trainer.v1.trainer_mode` is the name of the trainer that is extended, after `gtpo_`.
+        config: verl's; its `trainer.v1.trainer_mode` is the name of the trainer that is extended, after `gtpo_`. Where
+            `algorithm.gtpo.gamma` is not given, it is by the agent loop's `max_turns`, as in `gtpo train`.
 
     Raises:
         ConfigError: another estimator than `gtpo`, or an unknown option.
@@ -48,6 +50,10 @@ class TurnCredit(PPOTrainer):
             raise ConfigError(
                 f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; with {PREFIX}{mode} it must be gtpo"
             )
+        if OmegaConf.select(config, "algorithm.gtpo.gamma") is None:
+            agent_loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
+            gamma = gamma_by_turns(agent_loops and resolve_config_path(agent_loops))
+            OmegaConf.update(config, "algorithm.gtpo.gamma", gamma, force_add=True)  # where the estimator reads it
         self.gtpo = AlgorithmOptions.of(config.algorithm)
         self.similarity = get_similarity(self.gtpo.similarity)
         super().__init__(config)
