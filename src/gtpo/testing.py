@@ -133,6 +133,7 @@ def made_up_run(
             trajectories=tuple(rollouts),
             problems=tuple(problems),
             verdicts=tuple(verdicts),
+            has_answer=(True,) * count,
             policies=cast("tuple[LossPolicy, ...]", ("keep",) * count),
             first=0,
             inputs=inputs,

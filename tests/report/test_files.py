@@ -181,6 +181,20 @@ def test_void_turns_are_an_alarm():
     assert "30%" in alarm.sentence
 
 
+@pytest.mark.parametrize(("answered", "found"), [(True, []), (False, ["turns without an answer"]), (None, [])])
+def test_a_turn_without_an_answer_is_what_the_record_calls_so_whoever_scored_it(tmp_path, answered, found):
+    """Reward functions read no answer out of the text (`extracted`), and older records do not say."""
+    run = made_up_run(tmp_path / "run", steps=1)
+    path = unpacked(run, 1)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row |= {"extracted": None, "has_answer": answered}
+        if answered is None:
+            del row["has_answer"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [alarm["name"] for alarm in run_document(RunFiles(run))["alarms"]] == found
+
+
 def test_the_command_writes_into_the_run_and_names_what_is_missing(run, tmp_path, capsys):
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").exists()

@@ -304,6 +304,14 @@ def test_turn_rewards_are_logged_recorded_and_refused_where_they_would_have_no_e
         )
 
 
+def test_to_reward_functions_any_final_text_is_an_answer(trainer_for, random_turns):
+    random_turns.turns = ("no idea", "seven")
+    trainer = trainer_for([lambda completions, **_: [0.5] * len(completions)])
+    score(trainer)
+    assert all(trainer._batch.has_answer)
+    assert {verdict.extracted for verdict in trainer._batch.verdicts} == {None}
+
+
 def lookup(name: str) -> str:
     """Look a name up.
 

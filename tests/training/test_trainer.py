@@ -120,6 +120,7 @@ def test_rollouts_that_went_nowhere_are_kept_masked_or_dropped(trainer_for, rand
     nowhere = torch.tensor(["boxed" not in t.turns[-1].text for t in trajectories])
     assert 0 < nowhere.sum() < len(nowhere)
     assert {t.stop_reason.value for t, gone in zip(trajectories, nowhere, strict=True) if gone} == {reason}
+    assert trainer._batch.has_answer == tuple((~nowhere).tolist())
     in_loss = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
     assert torch.equal(in_loss, ~nowhere if fate != "keep" else torch.ones_like(nowhere))
     for group in credit.group_B.unique():

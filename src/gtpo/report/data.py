@@ -125,7 +125,7 @@ def _index_row(step: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_void(row: dict[str, Any]) -> bool:
-    return row["stop_reason"] == "answer" and not row["turns"][-1]["calls"] and row.get("extracted") is None
+    return row["stop_reason"] == "answer" and not row.get("has_answer", True)
 
 
 def _smaller(files: RunFiles, packs: dict[int, str], max_bytes: int) -> tuple[dict[int, str], dict[str, int]]:

@@ -38,7 +38,8 @@ class Batch:
     """The rollouts of this process, and what is known of those of all processes.
 
     Attributes:
-        trajectories, problems, verdicts, policies: one each per rollout of this process, in the order of the prompts.
+        trajectories, problems, verdicts, has_answer, policies: one each per rollout of this process, in the order of the
+            prompts. `has_answer`: whether its last turn holds an answer, right or wrong.
         first: place of the first of these rollouts among those of all processes.
         inputs, failures, credit: of the rollouts of all processes.
         rewards: what TRL logs, and what it computes GRPO's advantages from; None for a dropped rollout.
@@ -50,6 +51,7 @@ class Batch:
     trajectories: tuple[Trajectory, ...]
     problems: tuple[Problem, ...]
     verdicts: tuple[Verdict, ...]
+    has_answer: tuple[bool, ...]
     policies: tuple[LossPolicy, ...]
     first: int
     inputs: tuple[CreditInputs, ...]
@@ -122,9 +124,10 @@ class BatchScorer:
             failure_of(t) or item.failure or reason
             for t, item, reason in zip(trajectories, scored, lost or [None] * len(scored), strict=True)
         ]
+        has_answer = tuple(map(self._has_answer, trajectories, problems))
         policies: list[LossPolicy] = [
-            "drop" if failure or item.reward is None else self._policy(trajectory, problem)
-            for trajectory, problem, failure, item in zip(trajectories, problems, own, scored, strict=True)
+            "drop" if failure or item.reward is None else self._policy(trajectory, answered)
+            for trajectory, answered, failure, item in zip(trajectories, has_answer, own, scored, strict=True)
         ]
         verified = time.perf_counter()
         phase("credit")
@@ -151,6 +154,7 @@ class BatchScorer:
             trajectories=trajectories,
             problems=problems,
             verdicts=tuple(item.verdict for item in scored),
+            has_answer=has_answer,
             policies=tuple(policies),
             first=first,
             inputs=tuple(replace(item, masked=item.masked or i in unlike) for i, item in enumerate(inputs)),
@@ -162,9 +166,11 @@ class BatchScorer:
             parts=tuple(item.parts for item in scored),
         )
 
-    def _policy(self, trajectory: Trajectory, problem: Problem) -> LossPolicy:
+    def _has_answer(self, trajectory: Trajectory, problem: Problem) -> bool:
         text, verifier = trajectory.answer_text or "", self.scorer.verifier
-        has_answer = bool(text.strip()) if verifier is None else verifier.has_answer(text, problem)
+        return bool(text.strip()) if verifier is None else verifier.has_answer(text, problem)
+
+    def _policy(self, trajectory: Trajectory, has_answer: bool) -> LossPolicy:
         return loss_policy_of(
             trajectory,
             has_answer=has_answer,

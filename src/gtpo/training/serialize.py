@@ -57,6 +57,7 @@ def rollout_rows(
             "score": verdict.score,
             "verdict": verdict.reason,
             "extracted": verdict.extracted,
+            "has_answer": batch.has_answer[i - batch.first],
             "stop_reason": trajectory.stop_reason.value,
             "failure": failure.kind if (failure := batch.failures[i]) else None,
             "masked": batch.inputs[i].masked,
