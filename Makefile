@@ -46,7 +46,7 @@ test-oldest: setup
 QUICK = tests/functional tests/similarity tests/test_credit_assignment.py tests/test_advice.py tests/test_prose.py tests/cli/test_terminal.py tests/planning \
   $(addprefix tests/rollout/test_,config.py encoding.py formats.py loop.py repetition.py token_offsets.py tools.py) \
   $(addprefix tests/tasks/test_,choice_verifier.py math_verifier.py problems.py qa_verifier.py worked_solutions.py) \
-  tests/training/test_loss_policy.py tests/training/test_sampler.py \
+  tests/training/test_remarks.py tests/training/test_sampler.py \
   $(addprefix tests/examples/test_,contributing.py notebook.py package.py site.py)
 
 quick: setup

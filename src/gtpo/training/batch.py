@@ -38,8 +38,8 @@ class Batch:
     """The rollouts of this process, and what is known of those of all processes.
 
     Attributes:
-        trajectories, problems, verdicts, has_answer, policies: one each per rollout of this process, in the order of the
-            prompts. `has_answer`: whether its last turn holds an answer, right or wrong.
+        trajectories, problems, verdicts, policies: one each per rollout of this process, in the order of the prompts.
+        has_answer: likewise, whether the last turn holds an answer, right or wrong.
         first: place of the first of these rollouts among those of all processes.
         inputs, failures, credit: of the rollouts of all processes.
         rewards: what TRL logs, and what it computes GRPO's advantages from; None for a dropped rollout.

@@ -1,4 +1,4 @@
-"""Guards against collapse: what becomes of rollouts without an answer, and a warning where success is too rare.
+"""Guards against collapse: what becomes of rollouts without an answer, and of those whose weights are too old.
 
 Two kinds of rollouts have an option each: those that end with a turn that holds neither a call nor an answer, and those
 that end at a limit or because they repeat themselves. SimpleTIR (arXiv 2509.02479) excludes the former from the loss;
@@ -8,7 +8,6 @@ the paper of GTPO does neither, so both options are `keep` by default.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
@@ -61,31 +60,3 @@ def stale(weights_steps: Sequence[int], last_update: int, max_staleness: int | N
         else None
         for step in weights_steps
     ]
-
-
-class FailureWatch:
-    """Says once that most groups fail altogether.
-
-    Args:
-        advice: what the settings do there (`gtpo.advice.where_success_is_rare`); None: nothing is said.
-    """
-
-    STEPS = 5
-    SHARE = 0.5
-
-    def __init__(self, advice: str | None) -> None:
-        self._advice = advice
-        self._recent: deque[float] = deque(maxlen=self.STEPS)
-        self._said = False
-
-    def note(self, frac_all_failed: float) -> str | None:
-        """Take note of a step; returns the sentence when it is time for it."""
-        self._recent.append(frac_all_failed)
-        mean = sum(self._recent) / len(self._recent)
-        if self._said or self._advice is None or len(self._recent) < self.STEPS or mean <= self.SHARE:
-            return None
-        self._said = True
-        return (
-            f"in the last {self.STEPS} steps every rollout failed in {mean:.0%} of the groups. {self._advice} Easier "
-            "problems, more rollouts per problem or a longer cold start help, too."
-        )

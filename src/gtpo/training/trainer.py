@@ -25,7 +25,7 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOTrainer
 
 from gtpo import functional as F
-from gtpo.advice import where_groups_are_small, where_success_is_rare
+from gtpo.advice import where_groups_are_small
 from gtpo.credit_assignment import TURN_REWARDS, credit_metrics
 from gtpo.errors import ConfigError, TooManyFailuresError
 from gtpo.failures import FailurePolicy
@@ -45,11 +45,12 @@ from gtpo.training.completions_table import make_printable, replace_last, turn_c
 from gtpo.training.config import GTPOConfig, check_enough_problems
 from gtpo.training.data import RowProblems
 from gtpo.training.groups import Group, Spread
-from gtpo.training.loss_policy import FailureWatch, stale
+from gtpo.training.loss_policy import stale
 from gtpo.training.metrics import resample_metrics, rollout_counts, rollout_metrics
 from gtpo.training.own_environment import check_data, made_engine
 from gtpo.training.progress import StepProgress
 from gtpo.training.recorder import RunRecorder
+from gtpo.training.remarks import Remarks
 from gtpo.training.reward_functions import RewardSources
 from gtpo.training.rolling_trainer import RollingTrainer
 from gtpo.training.serialize import recorded_groups, rollout_rows
@@ -151,7 +152,8 @@ class GTPOTrainer(RollingTrainer):
         self._records_itself = recorder is None and args.run_dir != type(args).run_dir
         progress = progress or StepProgress(enabled=False)
         settings = {"algorithm": args.algorithm, "max_turns": args.max_turns, **asdict(args.credit_settings())}
-        self._rare_success = FailureWatch(where_success_is_rare(settings))
+        tools = [spec.name for spec in self.engine.encoder.format.specs]
+        self._remarks = Remarks(settings, tools, pass_or_fail=scorer.by_verdict and not args.graded)
         said = where_groups_are_small(settings, args.group_size)
         if said and args.process_index == 0:
             progress.say(f"gtpo: {said}")
@@ -163,7 +165,6 @@ class GTPOTrainer(RollingTrainer):
         self._batch: Batch | None = None
         asks = any(map(asks_for_answers, scorer.turn_reward_funcs))
         self._answers = AnswerScorer(self.engine.encoder, self.engine.prompts) if asks else None
-        self._said_graded = False
         super().__init__(
             engine=self.engine,
             rows=rows,
@@ -335,7 +336,7 @@ class GTPOTrainer(RollingTrainer):
         training = self.model.training
         metrics = {**credit_metrics(batch.inputs, batch.credit), **failures}
         scores = gather_object([verdict.score for verdict in batch.verdicts])
-        if graded := any(0 < score < 1 for score in scores):
+        if any(0 < score < 1 for score in scores):
             metrics["score"] = sum(scores) / len(scores)
         metrics |= rollout_metrics(gather_object([rollout_counts(batch.trajectories)]))
         if training and self.args.resample_uniform > 1:
@@ -344,15 +345,8 @@ class GTPOTrainer(RollingTrainer):
             self.own_metrics[name].append(value)
         if not (training and self.accelerator.is_main_process):
             return
-        rewards_passing = self.scorer.scorer.by_verdict and not self.args.graded
-        if graded and rewards_passing and not self._said_graded:
-            self._said_graded = True
-            self._say("the verifier gave scores between 0 and 1: they are recorded, but only a score of 1 is rewarded.")
-        if said := self._rare_success.note(metrics["groups/frac_all_failed"]):
-            self._say(said)
-
-    def _say(self, text: str) -> None:
-        self.progress.say(f"gtpo: step {self.state.global_step + 1}: {text}")
+        for text in self._remarks.of(metrics, batch.trajectories):
+            self.progress.say(f"gtpo: step {self.state.global_step + 1}: {text}")
 
     def _record(self, batch: Batch) -> None:
         start = time.perf_counter()
