@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gtpo._text import did_you_mean
 from gtpo.errors import ConfigError
 
 
@@ -30,7 +31,10 @@ def imported(path: str, option: str) -> Callable[..., Any]:
     """
     module, _, name = path.rpartition(":")
     try:
-        found = getattr(_from_file(Path(module)) if module.endswith(".py") else _from_installation(module), name)
+        holder = _from_file(Path(module)) if module.endswith(".py") else _from_installation(module)
+        if not hasattr(holder, name):
+            raise AttributeError(f"there is no {name!r} in it{did_you_mean(name, vars(holder))}")
+        found = getattr(holder, name)
     except (ImportError, AttributeError, ValueError, OSError) as error:
         hint = "" if module.endswith(".py") else f"; for a file of your own give its path, ./{module}.py:{name}"
         raise ConfigError(f"{option} {path!r}: can't be imported: {error}{hint}") from error

@@ -41,6 +41,11 @@ STOPPABLE = {
     "collect-traces": "the samples that are verified are kept, and the same command goes on from them",
 }
 """Commands that SIGTERM, SIGUSR1 and SIGHUP end in good order, with status 75; and what is kept."""
+_AFTER_INTERRUPT = dict.fromkeys(
+    ("train", "sft"),
+    " at once: steps after the last checkpoint are lost (SIGTERM saves one first); the same command with --resume auto "
+    "goes on from it",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return _run_stoppable(argv) if argv[0] in STOPPABLE else _run_command(argv)
     except KeyboardInterrupt:
-        _say(argv[0], "interrupted")
+        _say(argv[0], f"interrupted{_AFTER_INTERRUPT.get(argv[0], '')}")
         return 130
 
 

@@ -82,7 +82,7 @@ class VerifierError(GtpoError, RuntimeError):
 
 
 class RewardError(GtpoError, ValueError):
-    """A reward function of the user's own gave something that is no reward; names the function."""
+    """A reward function of the user's own raised, or gave something that is no reward; names the function."""
 
 
 class RecordError(GtpoError, OSError):

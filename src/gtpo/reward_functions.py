@@ -14,7 +14,7 @@ from torch import nn
 from gtpo._async import run_async
 from gtpo._imports import imported
 from gtpo.errors import ConfigError, RewardError
-from gtpo.turn_rewards import checked, name_of
+from gtpo.turn_rewards import checked, in_words, name_of
 from gtpo.types import Trajectory
 
 AUTO = "auto"
@@ -73,12 +73,16 @@ def guarded(source: Any) -> Any:
 
         @functools.wraps(source)
         async def asynchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-            return check(await source(prompts=prompts, **columns), len(prompts))
+            with in_words(f"reward function {name}"):
+                given = await source(prompts=prompts, **columns)
+            return check(given, len(prompts))
 
         return asynchronous
 
     def synchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-        return check(source(prompts=prompts, **columns), len(prompts))
+        with in_words(f"reward function {name}"):
+            given = source(prompts=prompts, **columns)
+        return check(given, len(prompts))
 
     synchronous.__name__ = name
     return synchronous
@@ -150,7 +154,7 @@ def call_all(
         For each function one reward per rollout; None where it does not apply.
 
     Raises:
-        RewardError: a function gave something that is no reward; names it.
+        RewardError: a function raised, or gave something that is no reward; names it.
     """
     given = {
         "prompts": list(prompts),

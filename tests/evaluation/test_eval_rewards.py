@@ -169,7 +169,7 @@ def test_traces_are_collected_by_the_threshold(argv, tmp_path):
             ("--turn_reward_funcs", "information_gain"),
             "for information_gain the policy in training scores the gold answer",
         ),
-        (("--reward_funcs", "./rewards.py:none"), "can't be imported"),
+        (("--reward_funcs", "./rewards.py:none"), "can't be imported: there is no 'none' in it"),
         ((*FUNCTIONS[:4], "--reward_weights", "1"), "1 reward_weights for 3 reward_funcs"),
         (("--turn_reward_funcs", "nothing"), "there is no 'nothing'"),
         (("--turn_reward_funcs", *["repeated_calls"] * 2), "two of them are named 'repeated_calls'"),

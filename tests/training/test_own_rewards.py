@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import random
 
@@ -16,7 +17,7 @@ import gtpo
 from gtpo import functional as F
 from gtpo.credit_assignment import CreditInputs, CreditSettings, compute_credit
 from gtpo.errors import ConfigError, RewardError
-from gtpo.reward_functions import guarded
+from gtpo.reward_functions import call_all, guarded
 from gtpo.rollout import FunctionTool, ToolResult, build_prompts
 from gtpo.run_directory import RunFiles, read_metrics
 from gtpo.training.data import problem_dataset
@@ -302,6 +303,28 @@ def test_turn_rewards_are_logged_recorded_and_refused_where_they_would_have_no_e
             train_dataset=problem_dataset(problems, build_prompts(args)),
             processing_class=tiny_tokenizer,
         )
+
+
+def shares(total, **_):
+    return [1 / total]
+
+
+async def late_shares(total, **_):
+    return shares(total)
+
+
+@pytest.mark.parametrize("function", [shares, late_shares])
+def test_what_a_reward_function_raises_is_told_with_its_name_and_line(function):
+    line = inspect.getsourcelines(shares)[1] + 1
+    said = rf"^reward function {function.__name__} raised ZeroDivisionError: division by zero \(.*\.py, line {line}\)$"
+    with pytest.raises(RewardError, match=said) as raised:
+        call_all([guarded(function)], [], [], {"total": 0})
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_what_a_turn_reward_raises_is_told_likewise():
+    with pytest.raises(RewardError, match=r"^turn reward <lambda> raised KeyError: 'x' \(.*\.py, line \d+\)$"):
+        weighted_turn_rewards([lambda trajectories, **_: {}["x"]], [1.0], [], {})
 
 
 def test_to_reward_functions_any_final_text_is_an_answer(trainer_for, random_turns):

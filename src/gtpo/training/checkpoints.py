@@ -142,7 +142,8 @@ def last_checkpoint(folder: str | Path, say: Callable[[str], None] | None = None
 def no_checkpoint(folder: str | Path) -> ConfigError:
     """The error of a run that can't be gone on with."""
     return ConfigError(
-        f"--resume: no whole checkpoint in {folder}; leave it out (or give --resume auto) to start the run afresh"
+        f"--resume: no whole checkpoint in {folder}; --resume auto starts afresh where there is none, and goes on from "
+        "the next one that is saved"
     )
 
 

@@ -154,7 +154,7 @@ def check_vacant(run_dir: str | Path) -> None:
     run_dir = Path(run_dir)
     if (run_dir / METRICS).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*")):
         raise ConfigError(
-            f"{run_dir} holds a run already: go on with it (--resume true), choose another --run_dir, or delete its "
+            f"{run_dir} holds a run already: go on with it (--resume auto), choose another --run_dir, or delete its "
             "records and checkpoints (--overwrite true)"
         )
 
