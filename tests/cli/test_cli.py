@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 from trl import ModelConfig
 
 from gtpo import __version__
 from gtpo.cli import COMMANDS, main
-from gtpo.commands.model_options import adapter_config
+from gtpo.commands.model_options import adapter_config, unlike_training
 from gtpo.lab.tiny.model import make_model
+from gtpo.rollout.config import PromptConfig
 
 CPU = ["--use_cpu", "true", "--bf16", "false", "--num_generations", "2", "--per_device_train_batch_size", "2"]
 GOOD = '{"question": "1+1?", "answer": "2"}\n'
@@ -308,3 +311,31 @@ def test_one_lora_module_is_a_name_unless_it_is_a_pattern(tiny_tokenizer, given,
     model = make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1)
     options = ModelConfig(use_peft=True, lora_target_modules=given)
     assert adapter_config(options, model).target_modules == taken
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({"system_prompt": ""}, []),
+        ({"system_prompt": "", "tools": "python", "tool_format": "fenced"}, []),
+        ({}, ["trained with system_prompt ''; now it has system_prompt by default"]),
+        (
+            {"system_prompt": "", "tools": "./calc.py:calc", "tool_format": "tool_call"},
+            [
+                "trained with tools 'python', tool_format 'fenced'; now it has tools './calc.py:calc', tool_format 'tool_"
+            ],
+        ),
+    ],
+)
+def test_a_model_that_is_told_other_things_than_in_its_training_is_named(tmp_path, now, said):
+    trained = PromptConfig(system_prompt="", tool_format="fenced")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"config": asdict(trained)}))
+    found = unlike_training(str(tmp_path / "model"), PromptConfig(**now))
+    assert [text for text in said if text in (found or "")] == said
+    assert bool(found) == bool(said)
+
+
+def test_of_a_model_of_no_run_nothing_is_said(tmp_path):
+    (tmp_path / "config.yaml").write_text("config: {learning_rate: 1}\n")
+    for model in (str(tmp_path / "model"), str(tmp_path / "other"), "owner/model", None):
+        assert unlike_training(model, PromptConfig()) is None

@@ -44,4 +44,5 @@ def main(argv: Sequence[str]) -> int:
         ("model", "the trained model"),
     ):
         say(f"  {run_dir / name!s:34} {what}")
+    say(f"Next: gtpo report {run_dir}    # why each turn got its advantage, as one HTML page")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch.nn import Linear
@@ -12,6 +13,8 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from gtpo import models
 from gtpo.errors import ConfigError
+from gtpo.rollout.config import PromptConfig
+from gtpo.run_directory import read_config
 
 
 @dataclass
@@ -82,6 +85,37 @@ def adapter_config(model_args: ModelConfig, model: Any) -> Any:
             known = ", ".join(sorted(linear))
             raise ConfigError(f"lora_target_modules: the model has no {name}; all-linear, or some of: {known}")
     return config
+
+
+def unlike_training(model: str | None, args: PromptConfig) -> str | None:
+    """A sentence if the model of a run is told other things than when it was trained; None if not, or unknown.
+
+    Args:
+        model: folder or Hub id; of a run of `gtpo sft`, `train` or `demo` it is `RUN_DIR/model`.
+        args: what the model is told now.
+    """
+    folder = Path(model or "")
+    trained = read_config(folder.parent).get("config") if folder.name == "model" else None
+    if not isinstance(trained, dict) or not set(_TOLD) <= set(trained):
+        return None
+    before, now = ({**trained}, {name: getattr(args, name) for name in _TOLD})
+    for told in (before, now):
+        told["tools"] = told["tools"] or ("none" if told["environment"] else "python")
+    if "auto" in (before["tool_format"], now["tool_format"]):  # may well be the same one
+        before["tool_format"] = now["tool_format"]
+    unlike = [name for name in _TOLD if before[name] != now[name]]
+    if not unlike:
+        return None
+    was, new = (", ".join(_option(name, told[name]) for name in unlike) for told in (before, now))
+    return f"note: {model} was trained with {was}; now it has {new}. It may not know what to do with that"
+
+
+_TOLD = ("system_prompt", "tools", "environment", "tool_format", "chat_template_kwargs")
+"""Options of `PromptConfig` that decide what the model reads and what it is to write."""
+
+
+def _option(name: str, value: Any) -> str:
+    return f"the default {name}" if value is None else f"{name} {value!r}"
 
 
 def take_model_options(args: Any) -> dict[str, Any]:

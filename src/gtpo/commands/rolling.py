@@ -13,7 +13,7 @@ from gtpo._files import fingerprint
 from gtpo._text import say
 from gtpo.commands.arguments import ColumnArguments
 from gtpo.commands.backends import BackendArguments, make_backend
-from gtpo.commands.model_options import GenerationModelConfig, load_tokenizer
+from gtpo.commands.model_options import GenerationModelConfig, load_tokenizer, unlike_training
 from gtpo.errors import ConfigError, DataError
 from gtpo.evaluation import EvalProtocol, EvalResult, evaluate, protocol_of
 from gtpo.evaluation.progress import progress_bar
@@ -137,6 +137,8 @@ def prepare(args: SamplesArguments, backend_args: BackendArguments, model_args: 
     tokenizer = load_tokenizer(model_args, trust_remote_code=model_args.trust_remote_code)
     engine = build_engine(args, tokenizer)
     say(f"tool format: {engine.encoder.choice}")
+    if unlike := unlike_training(model_args.model_name_or_path, args):
+        say(unlike)
     about = {
         "model": {"name": model_args.model_name_or_path, "revision": model_args.model_revision}
         | {"dtype": str(model_args.dtype or "auto"), "weights": fingerprint(model_args.model_name_or_path or "")},

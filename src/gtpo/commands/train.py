@@ -9,7 +9,13 @@ from trl import ModelConfig
 
 from gtpo._text import say
 from gtpo.commands.arguments import ColumnArguments, CommandLine
-from gtpo.commands.model_options import adapter_config, load_model, load_tokenizer, take_model_options
+from gtpo.commands.model_options import (
+    adapter_config,
+    load_model,
+    load_tokenizer,
+    take_model_options,
+    unlike_training,
+)
 from gtpo.errors import ConfigError
 from gtpo.rollout import PythonTool, build_engine
 from gtpo.scoring import make_scorer
@@ -81,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
             level = f", sandbox: {python.sandbox.level().sentence}" if isinstance(python, PythonTool) else ""
             say(f"{len(problems)} problems{level}")
             say(f"tool format: {engine.encoder.choice}")
+            if unlike := unlike_training(model_args.model_name_or_path, args):
+                say(unlike)
         model = load_model(model_args, training=True, trust_remote_code=args.trust_remote_code, more=model_options)
         result = train(
             model,
