@@ -318,12 +318,10 @@ def test_one_lora_module_is_a_name_unless_it_is_a_pattern(tiny_tokenizer, given,
     [
         ({"system_prompt": ""}, []),
         ({"system_prompt": "", "tools": "python", "tool_format": "fenced"}, []),
-        ({}, ["trained with system_prompt ''; now it has system_prompt by default"]),
+        ({}, ["trained with system_prompt ''; now it has the default system_prompt."]),
         (
             {"system_prompt": "", "tools": "./calc.py:calc", "tool_format": "tool_call"},
-            [
-                "trained with tools 'python', tool_format 'fenced'; now it has tools './calc.py:calc', tool_format 'tool_"
-            ],
+            ["with tools 'python', tool_format 'fenced'; now it has tools './calc.py:calc', tool_format 'tool_call'."],
         ),
     ],
 )
