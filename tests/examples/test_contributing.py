@@ -65,12 +65,16 @@ def test_the_tool_and_reward_of_the_training_page_are_used(tmp_path, monkeypatch
     result = asyncio.run(tool.open(0).run(ToolCall("", "price", {"thing": "pear"})))
     assert result.text == "5"
     verdicts = get_verifier("./shop.py:verdict").verify_many(
-        ["5", "6"], [Problem(id="1", question="?", answer="5")] * 2
+        ["It costs 5.", "6", "15", "5 or 6"], [Problem(id="1", question="?", answer="5")] * 4
     )
-    assert [verdict.passed for verdict in verdicts] == [True, False]
+    assert [verdict.passed for verdict in verdicts] == [True, False, False, False]
 
     make_model(tiny_tokenizer, seed=0, hidden_size=32, layers=1).save_pretrained("model")
     tiny_tokenizer.save_pretrained("model")
+    (trace,) = (block for block in blocks("docs/train.md", "json") if "messages" in block)
+    Path("traces.jsonl").write_text(f"{trace}\n" * 4)
+    sft = "--model model --traces traces.jsonl --tool_format fenced --tools ./shop.py:Shop --max_steps 1 --bf16 false"
+    assert main(["sft", *sft.split(), "--system_prompt", "", "--run_dir", "cold"]) == 0
     Path("problems.jsonl").write_text('{"question": "A pear?", "answer": "5", "domain": "shopping"}\n' * 4)
     options = (
         "--model model --train_file problems.jsonl --tool_format fenced --tools ./shop.py:Shop "
