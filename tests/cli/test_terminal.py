@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
-from gtpo import _terminal
+from gtpo import _quiet, _terminal
 from gtpo._terminal import Progress, show_table
 
 
@@ -69,3 +71,22 @@ def test_a_terminal_gets_a_bar_and_a_ruled_table(monkeypatch, capsys):
 def test_a_table_without_a_terminal_is_aligned_text(capsys):
     show_table([["", "pass rate"], ["before", "0.372"], ["at the end", "0.9"]])
     assert capsys.readouterr().err == "            pass rate\nbefore      0.372\nat the end  0.9\n"
+
+
+def test_missing_keys_are_said_unless_it_is_the_output_layer_that_shares_its_weights():
+    said = []
+    logger, handler = logging.getLogger("transformers.trainer"), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    filters = list(logger.filters)
+    try:
+        _quiet.quieten()
+        for keys in (["lm_head.weight"], ["model.norm.weight"], ["lm_head.weight", "model.norm.weight"]):
+            logger.warning(f"There were missing keys in the checkpoint model loaded: {keys}.")
+    finally:
+        logger.removeHandler(handler)
+        logger.filters[:] = filters
+    assert [text.partition("loaded: ")[2] for text in said] == [
+        "['model.norm.weight'].",
+        "['lm_head.weight', 'model.norm.weight'].",
+    ]
