@@ -15,8 +15,8 @@ def quieten() -> None:
     """Set what has to be set before those libraries are imported."""
     # TRL uses gradient_checkpointing and its methods, about whose names transformers 5.23 warns.
     warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
-    # An output layer that shares the weights of the embeddings is not saved, and so missed on resume. Damaged checkpoints
-    # are found by their manifest.
+    # An output layer that shares the weights of the embeddings is not saved, and so missed on resume. Damaged
+    # checkpoints are found by their manifest.
     logging.getLogger("transformers.trainer").addFilter(lambda record: not record.getMessage().startswith(_TIED))
     if not is_terminal():
         # Bars of loading and downloading are redrawn many times a second: in a file each drawing is a line.
