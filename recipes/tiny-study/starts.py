@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _LOOKUP, _CALCULATOR = "gtpo.lab.tiny.hops:LookupTool", "gtpo.lab.tiny.steps:Calculator"
+_DESKS = "gtpo.lab.tiny.desks:DeskLookupTool"
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ _HARDER = (0.3, 0.5, 0.7)
 STARTS = {
     # pass rates at the start: 0.39, 0.46, 0.33
     "steps": Start({"family": "steps"}, _CALCULATOR),
-    "programs": Start({"family": "programs"}, _CALCULATOR),
+    "programs": Start({"family": "programs"}, _CALCULATOR, batches=8),
     "hops": Start({"family": "hops"}, _LOOKUP, batches=8),
-    # harder: a tool that fails, calls to be mended, more operations; nine to eleven turns of a success
+    # harder: a tool that fails, calls to be mended, six to nine turns of a success; 0.02, 0.005, 0.32
     "flaky": Start(_long("flaky", 6, 0.2, 0.12, 0.14, 256), "gtpo.lab.tiny.flaky:FlakyLookupTool", 14, 320, _HARDER),
-    "desks": Start(_long("desks", 5, 0.2, 0.25, 0.12, 256), "gtpo.lab.tiny.desks:DeskLookupTool", 14, 320, _HARDER),
-    "steps-long": Start(_long("steps", 8, 0.15, 0.1, 0.1, 288), _CALCULATOR, 14, 352, _HARDER),
+    "desks": Start(_long("desks", 5, 0.2, 0.25, 0.12, 256), _DESKS, 14, 320, _HARDER),
+    "desks-short": Start(_long("desks", 3, 0.2, 0.15, 0.08, 192), _DESKS, 10, 256, batches=12),
     # 0.02 and 0.1, four turns; 0.02, eight turns
     "hops-rare": Start(_hops(3, 0.5, 0.4, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8), batches=12),
     "hops-some": Start(_hops(3, 0.32, 0.3, 160), _LOOKUP, thresholds=(0.1, 0.3, 0.5, 0.8), batches=8),
