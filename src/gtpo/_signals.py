@@ -1,4 +1,4 @@
-"""The signals by which schedulers, launchers and closing terminals end a process, noted so that work can end well.
+"""The signals by which schedulers, launchers, closing terminals and Ctrl-C end a process, noted so that work ends well.
 
 The first one is a request: outside of `StopSignals.deferred` it raises KeyboardInterrupt in the main thread, inside of
 it is only noted. A second one ends the process at once. A thread reads the signals, so that this holds whatever the
@@ -92,7 +92,7 @@ class StopSignals:
         if number == signal.SIGHUP:  # before this thread writes again, which may be sooner than the other one runs
             self._let_go_of_terminals()
         if first and not self._deferred:
-            interrupt = signal.getsignal(signal.SIGINT)
+            interrupt = self._former.get(signal.SIGINT, signal.getsignal(signal.SIGINT))
             if not callable(interrupt):  # ignored, as in the background of a script
                 raise KeyboardInterrupt
             interrupt(signal.SIGINT, frame)  # Python's raises; asyncio's, inside of asyncio.run, cancels the main task
@@ -142,14 +142,16 @@ class StopSignals:
 
 
 @contextlib.contextmanager
-def stop_signals(say: Callable[[str], None] | None = None) -> Iterator[StopSignals]:
+def stop_signals(
+    say: Callable[[str], None] | None = None, signals: Sequence[signal.Signals] = STOPPING
+) -> Iterator[StopSignals]:
     """The active `StopSignals`, or a new one. Outside of the main thread, where none can be handled, an inert one."""
     if _active is not None:
         yield _active
     elif threading.current_thread() is not threading.main_thread():
         yield StopSignals()
     else:
-        with StopSignals(say) as stop:
+        with StopSignals(say, signals) as stop:
             yield stop
 
 
@@ -167,7 +169,7 @@ def _in_forked_child() -> None:
         return
     signal.set_wakeup_fd(-1)
     for number in _active._former:
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _active = None
 
 

@@ -6,12 +6,13 @@ import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from gtpo import __version__
 from gtpo._quiet import quieten
-from gtpo._signals import STOPPED_STATUS, stop_signals
+from gtpo._signals import STOPPED_STATUS, STOPPING, stop_signals
 from gtpo._text import did_you_mean, say, show
 from gtpo.errors import GtpoError, StoppedError
 
@@ -41,11 +42,8 @@ STOPPABLE = {
     "collect-traces": "the samples that are verified are kept, and the same command goes on from them",
 }
 """Commands that SIGTERM, SIGUSR1 and SIGHUP end in good order, with status 75; and what is kept."""
-_AFTER_INTERRUPT = dict.fromkeys(
-    ("train", "sft"),
-    " at once: steps after the last checkpoint are lost (SIGTERM saves one first); the same command with --resume auto "
-    "goes on from it",
-)
+_SAVING = ("train", "sft")
+"""Those that a first Ctrl-C ends likewise, since they have a step to finish and a checkpoint to save."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,12 +75,13 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return _run_stoppable(argv) if argv[0] in STOPPABLE else _run_command(argv)
     except KeyboardInterrupt:
-        _say(argv[0], f"interrupted{_AFTER_INTERRUPT.get(argv[0], '')}")
+        _say(argv[0], "interrupted")
         return 130
 
 
 def _run_stoppable(argv: Sequence[str]) -> int:
-    with stop_signals(lambda text: _say(argv[0], text)) as stop:
+    signals = (*STOPPING, signal.SIGINT) if argv[0] in _SAVING else STOPPING
+    with stop_signals(lambda text: _say(argv[0], text), signals) as stop:
         try:
             return _run_command(argv)
         except StoppedError as stopped:

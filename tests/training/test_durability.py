@@ -61,6 +61,8 @@ SIGNALS = [
     ("rollouts", 1, signal.SIGUSR1, [1]),
     ("rollouts", 3, signal.SIGTERM, [2, 3]),
     ("update", 3, signal.SIGHUP, [2, 3]),
+    ("rollouts", 1, signal.SIGINT, [1]),
+    ("update", 3, signal.SIGINT, [2, 3]),
     ("record", 1, signal.SIGTERM, [1]),
     ("checkpoint", 2, signal.SIGTERM, [2]),
     ("end of checkpoint", 2, signal.SIGUSR1, [2]),
