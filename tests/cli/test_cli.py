@@ -337,3 +337,5 @@ def test_of_a_model_of_no_run_nothing_is_said(tmp_path):
     (tmp_path / "config.yaml").write_text("config: {learning_rate: 1}\n")
     for model in (str(tmp_path / "model"), str(tmp_path / "other"), "owner/model", None):
         assert unlike_training(model, PromptConfig()) is None
+    (tmp_path / "config.yaml").write_text("config: {")
+    assert unlike_training(str(tmp_path / "model"), PromptConfig()) is None

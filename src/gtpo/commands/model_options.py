@@ -95,7 +95,10 @@ def unlike_training(model: str | None, args: PromptConfig) -> str | None:
         args: what the model is told now.
     """
     folder = Path(model or "")
-    trained = read_config(folder.parent).get("config") if folder.name == "model" else None
+    try:
+        trained = read_config(folder.parent).get("config") if folder.name == "model" else None
+    except ConfigError:  # it may be anybody's file
+        return None
     if not isinstance(trained, dict) or not set(_TOLD) <= set(trained):
         return None
     before, now = ({**trained}, {name: getattr(args, name) for name in _TOLD})

@@ -50,11 +50,12 @@ class TurnCredit(PPOTrainer):
             raise ConfigError(
                 f"algorithm.adv_estimator is {config.algorithm.adv_estimator!r}; with {PREFIX}{mode} it must be gtpo"
             )
+        self.gtpo = AlgorithmOptions.of(config.algorithm)
         if OmegaConf.select(config, "algorithm.gtpo.gamma") is None:
             agent_loops = config.actor_rollout_ref.rollout.agent.agent_loop_config_path
             gamma = gamma_by_turns(agent_loops and resolve_config_path(agent_loops))
             OmegaConf.update(config, "algorithm.gtpo.gamma", gamma, force_add=True)  # where the estimator reads it
-        self.gtpo = AlgorithmOptions.of(config.algorithm)
+            self.gtpo = AlgorithmOptions.of(config.algorithm)
         self.similarity = get_similarity(self.gtpo.similarity)
         super().__init__(config)
 
