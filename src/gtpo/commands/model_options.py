@@ -97,13 +97,12 @@ def unlike_training(model: str | None, args: PromptConfig) -> str | None:
     folder = Path(model or "")
     try:
         trained = read_config(folder.parent).get("config") if folder.name == "model" else None
+        if not isinstance(trained, dict) or not set(_TOLD) <= set(trained):
+            return None
+        before = _told(PromptConfig(**{name: trained[name] for name in _TOLD}))
     except ConfigError:  # it may be anybody's file
         return None
-    if not isinstance(trained, dict) or not set(_TOLD) <= set(trained):
-        return None
-    before, now = ({**trained}, {name: getattr(args, name) for name in _TOLD})
-    for told in (before, now):
-        told["tools"] = told["tools"] or ("none" if told["environment"] else "python")
+    now = _told(args)
     if "auto" in (before["tool_format"], now["tool_format"]):  # may well be the same one
         before["tool_format"] = now["tool_format"]
     unlike = [name for name in _TOLD if before[name] != now[name]]
@@ -115,6 +114,10 @@ def unlike_training(model: str | None, args: PromptConfig) -> str | None:
 
 _TOLD = ("system_prompt", "tools", "environment", "tool_format", "chat_template_kwargs")
 """Options of `PromptConfig` that decide what the model reads and what it is to write."""
+
+
+def _told(args: PromptConfig) -> dict[str, Any]:
+    return {**{name: getattr(args, name) for name in _TOLD}, "tools": ",".join(args.tool_names()) or "none"}
 
 
 def _option(name: str, value: Any) -> str:
