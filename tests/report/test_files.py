@@ -135,6 +135,7 @@ def test_every_figure_of_the_glossary_has_a_meaning():
     found = glossary()
     assert {"pass_rate", "turns", "stop/answer", "time/*_share"} <= set(found)
     assert all(entry["meaning"] for entry in found.values())
+    assert not [name for name, entry in found.items() if "](" in entry["meaning"] or "`" in entry["meaning"]]
 
 
 def series(**columns):

@@ -10,6 +10,7 @@ from recorded import unpacked
 
 from gtpo.credit_assignment import CreditSettings
 from gtpo.report import load, write_page
+from gtpo.report.glossary import glossary
 from gtpo.testing import made_up_run
 
 
@@ -24,7 +25,9 @@ def test_overview_shows_every_figure_with_its_meaning_and_every_run(opened, run,
     with opened(path) as page:
         chart = page.locator('[data-chart="pass_rate"]')
         assert chart.locator("polyline").count() == 2
-        assert "share of rollouts whose final answer was verified" in chart.locator("figcaption").get_attribute("title")
+        documented = glossary()["pass_rate"]
+        title = chart.locator("figcaption").get_attribute("title")
+        assert title == f"{documented['meaning']} [{documented['unit']}]"
         assert chart.locator(".reading").inner_text().split() == ["made", "other"]
         chart.locator("svg").hover()
         assert "step" in chart.locator(".reading").inner_text()

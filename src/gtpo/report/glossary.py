@@ -16,5 +16,10 @@ def glossary() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for names, unit, meaning in _ROW.findall(text):
         for name in re.findall(r"`(.+?)`", names):
-            found[name] = {"unit": unit, "meaning": meaning.replace("`", "")}
+            found[name] = {"unit": unit, "meaning": _plain(meaning)}
     return found
+
+
+def _plain(meaning: str) -> str:
+    """Without Markdown's backticks and link targets: the page shows it as text."""
+    return re.sub(r"\[(.+?)\]\(.+?\)", r"\1", meaning).replace("`", "")
