@@ -66,7 +66,8 @@ WORDS = {
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, about 20 %% slower.",
     "epsilon": "Lower clip range of the ratio.",
     "beta": "Coefficient of the KL penalty; 0: no reference model is loaded.",
-    "loss_type": "Reduction of the loss over tokens: dapo, grpo, bnpo, dr_grpo and others of TRL.",
+    "loss_type": "Loss over the tokens, by its name in TRL: dapo, grpo, bnpo, dr_grpo and others in gtpo train, nll or "
+    "dft in gtpo sft.",
     "bf16": "Compute in bfloat16; by default true.",
     "reward_weights": "Weights of reward_funcs; by default 1 each.",
     "use_vllm": "Generate with vLLM; needs pip install 'gtpo[vllm]'.",
