@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from gtpo._async import run_async
-from gtpo._imports import imported
+from gtpo._own_code import imported, own_code
 from gtpo.errors import ConfigError, RewardError
-from gtpo.turn_rewards import checked, in_words, name_of
+from gtpo.turn_rewards import checked, name_of
 from gtpo.types import Trajectory
 
 AUTO = "auto"
@@ -73,14 +73,14 @@ def guarded(source: Any) -> Any:
 
         @functools.wraps(source)
         async def asynchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-            with in_words(f"reward function {name}"):
+            with own_code(f"reward function {name}", RewardError):
                 given = await source(prompts=prompts, **columns)
             return check(given, len(prompts))
 
         return asynchronous
 
     def synchronous(*, prompts: Sequence[Any], **columns: Any) -> list[float | None]:
-        with in_words(f"reward function {name}"):
+        with own_code(f"reward function {name}", RewardError):
             given = source(prompts=prompts, **columns)
         return check(given, len(prompts))
 

@@ -15,18 +15,14 @@ from __future__ import annotations
 
 import inspect
 import math
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gtpo._async import run_async
-from gtpo._imports import imported
-from gtpo.errors import ConfigError, GtpoError, RewardError
+from gtpo._own_code import imported, own_code
+from gtpo.errors import ConfigError, RewardError
 from gtpo.types import Trajectory, Turn
 
-_HERE = str(Path(__file__).parent)
 TurnRewardFunction = Callable[..., Any]
 ANSWER_LOGPROBS = "answer_logprobs"
 """The parameter by which a function asks for the policy's scores of the gold answer."""
@@ -150,7 +146,7 @@ def weighted_turn_rewards(
     found: list[dict[str, tuple[float, ...]]] = [{} for _ in trajectories]
     for function, weight in zip(functions, weights, strict=True):
         name = name_of(function)
-        with in_words(f"turn reward {name}"):
+        with own_code(f"turn reward {name}", RewardError):
             given = function(trajectories, **columns)
             rows = run_async(given) if inspect.iscoroutine(given) else given
         if not isinstance(rows, Sequence) or len(rows) != len(trajectories):
@@ -163,25 +159,6 @@ def weighted_turn_rewards(
                 )
             found[i][name] = tuple(weight * checked(value, f"turn reward {name}", f"rollout {i}") for value in row)
     return found
-
-
-@contextmanager
-def in_words(what: str) -> Iterator[None]:
-    """Turns what a function of the user's own raises into an error that names it, and the line.
-
-    Raises:
-        RewardError: something was raised inside.
-    """
-    try:
-        yield
-    except GtpoError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first one is the `with`
-        own = [frame for frame in frames if not frame.filename.startswith(_HERE)]
-        last = [frame for frame in own if frame.filename == own[0].filename][-1:]  # not inside of what it calls
-        place = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in last)
-        raise RewardError(f"{what} raised {type(error).__name__}: {error}{place}") from error
 
 
 def name_of(function: Callable[..., Any]) -> str:

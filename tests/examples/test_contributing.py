@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gtpo._imports import imported
+from gtpo._own_code import imported
 from gtpo.cli import main
 from gtpo.lab.tiny.model import make_model
 from gtpo.tasks.problems import Problem

@@ -353,7 +353,7 @@ def test_what_fails_masks_its_rollout_and_no_other(tool_tokenizer, method):
     (bad, good), _, _ = roll(tool_tokenizer, Odd, scripts, rows=[{"bad": True}, {"bad": False}])
     assert bad.stop_reason is StopReason.ENVIRONMENT_FAILURE
     assert bad.stop_reason.is_failure
-    assert bad.note == f"environment Odd: {method} raised KeyError: 'answer'"
+    assert bad.note.startswith(f"environment Odd: {method} raised KeyError: 'answer' ({__file__}, line ")
     assert len(bad.prompt_ids) >= 1
     assert good.stop_reason is StopReason.ANSWER
 

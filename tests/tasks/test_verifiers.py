@@ -128,7 +128,11 @@ def test_a_functions_mistakes_are_told():
     verifier = get_verifier("test_verifiers:verdict")
     own = "Verdict(True, 0.7, 'mine')"
     assert verifier.verify_many([own, None], [MATH, MATH])[0] == Verdict(True, 0.7, "mine")
-    for text, fault in (("2", "returned 2 for problem m"), ("'x'", "returned 'x'"), ("1/0", "raised for problem m")):
+    for text, fault in (
+        ("2", "returned 2 for problem m"),
+        ("'x'", "returned 'x'"),
+        ("1/0", "problem m: raised ZeroDiv"),
+    ):
         with pytest.raises(VerifierError, match=fault):
             verifier.verify_many([text], [MATH])
     for path, fault in (("test_verifiers:nothing", "can't be imported"), ("test_verifiers:MATH", "not callable")):

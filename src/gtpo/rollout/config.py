@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from gtpo._imports import imported
+from gtpo._own_code import imported
 from gtpo._yaml import read_yaml
 from gtpo.errors import ConfigError
 from gtpo.rollout.environment import Environments

@@ -30,8 +30,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from gtpo._own_code import described
 from gtpo.errors import ConfigError, EnvironmentFailedError
-from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raised, spec_of, text_of, timed_out
+from gtpo.rollout.function_tool import TIMEOUT_S, arguments_of, as_result, raised, spec_of, timed_out
 from gtpo.rollout.tool_spec import ToolSpec
 from gtpo.rollout.tool_threads import MOST_STUCK, LateError, Threads, ToolStuckError, fulfil
 from gtpo.rollout.tools import ToolResult
@@ -80,7 +81,7 @@ class Environments:
             instance = factory()
         except Exception as error:
             name = getattr(factory, "__name__", repr(factory))
-            raise ConfigError(f"environment {name}: can't be made: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"environment {name}: can't be made: {described(error)}") from error
         kind = type(instance)
         self.name = kind.__name__
         methods = dict(inspect.getmembers(kind, predicate=inspect.isfunction))
@@ -134,9 +135,7 @@ class Environments:
         try:
             return EnvironmentUse(self, self._factory())
         except Exception as error:
-            raise EnvironmentFailedError(
-                f"environment {self.name}: {type(error).__name__}: {text_of(error)}"
-            ) from error
+            raise EnvironmentFailedError(f"environment {self.name}: can't be made: {described(error)}") from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
         """The rollout is over; its environment can be used again, with `hold` after `release`."""
@@ -243,8 +242,8 @@ class EnvironmentUse:
             ) from error
         except Exception as error:
             self.failed = True
-            said = f"{type(error).__name__}: {text_of(error)}"
-            raise EnvironmentFailedError(f"environment {self._of.name}: {method} raised {said}") from error
+            said = f"environment {self._of.name}: {method} raised {described(error)}"
+            raise EnvironmentFailedError(said) from error
 
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method, after the calls before it.

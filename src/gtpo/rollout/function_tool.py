@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils import get_json_schema
 from transformers.utils.chat_template_utils import DocstringParsingException, TypeHintParsingException
 
+from gtpo._own_code import text_of
 from gtpo.errors import ConfigError
 from gtpo.rollout.tool_process import Processes, RaisedError, ToolProcessError
 from gtpo.rollout.tool_spec import ToolSpec
@@ -121,11 +122,3 @@ def raised(error: Exception) -> ToolResult:
 def timed_out(timeout_s: float) -> ToolResult:
     """What the model is told of a call that was cut off."""
     return ToolResult(f"TimeoutError: no result within {timeout_s:g} s", "timeout")
-
-
-def text_of(error: Exception) -> str:
-    """An exception's text, whatever its class makes of it."""
-    try:
-        return str(error)
-    except Exception:
-        return "(without text)"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gtpo._own_code import described
 from gtpo._text import well_formed
 from gtpo.errors import BackendError, ConfigError, DataError, EnvironmentFailedError
 from gtpo.rollout.backends.base import GenerationSession, Request
@@ -304,7 +305,7 @@ class OneRollout:
         try:
             result = await self.tools[call.name].run(call)
         except Exception as error:  # whatever a tool raises, it is the tool that failed
-            return ToolResult("", Status.TOOL_FAILURE.value, f"{call.name}: {type(error).__name__}: {error}")
+            return ToolResult("", Status.TOOL_FAILURE.value, f"{call.name}: {described(error)}")
         return replace(result, text=self._shown(result.text))
 
     def _shown(self, text: str) -> str:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
+from gtpo._own_code import described
 from gtpo.errors import ConfigError
 from gtpo.rollout.call_syntax import without_thoughts
 from gtpo.rollout.environment import Environments
@@ -82,7 +83,7 @@ class _Source:
             self.taskset = loaders.load_taskset(config)
             harness = loaders.default_harness_id(package)
         except Exception as error:
-            raise ConfigError(f"{self.where}: can't be loaded: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"{self.where}: can't be loaded: {described(error)}") from error
         if not issubclass(kind, vf.SingleAgentEnv) or kind.run is not vf.SingleAgentEnv.run:
             self.refuse(f"its class {kind.__name__} plays by a program of its own; only one agent and its tools can be")
         if harness == package:

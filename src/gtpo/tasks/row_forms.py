@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from gtpo._imports import imported
+from gtpo._own_code import imported, own_code
 from gtpo.errors import ConfigError, DataError
 from gtpo.tasks import benchmark_rows
 from gtpo.tasks.benchmark_rows import RawRow, Row
@@ -228,7 +228,8 @@ class RowReader:
             DataError: no form fits or several do, or a value can't be used; without the place of the row.
         """
         if callable(self._columns):
-            made = self._columns(dict(raw))
+            with own_code("the function of --columns", DataError):
+                made = self._columns(dict(raw))
             if made is not None and not isinstance(made, Mapping):
                 raise DataError(f"the function of --columns returned a {type(made).__name__}; return a row or None")
             return None if made is None else dict(made)

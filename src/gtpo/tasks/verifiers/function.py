@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gtpo._imports import imported
+from gtpo._own_code import imported, own_code
 from gtpo.errors import VerifierError
 from gtpo.tasks.problems import Problem
 from gtpo.tasks.verifiers.answers import last_boxed
@@ -38,10 +38,8 @@ class FunctionVerifier:
     def _one(self, text: str | None, problem: Problem) -> Verdict:
         if text is None:
             return Verdict(False, 0.0, "the rollout ended without an answer")
-        try:
+        with own_code(f"verifier {self._path}, problem {problem.id}:", VerifierError):
             found = self._function(text, problem)
-        except Exception as error:
-            raise VerifierError(f"{self._path} raised for problem {problem.id}: {error!r}") from error
         if isinstance(found, Verdict):
             return found
         if not isinstance(found, bool | int | float) or not 0 <= found <= 1:
