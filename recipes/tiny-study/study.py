@@ -37,8 +37,8 @@ SELECTION_SEEDS = (11, 12, 13)
 REPORT_SEEDS = (21, 22, 23, 24, 25)
 SIDES: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},
-    "gtpo": PAPER,
-    "defaults": {
+    "paper": PAPER,
+    "gamma_0.9": {
         "normalize_over": "first_turns",
         "zero_uniform_groups": True,
         "advantage_clip": 10.0,
@@ -53,7 +53,7 @@ def sides_reported(start: Start) -> dict[str, tuple[str, dict[str, Any]]]:
     gamma = round(0.7 ** (1 / (start.max_turns - 1)), 4)
     return {
         **{name: (name, options) for name, options in SIDES.items()},
-        "gamma_turns": ("defaults", {**SIDES["defaults"], "gamma": gamma}),
+        "default": ("gamma_0.9", {**SIDES["gamma_0.9"], "gamma": gamma}),
     }
 
 
@@ -227,8 +227,8 @@ def report(name: str, args: argparse.Namespace) -> None:
         side: {**options, **setting(STARTS[name], *chosen[of])}
         for side, (of, options) in sides_reported(STARTS[name]).items()
     }
-    rate, updates = chosen["defaults"]
-    for side in SIDES:  # and where the defaults have another setting, at theirs
+    rate, updates = chosen["gamma_0.9"]
+    for side in SIDES:  # and where gamma_0.9 has another setting, at that
         if chosen[side] != (rate, updates):
             variants[f"{side}_{rate}_x{updates}"] = {**SIDES[side], **setting(STARTS[name], rate, updates)}
     run_study(study_document(name, "best", "held_out", variants, args.seeds or REPORT_SEEDS, {}), args)

@@ -59,7 +59,7 @@ def test_the_study_files_are_ones_that_gtpo_study_takes(recipe, tmp_path):
             train.arguments(["--config", str(options), "--run_dir", str(tmp_path)])
     options.write_text(yaml.safe_dump(dict(cell.evaluate)))
     evaluate.arguments(["--config", str(options)])
-    assert {"gtpo", "defaults", "gamma_0", "rloo"} <= checked
+    assert {"paper", "gamma_0.9", "gtpo", "gamma_0", "rloo"} <= checked
 
 
 def test_rollouts_are_equal_whatever_the_updates_per_batch(recipe):
