@@ -35,15 +35,15 @@ class ServerInAThread:
     """The stub without a process of its own, whose start takes longer than the batch."""
 
     def __init__(self, faults, log):
-        self.server, self.loop, self.port = Server(0, faults, str(log)), asyncio.new_event_loop(), 0
+        self.server, self.port = Server(0, faults, str(log)), 0
         self.log, ready = log, threading.Event()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self.serve(ready),), daemon=True)
+        self.thread = threading.Thread(target=asyncio.run, args=(self.serve(ready),), daemon=True)
         self.thread.start()
         assert ready.wait(30)
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
     async def serve(self, ready):
-        self.over = asyncio.Event()
+        self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
         listening = await asyncio.start_server(self.server.serve, "127.0.0.1", 0, limit=1 << 24)
         self.port = listening.sockets[0].getsockname()[1]
         ready.set()
