@@ -3,7 +3,7 @@
     study.py prepare NAME ...   # cold starts and problems, shared by all studies
     study.py ablate NAME ...   # parts and options one at a time, learning rate 1e-4
     study.py select NAME ...   # learning rate and updates per batch, on problems of their own
-    study.py report NAME ...   # fresh seeds at the selected settings, held-out problems
+    study.py report NAME ...   # fresh seeds at the selected settings, held-out problems; without a selection: selected.yaml
 
 NAME is a key of `STARTS` in starts.py. From the repository's root; stopped, the same command goes on.
 
@@ -28,6 +28,7 @@ from starts import STARTS, Start
 from variants import ABLATIONS, PAPER
 
 STUDIES = Path("runs/studies")
+SELECTED = Path(__file__).with_name("selected.yaml")
 RATES = ("1e-4", "3e-4", "6e-4", "1e-3", "2e-3")
 FIRST = RATES[2:4]
 """Those that the search begins with: in the first studies of this model 3e-4 was above 1e-4 everywhere."""
@@ -216,13 +217,21 @@ def next_settings(
 
 
 def report(name: str, args: argparse.Namespace) -> None:
-    """Fresh seeds of each side at its selected setting."""
+    """Fresh seeds of each side at its selected setting.
+
+    Raises:
+        SystemExit: the selection has begun here and is not done, or a cell failed.
+    """
     scores = selection_scores(name)
-    if open_sides := [
+    if not scores:
+        print(f"{name}: no selection has been run here; settings of {SELECTED}")
+        chosen = {side: (rate, updates) for side, (rate, updates) in yaml.safe_load(SELECTED.read_text())[name].items()}
+    elif open_sides := [
         side for side in SIDES if side not in scores or next_settings(scores[side], args.updates, args.rates)
     ]:
         raise SystemExit(f"{name}: the selection of {', '.join(open_sides)} is not done; run: study.py select {name}")
-    chosen = {side: best(scores[side]) for side in SIDES}
+    else:
+        chosen = {side: best(scores[side]) for side in SIDES}
     variants = {
         side: {**options, **setting(STARTS[name], *chosen[of])}
         for side, (of, options) in sides_reported(STARTS[name]).items()

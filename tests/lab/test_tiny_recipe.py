@@ -162,3 +162,32 @@ def test_a_table_is_put_into_a_page_and_one_without_a_report_is_kept(recipe, tab
     assert text.startswith(kept)
     assert "| grpo | 1e-3, 1 per batch |" in text
     assert text.count("| old |") == 2
+
+
+def bold_settings(page):
+    """What the tables of the page say was selected, by start and side."""
+    found, head = {}, []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[:2] == ["start", "algorithm"]:
+            head = cells
+        elif head and len(cells) == len(head) and any(cell.startswith("**") for cell in cells):
+            rate, updates = head[next(i for i, cell in enumerate(cells) if cell.startswith("**"))].split(", ")
+            found.setdefault(cells[0], {})[cells[1]] = [rate, int(updates[0])]
+    return found
+
+
+def test_the_settings_of_a_report_without_a_selection_are_those_of_the_page(recipe, tmp_path, monkeypatch, capsys):
+    selected = yaml.safe_load(recipe.SELECTED.read_text())
+    assert selected.keys() == recipe.STARTS.keys()
+    assert selected == bold_settings(ROOT / "docs" / "results" / "at-their-best.md")
+    monkeypatch.chdir(tmp_path)
+    documents = []
+    monkeypatch.setattr(recipe, "run_study", lambda document, args: documents.append(document))
+    monkeypatch.setattr("sys.argv", ["study.py", "report", "hops", "--seeds", "26"])
+    recipe.main()
+    assert "no selection has been run here" in capsys.readouterr().out
+    variants = documents[0]["variants"]
+    assert (variants["grpo"]["learning_rate"], variants["grpo"]["num_iterations"]) == (6e-4, 2)
+    assert (variants["default"]["learning_rate"], variants["default"]["num_iterations"]) == (1e-3, 1)
+    assert documents[0]["seeds"] == [26]
