@@ -3,7 +3,7 @@
     study.py prepare NAME ...   # cold starts and problems, shared by all studies
     study.py ablate NAME ...   # parts and options one at a time, learning rate 1e-4
     study.py select NAME ...   # learning rate and updates per batch, on problems of their own
-    study.py report NAME ...   # fresh seeds at the selected settings, held-out problems; without a selection: selected.yaml
+    study.py report NAME ...   # fresh seeds at the selected settings (else those of selected.yaml), held-out problems
 
 NAME is a key of `STARTS` in starts.py. From the repository's root; stopped, the same command goes on.
 
