@@ -1,4 +1,4 @@
-"""An async function as a tool, here one that waits; rollouts go on meanwhile.
+"""An async function as a tool. Here it waits; rollouts continue in the meantime.
 
 python examples/async_tool.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -28,7 +28,7 @@ async def multiply(a: int, b: int) -> int:
         a: the first one.
         b: the second one.
     """
-    await asyncio.sleep(0.01)  # a request to a service, say
+    await asyncio.sleep(0.01)  # for example a request to a service
     return a * b
 
 

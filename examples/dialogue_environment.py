@@ -1,4 +1,4 @@
-"""A dialogue as a rollout: the environment plays the user, and answers each turn that makes no call.
+"""A dialogue as a rollout: the environment plays the user and answers each turn that makes no call.
 
 python examples/dialogue_environment.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -24,7 +24,7 @@ class Riddle:
         self.animal, self.hints, self.done, self.asked = animal, 0, False, False
 
     def respond(self, message):
-        """The next user message; None would end the rollout, as `done` does."""
+        """Return the next user message; None would end the rollout, as `done` does."""
         self.asked = message.rstrip().endswith("?")
         if self.animal in message.lower():
             self.done = True
@@ -35,11 +35,11 @@ class Riddle:
         return "No. Ask me something."
 
     def get_turn_reward(self):
-        """A little for a question that brings a hint."""
+        """A small reward for a question that gets a hint."""
         return 0.1 if self.asked and self.hints == 1 else 0.0
 
     def get_reward(self):
-        """1 if it was guessed."""
+        """1 if the animal was guessed."""
         return float(self.done)
 
 

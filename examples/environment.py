@@ -1,4 +1,4 @@
-"""An environment of your own: its methods are the tools, it gives the reward, and a reward for each turn.
+"""An environment of your own: its methods are the tools, and it gives an outcome reward and a reward per turn.
 
 python examples/environment.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -21,7 +21,7 @@ class Safe:
         self.done = False
 
     def reset(self, code, **columns):
-        """Lock it; TRL and gtpo call this with the row's columns at the start of each rollout."""
+        """Lock the safe; TRL and gtpo call this with the row's columns at the start of each rollout."""
         self.code, self.done, self.low, self.high = code, False, 1, 100
         self.useful = True
 

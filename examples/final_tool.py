@@ -1,4 +1,4 @@
-"""A tool that ends the rollout: the model hands in its answer by a call.
+"""A tool that ends the rollout: the model submits its answer with a call.
 
 python examples/final_tool.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -26,7 +26,7 @@ def submit(value: int) -> ToolResult:
 
 
 def submitted(completions, answer, **columns):
-    """1 if the right number was handed in, else 0."""
+    """1 if the right number was submitted, else 0."""
     last = [turns[-1]["content"] for turns in completions]
     return [float(text == f"submitted {gold}") for text, gold in zip(last, answer, strict=True)]
 

@@ -1,4 +1,4 @@
-"""A function as a tool: the model is told its name, type hints and docstring.
+"""A function as a tool: the model sees its name, type hints and docstring.
 
 python examples/function_tool.py MODEL        # a folder or Hub id of a model with a chat template
 """

@@ -1,4 +1,4 @@
-"""A graded reward: the closer the number, the more; a rollout passes from `success_threshold` on.
+"""A graded reward: the closer the number, the higher the reward; a rollout passes if it reaches `success_threshold`.
 
 python examples/graded_reward.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -17,7 +17,7 @@ ROWS = [{"prompt": f"What is {a} * {b}?", "answer": str(a * b)} for a, b in PAIR
 
 
 def closeness(completions, answer, **columns):
-    """1 for the right number, less the further the last number of the last turn is off, 0 without one."""
+    """1 for the right number, lower the further off the last turn's last number is, 0 if there is no number."""
     scores = []
     for turns, gold in zip(completions, answer, strict=True):
         found = re.findall(r"\d{1,6}", turns[-1]["content"])

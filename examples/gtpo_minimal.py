@@ -18,7 +18,7 @@ two digits. The first letter of a line says what the line is:
 A cold start teaches the model this format on demonstrations of mixed quality. GTPO then repeats three steps:
 `sample_rollouts`, `gtpo_advantages`, `clipped_update`.
 
-`gtpo train` adds what this file leaves out: real models and chat templates, a sandbox, verifiers, handling of failures,
+`gtpo train` adds what this file leaves out: real models and chat templates, a sandbox, verifiers, failure handling,
 checkpoints, recorded rollouts, several devices. The formulas here are the library's, with its defaults. Source: arXiv
 2511.14846; docs/algorithm.md marks which choices are the paper's and which are ours.
 """
@@ -41,9 +41,9 @@ from gtpo import functional as F
 # Settings
 
 PROMPTS, GROUP_SIZE = 16, 8  # rollouts per update: 16 groups of 8 that answer the same prompt
-MAX_TURNS, MAX_TOKENS = 5, 64  # of a rollout
-GAMMA, ALPHA, FORMAT_PENALTY = 0.9, 0.5, -0.1  # the paper's
-CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # of the clipped surrogate
+MAX_TURNS, MAX_TOKENS = 5, 64  # per rollout
+GAMMA, ALPHA, FORMAT_PENALTY = 0.9, 0.5, -0.1  # the paper's values
+CLIP_LOW, CLIP_HIGH = 0.2, 0.28  # bounds of the clipped surrogate
 EPOCHS, MINIBATCHES = 2, 2  # per update
 LEARNING_RATE = 1e-3
 
@@ -172,14 +172,14 @@ def code_similarity(rollouts: list[Rollout]) -> Tensor:
 
 
 def gtpo_advantages(rollouts: list[Rollout]) -> Tensor:
-    """advantages_B_K, one per turn. The rollouts of a group stand side by side."""
+    """advantages_B_K, one per turn. The rollouts of a group are consecutive."""
     num_turns_B = torch.tensor([len(rollout.invalid) for rollout in rollouts])
     passed_B = torch.tensor([rollout.passed for rollout in rollouts])
     has_call_B = torch.tensor([rollout.has_call for rollout in rollouts])
     invalid_B_K = pad_sequence([torch.tensor(rollout.invalid) for rollout in rollouts], batch_first=True)
     group_ids_B = torch.arange(len(rollouts)) // GROUP_SIZE
 
-    # Failed rollouts get up to ALPHA for calls that resemble those of the successes of their group.
+    # A failed rollout gets up to ALPHA for calls that resemble those of its group's successful rollouts.
     has_code_B = torch.tensor([bool(rollout.calls) for rollout in rollouts])
     shaped = []
     for start in range(0, len(rollouts), GROUP_SIZE):

@@ -1,4 +1,4 @@
-"""Tools of an MCP server, here one of your own in the same file; each rollout has a session of its own.
+"""Tools of an MCP server, here your own server in the same file; each rollout has its own session.
 
 python examples/mcp_server.py MODEL        # a folder or Hub id of a model with a chat template; pip install 'gtpo[mcp]'
 
@@ -14,7 +14,7 @@ ROWS = [{"prompt": f"What is {a} * {b}?", "answer": str(a * b)} for a, b in PAIR
 
 
 def serve():
-    """One tool on stdio, by the MCP SDK 2.x (in 1.x the class is `mcp.server.fastmcp.FastMCP`)."""
+    """Serve one tool on stdio with the MCP SDK 2.x (in 1.x the class is `mcp.server.fastmcp.FastMCP`)."""
     from mcp.server.mcpserver import MCPServer
 
     server = MCPServer("arithmetic")

@@ -1,4 +1,4 @@
-"""A reward for each turn, of your own and one that ships with gtpo.
+"""Turn rewards: one of your own and one that ships with gtpo.
 
 python examples/turn_reward.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -22,7 +22,7 @@ def correct(completions, answer, **columns):
 
 
 def brief(trajectories, **columns):
-    """-1 for a turn of over 400 characters, one number for each turn of each rollout."""
+    """-1 for a turn of over 400 characters, else 0; one number for each turn of each rollout."""
     return [[-float(len(turn.text) > 400) for turn in rollout.turns] for rollout in trajectories]
 
 

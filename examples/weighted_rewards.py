@@ -1,4 +1,4 @@
-"""Two rewards with weights. Their weighted sum is the outcome reward of a rollout's last turn.
+"""Two weighted rewards. Their weighted sum is the outcome reward, assigned to the last turn of a rollout.
 
 python examples/weighted_rewards.py MODEL        # a folder or Hub id of a model with a chat template
 """
@@ -21,7 +21,7 @@ def correct(completions, answer, **columns):
 
 
 def short(completions, **columns):
-    """1 for a last turn of one line, 0 for one of twenty lines or more."""
+    """1 for a last turn of one line, 0 for one of more than twenty lines."""
     return [1 - min(turns[-1]["content"].count("\n"), 20) / 20 for turns in completions]
 
 
