@@ -219,15 +219,15 @@ def share(part: int, whole: int) -> str:
 def document(tables: dict[str, list[str]], limit: int, seconds: float) -> str:
     return f"""# The verifiers, checked
 
-`python benchmarks/verifiers.py rates FOLDER --limit {limit} --output docs/results/verifiers.md`: of each file the first
-{limit} problems. Each gold answer in the spellings that people and models use must pass. What a policy would try must
-not: equations that fit everything, near misses of powers and digits, lost letters, two answers at once, programs that
-lie about their tests (`gtpo.tasks.adversarial`). Beside it math-verify alone, with its defaults, on the same pairs of
-mathematics. It took {seconds:.0f} s on two cores, beside other work.
+`python benchmarks/verifiers.py rates FOLDER --limit {limit} --output docs/results/verifiers.md` checks the first
+{limit} problems of each file. Each gold answer, in the spellings that people and models use, must pass. What a policy
+would try must not pass: equations that fit everything, near misses of powers and digits, lost letters, two answers at
+once, programs that lie about their tests (`gtpo.tasks.adversarial`). For comparison, math-verify alone, with its
+defaults, judges the same pairs in mathematics. The run took {seconds:.0f} s on two cores, beside other work.
 
 ## By file
 
-"Alone" is math-verify alone.
+"Alone" is math-verify alone. "Fail" counts right answers that were rejected, "pass" wrong answers that were accepted.
 
 | file | problems | can't be used | right answers | fail | fail alone | wrong answers | pass | pass alone |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -239,17 +239,20 @@ mathematics. It took {seconds:.0f} s on two cores, beside other work.
 |---|---|---:|---:|---:|
 {chr(10).join(tables["kind"])}
 
-Gold answers that can't be used are named, with the reason, by `gtpo doctor --verify FILE` and before a run.
+`gtpo doctor --verify FILE` names the gold answers that can't be used, with the reason. They are also named before a
+run.
 
 ## Elsewhere
 
-- `tests/tasks/test_math_adversarial.py`: some 560 pairs; what is known to be judged leniently or strictly stands there
-  in a table of its own.
+- `tests/tasks/test_math_adversarial.py`: some 560 pairs; pairs known to be judged leniently or strictly are listed
+  there in a separate table.
 - `tests/tasks/test_hostile_programs.py`: programs that lie about their tests, each with the old way of judging as the
   control, and forged outcomes.
-- `tests/tasks/test_code_verifier.py`: reference solutions and mutated ones against a plain interpreter.
-- `tests/tasks/test_verifier_cases.py`: cases that once came out wrong, and those that were decided otherwise.
-- `python benchmarks/verifiers.py fuzz`: a million random texts and a hundred thousand forged results; nothing raises.
+- `tests/tasks/test_code_verifier.py`: reference solutions and mutated ones, compared with a plain interpreter.
+- `tests/tasks/test_verifier_cases.py`: cases that were once judged wrongly, and cases that are deliberately judged
+  otherwise.
+- `python benchmarks/verifiers.py fuzz`: a million random texts and a hundred thousand forged results. No exception
+  was raised in a full run before the last changes, nor in 60,000 texts and 20,000 results near the end.
 - `python benchmarks/verifiers.py speed FOLDER`: verdicts per second; run it on two commits to compare them.
 """
 
