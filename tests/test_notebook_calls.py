@@ -104,7 +104,7 @@ def test_a_loaded_model_and_a_folder_answer_the_same(byte_model_dir, byte_tokeni
     loaded = load_model(str(byte_model_dir))
     assert gtpo.evaluate(loaded, ROWS, **options).trajectories == by_name.trajectories
     loaded.config._name_or_path = ""
-    with pytest.raises(ConfigError, match="give processing_class="):
+    with pytest.raises(ConfigError, match="give it as processing_class="):
         gtpo.evaluate(loaded, ROWS, **options)
 
 

@@ -99,7 +99,7 @@ def test_the_line_is_told_wherever_such_code_is_called(tmp_path):
         get_verifier(f"{path}:f").verify_many(["2"], [Problem("p", "math", "1 + 1?", "2")])
     with pytest.raises(DataError, match=f"^the function of --columns {place}"):
         RowReader(imported(f"{path}:f", "columns")).read({"a": 1})
-    with pytest.raises(ConfigError, match=r"environment E: can't be made: KeyError: 'x' \(.*own\.py, line 2\)$"):
+    with pytest.raises(ConfigError, match=r"environment E: can't be created: KeyError: 'x' \(.*own\.py, line 2\)$"):
         Environments(imported(f"{path}:E", "environment"))
 
 

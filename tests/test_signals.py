@@ -40,7 +40,7 @@ def test_the_first_signal_is_noted_and_the_work_is_brought_to_its_end(number):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (STOPPED_STATUS, f"saved by {number.name}\n")
-    assert err == f"{number.name}: ends after what is under way; a second signal ends at once\n"
+    assert err == f"{number.name}: ending after the work in progress; a second signal ends at once\n"
 
 
 def test_a_second_one_ends_the_process_while_it_works_and_one_right_after_the_first_does_not():

@@ -68,7 +68,7 @@ def test_an_error_of_a_command_does_not_reach_the_terminal_raw(capsys, tmp_path)
     path.write_text(json.dumps({"id": ODD, "question": "q", "answer": "1", "verifier": "no"}) + "\n")
     assert main(["eval", "--problems", str(path), "--model", "x"]) == 2
     shown = capsys.readouterr().err
-    assert "there is no verifier" in shown
+    assert "a row cannot name the verifier" in shown
     assert not set(shown) & set("\x1b\x07\x9b\u202e\ud800\x00")
 
 

@@ -73,7 +73,7 @@ def test_a_config_that_the_report_can_not_read_is_one_sentence(tmp_path, name, c
     run = made_up_run(tmp_path / "run", steps=1)
     (run / "config.yaml").unlink()
     written(run / "config.yaml", content)
-    with pytest.raises(DataError, match=f"config.yaml: {said}.*; mend it, or take it away"):
+    with pytest.raises(DataError, match=f"config.yaml: {said}.*; fix the file, or remove it"):
         RunFiles(run).settings()
     assert main(["report", str(run)]) == 2
     err = capsys.readouterr().err

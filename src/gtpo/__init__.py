@@ -1,8 +1,8 @@
 """Group Turn Policy Optimization (arXiv 2511.14846) for multi-turn tool-integrated reasoning.
 
 `from gtpo import functional as F` gives the algorithm alone, in pure torch. `evaluate`, `train` and `credit` are for
-notebooks, `GTPOTrainer` and `GTPOConfig` for scripts that use TRL. Everything is imported when it is asked for, so that
-using a part does not load the rest.
+notebooks, `GTPOTrainer` and `GTPOConfig` for scripts that use TRL. All names are imported lazily, so using one part
+does not load the others.
 """
 
 import importlib
@@ -33,7 +33,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is asked for."""
+    """Import a public name on first access."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "functional":

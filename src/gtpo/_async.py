@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run to completion and return the result; in a thread of its own if this thread runs an event loop."""
+    """Run to completion and return the result; in a separate thread if this thread runs an event loop."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and files told apart by their contents."""
+"""Writing files atomically, and fingerprints of the contents of files and folders."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def sweep_partial(folder: str | Path) -> None:
-    """Delete what kills left of files that were being written here. Nobody else may be writing."""
+    """Delete partial files that killed processes left here. No other process may be writing."""
     for path in Path(folder).glob(f".*{_PARTIAL}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -48,13 +48,13 @@ def sweep_partial(folder: str | Path) -> None:
 
 
 def partial_folder(path: str | Path) -> Path:
-    """Where a folder is written before `replace_folder` moves it to its place; a kill may have left one there."""
+    """Where a folder is written before `replace_folder` moves it into place; a kill may have left one there."""
     path = Path(path)
     return path.with_name(f".{path.name}{_PARTIAL}")
 
 
 def replace_folder(path: str | Path, written: str | Path) -> None:
-    """Move a folder to its place, where another one may be."""
+    """Move a folder into place, replacing one that is already there."""
     path = Path(path)
     former = path.with_name(f".{path.name}.former{_PARTIAL}")
     shutil.rmtree(former, ignore_errors=True)
@@ -65,10 +65,10 @@ def replace_folder(path: str | Path, written: str | Path) -> None:
 
 
 def fingerprint(path: str | Path) -> str | None:
-    """Tells the contents of a file or folder from others, wherever they lie and whenever they were written.
+    """A fingerprint of the contents of a file or folder, independent of its path and modification time.
 
-    Of a folder, such as a model's, the names and contents of the files right in it count, except README.md. A file is
-    read once per process, unless its inode, size or times change.
+    For a folder, such as a model's, the names and contents of the files directly in it count, except README.md. A file
+    is read once per process, unless its inode, size or times change.
 
     Returns:
         16 hexadecimal digits; None if there is no such file or folder, as for the name of a model on the Hub.
@@ -87,7 +87,7 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file, read once per process unless its inode, size or times change.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     stat = path.stat()
     key = (path.absolute(), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)

@@ -1,11 +1,11 @@
-"""What clients of HTTP services share: where an API key may go, how long a server asks to be left alone, and requests
-whose answer is bounded in time and size.
+"""What clients of HTTP services share: rules for API keys, `Retry-After`, and requests whose answer is bounded in time
+and size.
 
-httpx's time limits are for each read: a server that sends a byte now and then, in the head or in the body, would hold a
-client for ever. `ask` bounds the whole request, and what its answer may weigh.
+httpx's time limits apply to each read: a server that sends a byte now and then, in the head or in the body, would block
+a client for ever. `ask` bounds the time of the whole request and the size of its answer.
 
-An API key is sent to the hosts it was named for and to no others, never over plain http except to this machine, and
-never along a redirect: clients that send one do not follow redirects (httpx's default).
+An API key is sent only to the hosts for which it was given, never over plain http except to this machine, and never
+along a redirect: clients that send a key do not follow redirects (httpx's default).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gtpo.errors import ConfigError
 
 OPENAI_HOST = "api.openai.com"
 ANSWER_BYTES = 64 << 20
-"""What an answer may weigh, unless a caller knows better."""
+"""Default limit on the size of an answer."""
 
 
 class AnswerTooLargeError(httpx.TransportError):
-    """A server went on sending after what its answer may weigh."""
+    """A server sent more than the answer's size limit."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Answer:
     """A whole answer.
 
     Attributes:
-        status_code: of HTTP.
-        headers: by name, whatever their case.
+        status_code: HTTP status.
+        headers: by name, case-insensitive.
         content: the body, decompressed.
     """
 
@@ -83,14 +83,14 @@ async def ask_async(
     Args:
         client: sends it.
         method: such as POST.
-        url: where to.
-        timeout_s: seconds for all of it, from the connection to the last byte.
+        url: the address.
+        timeout_s: seconds for the whole request, from the connection to the last byte.
         content: the body, JSON.
-        params: of the query.
-        most_bytes: what the answer may weigh.
+        params: query parameters.
+        most_bytes: size limit of the answer.
 
     Raises:
-        httpx.TransportError: no answer, not in time (`ReadTimeout`), or a larger one (`AnswerTooLargeError`).
+        httpx.TransportError: no answer, none in time (`ReadTimeout`), or one that is too large (`AnswerTooLargeError`).
     """
     headers = {"Content-Type": "application/json"} if content is not None else {}
     parts: list[bytes] = []
@@ -124,13 +124,13 @@ def ask(
     transport: httpx.AsyncBaseTransport | None = None,
     most_bytes: int = ANSWER_BYTES,
 ) -> Answer:
-    """`ask_async` with a client of its own, for callers without an event loop.
+    """`ask_async` with its own client, for callers without an event loop.
 
     Args:
         document: sent as JSON; None sends no body.
-        headers: sent along.
-        trust_env: whether proxies of the environment are used.
-        transport: of httpx, for tests.
+        headers: further headers to send.
+        trust_env: whether proxies set in the environment are used.
+        transport: an httpx transport, for tests.
         method, url, timeout_s, params, most_bytes: see `ask_async`.
 
     Raises:
@@ -164,7 +164,7 @@ def parse_url(url: str, *, option: str) -> httpx.URL:
 
     Args:
         url: starts with http:// or https://.
-        option: what gave it, for the message.
+        option: the option that gave it, for the message.
 
     Raises:
         ConfigError: it is not a URL of HTTP.
@@ -192,23 +192,25 @@ def key_for(url: str, variable: str | None, *, option: str) -> str | None:
     """The API key that the environment holds for a URL.
 
     Args:
-        url: of the service.
+        url: URL of the service.
         variable: name of the environment variable that the user gave for this URL. None: `OPENAI_API_KEY` if the host
             is api.openai.com, else no key.
-        option: what names the variable, for the message.
+        option: the option that names the variable, for the message.
 
     Returns:
         The key without surrounding white space; None for no key.
 
     Raises:
-        ConfigError: the variable that was named is not set.
+        ConfigError: the given variable is not set.
     """
     if variable is None:
         own = parse_url(url, option=option).host == OPENAI_HOST
         return (os.environ.get("OPENAI_API_KEY", "").strip() or None) if own else None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise ConfigError(f"{option}: the environment variable {variable} is not set; {url} was to get its key from it")
+        raise ConfigError(
+            f"{option}: the environment variable {variable} is not set; it must hold the API key for {url}"
+        )
     return key
 
 
@@ -216,9 +218,9 @@ def bearer_headers(url: str, key: str | None, *, option: str) -> dict[str, str]:
     """The header that carries an API key; empty without a key.
 
     Args:
-        url: where it is to be sent.
+        url: where the key is to be sent.
         key: the key.
-        option: what gave the key, for the message.
+        option: the option that gave the key, for the message.
 
     Raises:
         ConfigError: the key would go over plain http to another machine, or is not printable ASCII.
@@ -230,8 +232,8 @@ def bearer_headers(url: str, key: str | None, *, option: str) -> dict[str, str]:
     parsed = parse_url(url, option=option)
     if parsed.scheme != "https" and not is_this_machine(parsed):
         raise ConfigError(
-            f"{option}: the API key would go over plain http to {url}; give its https:// URL, reach it on this "
-            "machine (as through an SSH tunnel to localhost), or give no key"
+            f"{option}: the API key would go over plain http to {url}; give its https:// URL, reach it through this "
+            "machine (such as an SSH tunnel to localhost), or give no key"
         )
     return {"Authorization": f"Bearer {key}"}
 

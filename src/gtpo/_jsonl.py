@@ -13,16 +13,16 @@ from gtpo._text import each_text, well_formed
 from gtpo.errors import DataError
 
 MOST_DIGITS = 4300
-"""Of a whole number: what Python itself is ready to read."""
+"""Largest number of digits of an integer: Python's own limit."""
 MOST_LINE_BYTES = 64 << 20
 _BINARY = {b"\x1f\x8b": "gzip", b"PK": "zip", b"PAR1": "Parquet", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 
 def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """1-based line numbers and the objects on them, blank lines left out; in place of a broken line its fault.
+    """1-based line numbers and the objects on them, without blank lines; for a broken line, its error.
 
-    A byte-order mark and line ends of Windows are passed over; a lone surrogate, which no text in UTF-8 can hold, is
-    replaced (`gtpo._text`).
+    A byte-order mark and Windows line endings are ignored; a lone surrogate, which UTF-8 can't encode, is replaced
+    (`gtpo._text`).
 
     Raises:
         DataError: the file is missing, can't be read or is binary.
@@ -35,7 +35,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """`numbered_rows` that raises the first fault."""
+    """`numbered_rows` that raises the first error."""
     for number, row in numbered_rows(path):
         if isinstance(row, DataError):
             raise row
@@ -73,7 +73,8 @@ def json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
     """The object on a line.
 
     Raises:
-        DataError: it is not UTF-8, not JSON, no object, has a field twice, or a number that JSON or Python can't hold.
+        DataError: the line is not UTF-8, not JSON or no object, has a field twice, or has a number that JSON or Python
+            can't represent.
     """
     try:
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
@@ -97,7 +98,7 @@ def json_object(raw: bytes, path: Path, number: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Unusable:
-    """In the place of a number that can't be used."""
+    """Stands for a number that can't be used."""
 
     fault: str
 
@@ -111,12 +112,12 @@ class _FaultError(Exception):
 
 
 def _checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, of fields that are there once and can be used."""
+    """An object whose fields each occur once and can be used."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _FaultError("is there twice; keep one", twice)
+        raise _FaultError("occurs twice; keep one", twice)
     for name, value in pairs:
         if unusable := _first_unusable(value):
             raise _FaultError(unusable.fault, name)

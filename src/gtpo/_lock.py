@@ -1,8 +1,8 @@
 """A lock on what one process at a time may write: a training run's directory, an evaluation's output.
 
-The lock is the kernel's (flock) on a small file, so it ends with its process however that ends, and nothing has to be
-cleared away after a kill. The file holds who has the lock, for the message. It is removed at the end, while the lock
-is still held; who takes one makes sure that the file it has locked is still the one of that name.
+The lock is a kernel lock (flock) on a small file, so it is released when its process ends in any way, and nothing has
+to be cleaned up after a kill. The file names the holder of the lock, for the message. It is removed at the end, while
+the lock is still held; whoever takes a lock checks that the file it has locked is still the one of that name.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _held: set[int] = set()
 
 @contextmanager
 def locked(path: str | Path, *, what: str, mend: str) -> Iterator[None]:
-    """Hold a lock for as long as the context lasts. Neither forked children nor programs that are started keep it.
+    """Hold a lock for as long as the context lasts. Forked children and started programs do not keep it.
 
-    On a file system without locks there is none, and a warning says so, as it does on one of the network.
+    A file system without locks, and a network file system, cause a warning; on the former nothing is locked.
 
     Args:
-        path: of the lock's file, such as `run/.lock`; its folder is made.
+        path: path of the lock file, such as `run/.lock`; its folder is created.
         what: what is locked, for the message, such as "the run directory runs/7".
-        mend: what to do if another process has it.
+        mend: what to do if another process holds the lock, for the message.
 
     Raises:
-        ConfigError: another process holds it; the message says which.
-        RecordError: the file can't be made.
+        ConfigError: another process holds the lock; the message says which.
+        RecordError: the file can't be created.
     """
     path = Path(path)
     descriptor = _take(path, what, mend)
@@ -62,7 +62,7 @@ def _take(path: Path, what: str, mend: str) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise RecordError(f"{path}: can't be made ({error.strerror}); it is the lock on {what}") from error
+            raise RecordError(f"{path}: can't be created ({error.strerror}); it is the lock on {what}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -73,7 +73,7 @@ def _take(path: Path, what: str, mend: str) -> int:
             if error.errno not in _UNSUPPORTED:
                 os.close(descriptor)
                 raise RecordError(f"{path}: can't be locked ({error.strerror})") from error
-            _LOG.warning("%s: this file system has no locks; see to it that no other process writes %s", path, what)
+            _LOG.warning("%s: this file system has no locks; make sure that no other process writes to %s", path, what)
         else:
             if (kind := file_system_of(path)) in _NETWORK:
                 _LOG.warning("%s: on a network file system (%s), so other machines may not see the lock", path, kind)
@@ -101,7 +101,7 @@ def _holder(descriptor: int) -> str:
 
 
 def file_system_of(path: Path) -> str:
-    """The type of the file system that a path lies on, as /proc/mounts names it; empty if that is unknown."""
+    """The type of the file system that a path is on, as /proc/mounts names it; empty if unknown."""
     try:
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

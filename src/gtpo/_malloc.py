@@ -1,8 +1,8 @@
 """Keep freed memory in the process, on Linux with glibc.
 
-glibc gives large blocks back to the kernel as soon as they are freed, and takes them anew, page fault by page fault,
-for the next tensor. A training step on a CPU frees and takes gigabytes: `benchmarks/allocator.py` measures what
-keeping them is worth.
+glibc returns large blocks to the kernel as soon as they are freed and requests them again, page fault by page fault,
+for the next tensor. A training step on a CPU frees and allocates gigabytes: `benchmarks/allocator.py` measures the gain
+of keeping them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what was freed; returns whether it could be told. Safe to call twice."""
+    """Tell glibc's allocator to keep freed memory; returns whether that was possible. Safe to call twice."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

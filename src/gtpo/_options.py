@@ -15,7 +15,7 @@ def check_numbers(options: Any) -> None:
     """Refuse NaN, infinity and integers of more than 64 bits, alone or in a list.
 
     Args:
-        options: a dataclass. A field whose default is infinite may be so.
+        options: a dataclass. A field whose default is infinite may be infinite.
 
     Raises:
         ConfigError: names the field.

@@ -1,4 +1,4 @@
-"""Code of the user's own: found by import path or by file, and what it raises said in one sentence."""
+"""User code: imported by path or from a file; its exceptions are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from gtpo.errors import ConfigError, GtpoError
 _OURS = str(Path(__file__).parent)
 _STANDARD = (sysconfig.get_path("stdlib"), "<frozen")
 _PACKAGES = {"site-packages", "dist-packages"}
-"""Folders that lie inside of the standard library's on some machines."""
+"""Folders that are inside the standard library's folder on some machines."""
 
 
 def imported(path: str, option: str) -> Callable[..., Any]:
-    """What `package.module:name` or `path/to/file.py:name` names.
+    """The object that `package.module:name` or `path/to/file.py:name` names.
 
-    A module is looked for where Python is installed and in PYTHONPATH, never in the current folder: a file there that
-    happens to have the name must not run. A file is given by its path.
+    A module is looked for in the Python installation and in PYTHONPATH, never in the current folder: a file there that
+    happens to have the same name must not run. A file is given by its path.
 
     Args:
         path: the import path or the file, a colon, and the name.
-        option: which option it was given to, for messages.
+        option: the option that gave it, for messages.
 
     Raises:
-        ConfigError: it can't be imported, or is not callable.
+        ConfigError: the object can't be imported, or is not callable.
     """
     module, _, name = path.rpartition(":")
     own_file = module.endswith(".py")
@@ -89,11 +89,11 @@ def _without_the_current_folder() -> Iterator[None]:
 
 @contextmanager
 def own_code(what: str, error: Callable[[str], GtpoError]) -> Iterator[None]:
-    """Around a call of the user's own code: what it raises becomes one sentence that names it, the error and the line.
+    """Wraps a call of user code: an exception becomes one sentence that names the code, the error and the line.
 
     Args:
         what: names the code, such as "reward function f".
-        error: makes the error that is raised, from the sentence. An error of gtpo is passed on as it is.
+        error: makes the error to raise from the sentence. An error of gtpo is passed on unchanged.
     """
     try:
         yield
@@ -104,7 +104,7 @@ def own_code(what: str, error: Callable[[str], GtpoError]) -> Iterator[None]:
 
 
 def described(error: BaseException) -> str:
-    """An exception's type and text, and the last line of the user's own that it came by, where there is one."""
+    """An exception's type and text, and the last line of user code in its traceback, if there is one."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
@@ -114,7 +114,7 @@ def described(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's text, whatever its class makes of it."""
+    """An exception's text, even if its class fails to produce one."""
     try:
         return str(error)
     except Exception:

@@ -1,4 +1,4 @@
-"""Silences messages of other libraries about which a user of the commands can do nothing."""
+"""Silences messages of other libraries that a user of the commands can do nothing about."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TIED = "There were missing keys in the checkpoint model loaded: ['lm_head.weigh
 
 
 def quieten() -> None:
-    """Set what has to be set before those libraries are imported."""
+    """Set what must be set before those libraries are imported."""
     # TRL uses gradient_checkpointing and its methods, about whose names transformers 5.23 warns.
     warnings.filterwarnings("ignore", message=r"`\w*gradient_checkpointing\w*` is deprecated", category=FutureWarning)
     # An output layer that shares the weights of the embeddings is not saved, and so missed on resume. Damaged

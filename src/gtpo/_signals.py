@@ -1,8 +1,8 @@
-"""The signals by which schedulers, launchers, closing terminals and Ctrl-C end a process, noted so that work ends well.
+"""Handling of the signals by which schedulers, launchers, closing terminals and Ctrl-C end a process, for a clean end.
 
-The first one is a request: outside of `StopSignals.deferred` it raises KeyboardInterrupt in the main thread, inside of
-it is only noted. A second one ends the process at once. A thread reads the signals, so that this holds whatever the
-main thread does: Python's handlers would wait for it to come out of a long computation.
+The first signal is a request: outside `StopSignals.deferred` it raises KeyboardInterrupt in the main thread; inside, it
+is only recorded. A second one ends the process at once. A separate thread reads the signals, so this works whatever the
+main thread is doing: Python's own handlers would wait until a long computation returns.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Any
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED_STATUS = 75
-"""Exit status of a command that a signal stopped and that can go on: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a command that a signal stopped and that can be resumed: EX_TEMPFAIL of sysexits.h."""
 SAME_S = 0.5
-"""Signals within this time count as one: launchers pass on what their workers got already."""
+"""Signals within this time, in seconds, count as one: launchers pass on signals that their workers already got."""
 _POLL_S = 0.05
 
 _active: StopSignals | None = None
 
 
 class StopSignals:
-    """Context manager that notes the signals; at most one is active in a process.
+    """Context manager that records the signals; at most one is active per process.
 
     Args:
-        say: told once, in a thread of its own, what a signal will lead to.
-        signals: those that are noted. One that is ignored already, as SIGHUP under nohup, stays ignored.
+        say: called once, in a separate thread, with a sentence on what the signal will do.
+        signals: those to record. One that is already ignored, such as SIGHUP under nohup, stays ignored.
 
     Attributes:
-        requested: the signal that asked this process to end, None as long as none did.
-        on_request: called with that signal, in a thread of its own.
+        requested: the signal that asked this process to end; None if there was none.
+        on_request: called with that signal, in a separate thread.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None, signals: Sequence[signal.Signals] = STOPPING):
@@ -79,7 +79,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a request is noted and nothing more; who works there looks at `requested`."""
+        """Inside, a request is only recorded; code that runs there checks `requested`."""
         self._deferred += 1
         try:
             yield
@@ -125,10 +125,10 @@ class StopSignals:
             tell(number)
         if self._say and self._deferred:
             with contextlib.suppress(OSError):
-                self._say(f"{number.name}: ends after what is under way; a second signal ends at once")
+                self._say(f"{number.name}: ending after the work in progress; a second signal ends at once")
 
     def _let_go_of_terminals(self) -> None:
-        """Whoever writes to a terminal that has hung up gets an error; let them write to nowhere."""
+        """Redirect terminals that have hung up to /dev/null: writing to them would raise an error."""
         if not self._letting_go.acquire(blocking=False):
             return  # the other thread is at it, or this handler interrupted it
         try:
@@ -145,7 +145,7 @@ class StopSignals:
 def stop_signals(
     say: Callable[[str], None] | None = None, signals: Sequence[signal.Signals] = STOPPING
 ) -> Iterator[StopSignals]:
-    """The active `StopSignals`, or a new one. Outside of the main thread, where none can be handled, an inert one."""
+    """The active `StopSignals`, or a new one. Outside the main thread, where signals can't be handled, an inert one."""
     if _active is not None:
         yield _active
     elif threading.current_thread() is not threading.main_thread():
@@ -163,7 +163,7 @@ def _is_terminal(fd: int) -> bool:
 
 
 def _in_forked_child() -> None:
-    """A child that is forked and not started anew would write what it gets into its parent's pipe."""
+    """Detach a forked child, which would otherwise write its signals into its parent's pipe."""
     global _active
     if _active is None:
         return

@@ -1,4 +1,4 @@
-"""What a person sees of a command at work: rich progress and tables on a terminal, plain lines where there is none."""
+"""Progress and tables of a running command: rich output on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from gtpo._text import for_terminal, say
 
 
 def is_terminal() -> bool:
-    """Whether messages, which go to stderr, are seen on a terminal."""
+    """Whether messages, which go to stderr, go to a terminal."""
     return sys.stderr.isatty()
 
 
 class Progress:
-    """How far a command is: a bar on a terminal; elsewhere one line every few seconds, whatever the rate of updates.
+    """Progress of a command: a bar on a terminal; elsewhere one line every few seconds, whatever the rate of updates.
 
-    Lines come every 5 seconds at first and every minute after an hour, so that the log of a long run stays short. A
-    terminal that has hung up can't be written to; the command goes on without one.
+    Lines come every 5 seconds at first and every minute after an hour, so that the log of a long run stays short. If
+    the terminal hangs up, the command continues without progress output.
 
     Args:
-        label: stands before the bar.
-        total: the number of units that make it full.
+        label: text before the bar.
+        total: number of units in all.
         unit: what is counted, in plural, such as "steps".
-        enabled: False shows nothing but what `write` is given.
-        done: units done already.
+        enabled: False shows nothing except what is passed to `write`.
+        done: number of units that are already done.
     """
 
     def __init__(self, label: str, total: int, unit: str, *, enabled: bool = True, done: int = 0):
@@ -52,7 +52,7 @@ class Progress:
         self.close()
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how many units are done, and in a few words what else there is to know."""
+        """Set the number of units done, and a short note."""
         self._done, self._note = done, note
         now = time.monotonic()
         if not self._enabled or now - self._shown_at < self._wait(now):
@@ -69,7 +69,7 @@ class Progress:
                 say(text)
 
     def close(self) -> None:
-        """Show where it stands for the last time."""
+        """Show the progress one last time."""
         if self._enabled:
             self._show()
         if self._bar is not None:
@@ -99,7 +99,7 @@ class Progress:
 
 
 def _bar() -> progress.Progress:
-    """Drawn by `update` alone: a thread that draws could hold its lock at the moment in which a process is forked."""
+    """A bar that only `update` draws: a drawing thread could hold its lock at the moment when a process is forked."""
     return progress.Progress(
         progress.TextColumn("{task.description}"),
         progress.BarColumn(bar_width=24),
@@ -125,7 +125,7 @@ def show_table(rows: Sequence[Sequence[str]], *, to: Any = None) -> None:
     """Print a table whose first row is its header: ruled on a terminal, aligned plain text elsewhere.
 
     Args:
-        rows: cells; a column whose cells but the header's are numbers stands on the right.
+        rows: cells; a column whose cells below the header are all numbers is right-aligned.
         to: a stream; stderr by default.
     """
     stream = sys.stderr if to is None else to

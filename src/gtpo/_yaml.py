@@ -1,4 +1,4 @@
-"""Reading YAML of the user's with one sentence for whatever is wrong with it."""
+"""Reading a user's YAML file, with a one-sentence error for anything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_DEPTH = 50
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The document in a file. Aliases are resolved, as long as what they stand for stays small.
+    """The document in a file. Aliases are resolved, as long as the result stays small.
 
     Raises:
-        ValueError: it can't be read; says why in one line, without the file's name.
+        ValueError: the file can't be read; says why in one line, without the file's name.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """`read_yaml` of a text."""
+    """`read_yaml` for a string."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -41,7 +41,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check_size(document: Any) -> None:
-    """Refuse what aliases blow up or tie into a ring, before anything walks through it."""
+    """Refuse documents that aliases make huge or cyclic, before anything traverses them."""
     stack, nodes = [(document, 1)], 0
     while stack:
         value, depth = stack.pop()
@@ -51,7 +51,7 @@ def _check_size(document: Any) -> None:
         if nodes > MAX_NODES:
             raise ValueError(f"holds more than {MAX_NODES:,} values, aliases resolved; write it without aliases")
         if isinstance(value, int) and abs(value) >= 1 << 63:
-            raise ValueError("holds an integer of more than 64 bits; make it smaller, or a text in quotes")
+            raise ValueError("holds an integer of more than 64 bits; make it smaller, or write it as text in quotes")
         if isinstance(value, dict):
             stack += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list | tuple | set):

@@ -1,4 +1,4 @@
-"""What options do in circumstances that a run turns out to be in; measured in docs/results.md."""
+"""Advice on options for the circumstances that a run meets; measured in docs/results.md."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 DEFAULT_SHARE = 0.7
-"""What of its reward the first turn of the longest success keeps under `first_turn_share` as it is advised."""
+"""The advised `first_turn_share`: share of its reward that the first turn of the longest success keeps."""
 SMALL_GROUP = 4
-"""From here on `first_turns` has at least the signal of the other choices (docs/results/tabular.md)."""
+"""Group size from which `first_turns` has at least the signal of the other choices (docs/results/tabular.md)."""
 
 
 def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
-    """What these settings teach where most groups fail altogether, and what to set in their place.
+    """What these settings teach when in most groups every rollout fails, and what to set instead.
 
     Args:
         settings: `algorithm`, `max_turns` and the fields of `gtpo.credit_assignment.CreditSettings`, as far as they are
@@ -32,7 +32,7 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
     ):
         said.append(
             "With zero_uniform_groups false, the format penalty is the only signal in such groups, and the model can "
-            "unlearn what it does right: set zero_uniform_groups true."
+            "unlearn what it already does right: set zero_uniform_groups true."
         )
     gamma, alpha, turns = (_number(settings.get(name)) for name in ("gamma", "alpha", "max_turns"))
     if settings.get("turn_returns") and alpha > (first := gamma ** (turns - 1)):
@@ -45,14 +45,14 @@ def where_success_is_rare(settings: Mapping[str, Any]) -> str | None:
 
 
 def where_groups_are_small(settings: Mapping[str, Any], group_size: int) -> str | None:
-    """What these settings do in groups of this size, and what to set in their place; None if nothing is known."""
+    """What these settings do in groups of this size, and what to set instead; None if nothing is known."""
     by_first_turns = settings.get("algorithm") == "gtpo" and settings.get("normalize_over") == "first_turns"
     if not by_first_turns or group_size >= SMALL_GROUP:
         return None
     return (
-        f"groups of {group_size} are small: the returns of their first turns may hardly differ, and normalize_over "
-        f"first_turns divides by their deviation. Set normalize_over all_turns, or num_generations to {SMALL_GROUP} or "
-        "more."
+        f"groups of {group_size} rollouts are small: the returns of their first turns may hardly differ, and "
+        f"normalize_over first_turns divides by their deviation. Set normalize_over all_turns, or num_generations "
+        f"{SMALL_GROUP} or more."
     )
 
 
@@ -62,5 +62,5 @@ def _higher_gamma(alpha: float) -> str:
 
 
 def _number(value: Any) -> float:
-    """NaN if it is no number, so that every comparison is false."""
+    """NaN if not a number, so that every comparison is false."""
     return float(value) if isinstance(value, int | float) else math.nan

@@ -36,14 +36,14 @@ DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 STOPPABLE = {
     "train": "nothing to save before the first step",
     "sft": "nothing to save before the first step",
-    "demo": "the same command with --resume auto goes on from the last stage that is done",
-    "study": "the same command goes on with the cells that are left",
-    "eval": "with --output, the samples that are verified are kept and the same command goes on from them",
-    "collect-traces": "the samples that are verified are kept, and the same command goes on from them",
+    "demo": "the same command with --resume auto continues after the last finished stage",
+    "study": "the same command runs the remaining cells",
+    "eval": "with --output, verified samples are kept and the same command continues from them",
+    "collect-traces": "verified samples are kept, and the same command continues from them",
 }
-"""Commands that SIGTERM, SIGUSR1 and SIGHUP end in good order, with status 75; and what is kept."""
+"""Commands that SIGTERM, SIGUSR1 and SIGHUP end cleanly, with status 75; and what is kept."""
 _SAVING = ("train", "sft")
-"""Those that a first Ctrl-C ends likewise, since they have a step to finish and a checkpoint to save."""
+"""Those that a first Ctrl-C also ends cleanly, since they have a step to finish and a checkpoint to save."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +103,10 @@ def _run_command(argv: Sequence[str]) -> int:
     except OSError as error:  # a broken pipe among them
         if error.errno not in DISK_ERRNOS:
             raise
-        _say(argv[0], f"{error.filename or 'a file'}: can't be written: {error.strerror}; free some space, then again")
+        _say(
+            argv[0],
+            f"{error.filename or 'a file'}: can't be written: {error.strerror}; free disk space and run it again",
+        )
     return 2
 
 
@@ -124,7 +127,7 @@ def _usage() -> str:
             *lines,
             "",
             "gtpo COMMAND --help lists a command's options.",
-            "gtpo COMMAND --help_all lists those of TRL and transformers, too.",
+            "gtpo COMMAND --help_all also lists those inherited from TRL and transformers.",
         ]
     )
 

@@ -1,7 +1,7 @@
 """From finished rollouts to turn rewards, returns and advantages: where `gtpo.functional` meets trajectories.
 
-No training framework here. A rollout is reduced to `CreditInputs`, a small picklable record, so that a group
-spread over several processes can be gathered and every process computes the same credit.
+This module uses no training framework. A rollout is reduced to `CreditInputs`, a small picklable record, so that a
+group spread over several processes can be gathered and every process computes the same credit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gtpo.similarity import CodeSimilarity
 from gtpo.types import Trajectory
 
 ALGORITHMS = ("gtpo", "grpo", "dr_grpo", "rloo", "mt_grpo", "turn_loo")
-"""`gtpo`; `grpo`, the paper's baseline; and others for comparison, see `gtpo.functional.estimators`."""
+"""`gtpo`; `grpo`, the paper's baseline; and estimators for comparison, see `gtpo.functional.estimators`."""
 ROLLOUT_REWARDS = {"grpo", "dr_grpo", "rloo"}
-"""They have one reward per rollout, that of the paper's baseline."""
+"""Algorithms with one reward per rollout, that of the paper's baseline."""
 TURN_REWARDS = set(ALGORITHMS) - ROLLOUT_REWARDS
-"""They have a reward per turn."""
+"""Algorithms with one reward per turn."""
 SHAPED = {"gtpo", "turn_loo"}
-"""They shape the reward of failed rollouts."""
+"""Algorithms that shape the reward of failed rollouts."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class CreditSettings:
         gamma: discount of later turns' rewards, in [0, 1]. The paper's: 0.9. `gtpo train` has `default_gamma`.
         alpha: weight of the shaped reward of failed rollouts, in [0, 1]. The paper's: 0.5; 0 turns shaping off.
         format_penalty: reward of a turn with an invalid call, at most 0. The paper's: -0.1.
-        normalize_over: set over which returns are normalised: all_turns, first_turns (our evidence, docs/results.md)
-            or same_turn.
-        zero_uniform_groups: whether groups that all passed or all failed get no advantage (our evidence,
-            docs/results.md).
+        normalize_over: set over which returns are normalised: all_turns, first_turns (the default, by our evidence in
+            docs/results.md) or same_turn.
+        zero_uniform_groups: whether groups in which all rollouts passed or all failed get no advantage (true by
+            default, by our evidence in docs/results.md).
         advantage_clip: largest magnitude of an advantage, at least 0; 0: no bound. Ours.
         penalize_syntax_errors: whether code that does not parse as Python counts as an invalid call.
-        turn_rewards: False, for ablations: the sum of a rollout's rewards is assigned to its last turn.
-        turn_returns: False, for ablations: each turn gets the sum of the rollout's rewards, normalised over rollouts.
-            With both off, alpha 0 and no format penalty the advantages are those of GRPO on the bare outcome.
+        turn_rewards: for ablations; False assigns the sum of a rollout's rewards to its last turn.
+        turn_returns: for ablations; False gives each turn the sum of the rollout's rewards, normalised over rollouts.
+            With both off, alpha 0 and no format penalty, the advantages are those of GRPO on the bare outcome.
     """
 
     gamma: float = 0.9
@@ -62,7 +62,7 @@ class CreditSettings:
 
     @classmethod
     def paper(cls, **changes: Any) -> CreditSettings:
-        """The formulas as they stand (`gtpo.functional.PAPER`), with changes by name."""
+        """The paper's formulas unchanged (`gtpo.functional.PAPER`), except for the given changes."""
         return cls(**{**F.PAPER, **changes})
 
     def __post_init__(self) -> None:
@@ -86,25 +86,25 @@ class CreditSettings:
 def default_gamma(max_turns: int) -> float:
     """The discount of `gtpo train`: the paper's 0.9, or more, so that the first of `max_turns` turns keeps 0.7.
 
-    Source: ours [O]. At 0.9 long rollouts were unlearnt where success is rare: a failure is shaped to more than the
-    first turn of a success gets (docs/results/at-their-best.md).
+    Source: ours [O]. At 0.9, long rollouts were unlearnt when success was rare: shaping can give a failure more than
+    the first turn of a success gets (docs/results/at-their-best.md).
     """
     return max(CreditSettings.gamma, F.gamma_for_turns(max_turns))
 
 
 @dataclass(frozen=True)
 class CreditInputs:
-    """What credit needs to know of a rollout.
+    """What is needed of a rollout to compute its credit.
 
     Attributes:
-        group_id: rollouts of one prompt share it.
+        group_id: identifies the group; rollouts of one prompt share it.
         passed: whether the final answer was verified.
-        invalid_turns: for each turn whether it holds an invalid call.
+        invalid_turns: for each turn, whether it holds an invalid call.
         has_call: whether any turn makes a call, valid or not.
         code: code of all turns, concatenated in order.
-        masked: the rollout is neither scored nor trained on, nor counted in its group.
-        outcome: the graded outcome, any finite number; None: 1 if it passed, else 0.
-        turn_rewards: turn rewards of the user's own by name, weighted, one number per turn.
+        masked: whether the rollout is masked: not scored, not trained on, and not counted in its group.
+        outcome: the graded outcome, any finite number; None: 1 if the rollout passed, else 0.
+        turn_rewards: user-defined turn rewards by name, weighted, one number per turn.
     """
 
     group_id: int
@@ -118,7 +118,7 @@ class CreditInputs:
 
     @property
     def own_rewards(self) -> tuple[float, ...]:
-        """The user's own reward of each turn."""
+        """The sum of the user-defined rewards of each turn."""
         return tuple(map(sum, zip(*self.turn_rewards.values(), strict=True))) or (0.0,) * len(self.invalid_turns)
 
 
@@ -132,7 +132,7 @@ def credit_inputs(
     outcome: float | None = None,
     turn_rewards: Mapping[str, Sequence[float]] | None = None,
 ) -> CreditInputs:
-    """Reduce a trajectory to what credit needs. One that failed, or that is `dropped`, is masked."""
+    """Reduce a trajectory to its `CreditInputs`. A rollout that failed, or that is `dropped`, is masked."""
     return CreditInputs(
         group_id=group_id,
         passed=passed,
@@ -150,7 +150,7 @@ def credit_inputs(
 
 
 def _parses(code: str) -> bool:
-    """Whether code is Python, for `penalize_syntax_errors`."""
+    """Whether code parses as Python, for `penalize_syntax_errors`."""
     try:
         ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -163,18 +163,18 @@ class Credit:
     """Rewards, returns and advantages of a batch: float32, on the CPU, 0 for masked rollouts and past the last turn.
 
     Attributes:
-        accuracy_B: the outcome: 1 for rollouts that passed and 0 for others, or the graded one.
+        accuracy_B: the outcome: 1 for rollouts that passed and 0 for others, or the graded outcome.
         shaped_B: the shaped accuracy of failed rollouts, in [0, alpha].
         format_B_K: the format penalties.
-        own_B_K: turn rewards of the user's own, weighted and added up.
-        rewards_B_K: the turn rewards. With one reward a rollout: that, at the last turn.
-        returns_B_K: discounted returns. With one reward a rollout: that, at each turn.
-        advantages_B_K: as the algorithm has them. GRPO: the same at each turn.
-        outcome_B: the one reward a rollout of the paper's GRPO baseline: min(accuracy, format).
+        own_B_K: user-defined turn rewards, weighted and summed.
+        rewards_B_K: the turn rewards. For algorithms with one reward per rollout: that reward, at the last turn.
+        returns_B_K: discounted returns. For algorithms with one reward per rollout: that reward, at each turn.
+        advantages_B_K: the algorithm's advantages. GRPO: the same at each turn.
+        outcome_B: the one reward per rollout of the paper's GRPO baseline: min(accuracy, format).
         group_B: int64, the rollouts' groups.
         shaping_s: seconds spent on similarities.
-        similarities: of each failed rollout that was shaped: the places of the passing rollouts of its group and how
-            alike their code is, in [0, 1] (0 if they have none). By the rollout's own place.
+        similarities: for each failed rollout that was shaped, by its index: the indices of the passing rollouts of its
+            group, with the similarity of their code in [0, 1] (0 if they have none).
     """
 
     accuracy_B: Tensor
@@ -202,14 +202,14 @@ def compute_credit(
 
     Args:
         facts: the rollouts of all groups, in any order; at least one.
-        similarity: of codes; only failed rollouts of groups with a success are compared.
+        similarity: code similarity; only failed rollouts of groups with a success are compared.
         settings: the numbers of the algorithm.
-        algorithm: one of `ALGORITHMS`. "grpo" is the paper's baseline: one reward a rollout, the same advantage at each
-            turn.
+        algorithm: one of `ALGORITHMS`. "grpo" is the paper's baseline: one reward per rollout, the same advantage at
+            each turn.
         eps: added to the deviation.
 
     Raises:
-        ConfigError: unknown algorithm.
+        ConfigError: the algorithm is unknown.
     """
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
@@ -258,7 +258,7 @@ PARTS = (
     "advantages_B_K",
     "outcome_B",
 )
-"""What of a `Credit` is computed for each rollout or turn; a record or a table holds the same."""
+"""The parts of a `Credit` that are computed for each rollout or turn; records and tables hold the same parts."""
 
 
 def turn_credit(
@@ -275,7 +275,7 @@ def turn_credit(
     algorithm: str = "gtpo",
     eps: float = 1e-4,
 ) -> Credit:
-    """Credit from what is known of each rollout as tensors, in the dtype of `shaped_B`.
+    """Compute credit from the facts of each rollout, given as tensors. Results have the dtype of `shaped_B`.
 
     Args:
         passed_B: bool, True iff the final answer is verified.
@@ -285,11 +285,11 @@ def turn_credit(
         group_B: integer, equal within a group.
         shaped_B: float, shaped accuracy of failed rollouts, 0 elsewhere and for algorithms that are not in `SHAPED`.
         outcome_B: float, the graded outcome; None: 1 if the rollout passed, else 0.
-        own_B_K: float, turn rewards of the user's own; None: none. Estimators with one reward per rollout ignore them.
+        own_B_K: float, user-defined turn rewards; None: none. Estimators with one reward per rollout ignore them.
         settings, algorithm, eps: see `compute_credit`.
 
     Raises:
-        ValueError: shapes don't fit, or values lie outside what `gtpo.functional` takes.
+        ValueError: shapes don't match, or values are outside the range that `gtpo.functional` takes.
     """
     dtype = shaped_B.dtype
     alive_B_K = torch.arange(invalid_B_K.shape[1]) < num_turns_B[:, None]
@@ -366,7 +366,7 @@ def turn_credit(
 def _shaped(
     facts: Sequence[CreditInputs], similarity: CodeSimilarity, alpha: float
 ) -> tuple[Tensor, dict[int, dict[int, float]]]:
-    """Shaped accuracy, group by group, and what it was made from; groups that need none are not compared."""
+    """Shaped accuracy, group by group, and the similarities behind it; groups that need no shaping are skipped."""
     shaped_B = torch.zeros(len(facts))
     alike: dict[int, dict[int, float]] = {}
     groups: dict[int, list[int]] = {}

@@ -32,9 +32,9 @@ def turn_parts(values: Mapping[str, list[Any]], row: int, turn: int, num_turns: 
 
     Args:
         values: the tensors of `PARTS` as lists.
-        row: the rollout's place.
-        turn: the turn's place.
-        num_turns: of the rollout.
+        row: index of the rollout.
+        turn: index of the turn.
+        num_turns: number of turns of the rollout.
     """
     last = turn == num_turns - 1
     accuracy, shaped = values["accuracy_B"][row], values["shaped_B"][row]
@@ -55,7 +55,7 @@ class CreditTable:
 
     Attributes:
         trajectories: the rollouts.
-        inputs: what credit knows of each.
+        inputs: the `CreditInputs` of each.
         credit: rewards, returns and advantages as tensors.
         settings: the numbers of the algorithm.
     """
@@ -66,8 +66,9 @@ class CreditTable:
     settings: CreditSettings
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per turn: `group`, `rollout`, `turn` (from 0), `passed`, `text`, the parts of its reward (`r_acc`,
-        `r_shaped`, `r_format`, `r_own`, and `turn_reward/NAME` for each of your own), `reward`, `return`, `advantage`.
+        """One row per turn: `group`, `rollout`, `turn` (from 0), `passed`, `text`, the parts of its reward (`r_acc`,
+        `r_shaped`, `r_format`, `r_own`, and `turn_reward/NAME` for each of your own turn rewards), `reward`, `return`,
+        `advantage`.
         """
         import pandas as pd
 
@@ -107,25 +108,26 @@ def credit(
     algorithm: str = "gtpo",
     **settings: Any,
 ) -> CreditTable:
-    """The rewards, returns and advantages of each turn; see docs/algorithm.md.
+    """Compute the rewards, returns and advantages of each turn; see docs/algorithm.md.
 
     Args:
-        trajectories: finished rollouts; or the result of `gtpo.evaluate`, which knows what passed, the groups and the
-            rewards.
-        passed: for each rollout whether its final answer was verified.
-        groups: for each rollout a number that rollouts of one problem share; None: all are of one problem.
-        rewards: for each rollout its graded outcome; None: 1 if it passed, else 0. A rollout whose own is None is left
-            out of the credit.
-        turn_reward_funcs: turn rewards of your own, see `gtpo.turn_rewards`.
-        turn_reward_weights: one for each; None: 1.
-        columns: for those functions, by name, one entry per rollout.
-        similarity: of codes, see `gtpo.similarity.get_similarity`.
+        trajectories: finished rollouts, or the result of `gtpo.evaluate`, which also supplies `passed`, `groups` and
+            `rewards`.
+        passed: for each rollout, whether its final answer was verified.
+        groups: for each rollout, a number that the rollouts of one problem share; None: all answer one problem.
+        rewards: for each rollout, its graded outcome; None: 1 if it passed, else 0. A rollout whose entry is None is
+            left out of the credit.
+        turn_reward_funcs: your own turn rewards, see `gtpo.turn_rewards`.
+        turn_reward_weights: one weight per function; None: 1 each.
+        columns: further arguments of those functions, by name, one entry per rollout.
+        similarity: code similarity, see `gtpo.similarity.get_similarity`.
         algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
         settings: fields of `gtpo.credit_assignment.CreditSettings`, such as `gamma` or `normalize_over`.
 
     Raises:
-        ConfigError: no rollout, one that is none, lists of different lengths, or a setting that there is not.
-        RewardError: a turn reward that is none.
+        ConfigError: there is no rollout, an entry is not a rollout, lists have different lengths, or a setting is
+            unknown.
+        RewardError: a turn reward function returned something that is not a reward.
     """
     own: Sequence[Mapping[str, Sequence[float]]] | None = None
     if hasattr(trajectories, "trajectories") and hasattr(trajectories, "samples"):
@@ -136,7 +138,7 @@ def credit(
         own = [sample["turn_rewards"] for sample in result.samples]
     rollouts = _rollouts(trajectories)
     if passed is None:
-        raise ConfigError("passed is missing: say for each rollout whether it passed, as [True, False]")
+        raise ConfigError("passed is missing: give one entry per rollout, such as [True, False]")
     groups = [0] * len(rollouts) if groups is None else groups
     graded = [float(ok) for ok in passed] if rewards is None else rewards
     for name, values in (("passed", passed), ("groups", groups), ("rewards", graded)):

@@ -1,7 +1,7 @@
-"""The errors of gtpo, one tree: `except GtpoError` catches whatever the library raises on purpose.
+"""The errors of gtpo, in one class tree: `except GtpoError` catches everything that the library raises on purpose.
 
-Each message says where (file, line, field), what, and how to mend it. Expected endings of a rollout are not
-errors; they are values of `gtpo.types.StopReason`.
+Each message says where the problem is (file, line, field), what it is, and how to fix it. Expected endings of a rollout
+are not errors; they are values of `gtpo.types.StopReason`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ class GtpoError(Exception):
 
 
 class ConfigError(GtpoError, ValueError):
-    """A setting is unknown, out of range, or contradicts another one."""
+    """A setting is unknown or out of range, or contradicts another one."""
 
 
 class DataError(GtpoError, ValueError):
     """A file of problems or traces can't be used as it is.
 
     Args:
-        message: what is wrong, and how to mend it.
+        message: what is wrong, and how to fix it.
         path: the file.
-        line: 1-based line number, if it is about one line.
-        field: name of the field, if it is about one field.
+        line: 1-based line number, if the error is about one line.
+        field: name of the field, if the error is about one field.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DataError(GtpoError, ValueError):
         self.message, self.path, self.line, self.field = message, path, line, field
 
     def at(self, path: str | Path, line: int) -> DataError:
-        """The same fault, with the place where it was found."""
+        """The same error, with the place where it was found."""
         return DataError(self.message, path=path, line=line, field=self.field)
 
 
@@ -46,27 +46,27 @@ class TemplateError(GtpoError, ValueError):
 
 
 class SandboxError(GtpoError, RuntimeError):
-    """The sandbox itself failed, or does not hold what was asked of it; never the fault of the code it ran."""
+    """The sandbox itself failed, or does not provide the isolation asked for; never an error of the code it ran."""
 
 
 class EnvironmentFailedError(GtpoError, RuntimeError):
-    """An environment of the user's own raised or did not return; masks its rollout (`gtpo.failures`)."""
+    """A user-defined environment raised or did not return; its rollout is masked (`gtpo.failures`)."""
 
 
 class BackendError(GtpoError, RuntimeError):
-    """The model that generates is unavailable: its server does not answer, refuses a request, or gives nonsense."""
+    """The generation backend is unavailable: its server does not answer, refuses a request, or answers nonsense."""
 
 
 class ServerGoneError(BackendError):
-    """A server that generates did not answer any request within `server_timeout_s`."""
+    """A generation server did not answer any request within `server_timeout_s`."""
 
 
 class BadAnswerError(BackendError):
-    """A server that generates gives answers that can't be used: impossible values, wrong JSON, too late, too large."""
+    """A generation server gives unusable answers: impossible values, wrong JSON, too late, or too large."""
 
 
 class ModelError(GtpoError, ArithmeticError):
-    """The model's own numbers are not finite."""
+    """A number computed by the model, such as a logit, loss, gradient or weight, is not finite."""
 
 
 class TooManyFailuresError(GtpoError, RuntimeError):
@@ -74,15 +74,15 @@ class TooManyFailuresError(GtpoError, RuntimeError):
 
 
 class StoppedError(GtpoError):
-    """A signal ended a run between two steps; it can go on. `gtpo` then exits with status 75."""
+    """A signal ended a run between two steps; the run can be resumed. `gtpo` then exits with status 75."""
 
 
 class VerifierError(GtpoError, RuntimeError):
-    """A verifier broke (not: an answer was wrong)."""
+    """A verifier itself failed (this does not mean that an answer was wrong)."""
 
 
 class RewardError(GtpoError, ValueError):
-    """A reward function of the user's own raised, or gave something that is no reward; names the function."""
+    """A user-defined reward function raised, or returned something that is not a reward; names the function."""
 
 
 class RecordError(GtpoError, OSError):

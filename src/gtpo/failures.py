@@ -1,9 +1,9 @@
 """One policy for failures around the model: what a failing tool, verifier, similarity or model server means for a run.
 
-`docs/failures.md` has it as a table. In short: whoever talks to the part that fails tries again with growing waits,
-where that can help. If it fails all the same, the rollouts that it concerns are masked (no reward, no advantage, no
-token in the loss, not counted in their group) and counted by kind. A run whose batches lose too many rollouts ends,
-with an error that says what failed and a checkpoint to go on from.
+`docs/failures.md` has it as a table. In short: the caller of a failing part retries with growing waits where that can
+help. If the part still fails, the affected rollouts are masked (no reward, no advantage, no token in the loss, not
+counted in their group) and counted by kind. A run whose batches lose too many rollouts ends, with an error that says
+what failed and a checkpoint to resume from.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _BY_STOP_REASON = {
 
 @dataclass(frozen=True)
 class Failure:
-    """What masks a rollout.
+    """The reason why a rollout is masked.
 
     Attributes:
         kind: one of `KINDS`.
-        note: what failed, for people.
+        note: what failed, as readable text.
     """
 
     kind: str
@@ -39,24 +39,24 @@ class Failure:
 
 
 def failure_of(trajectory: Trajectory) -> Failure | None:
-    """What failed in a rollout, if something did."""
+    """The failure of a rollout; None if nothing failed."""
     kind = _BY_STOP_REASON.get(trajectory.stop_reason)
     return Failure(kind, trajectory.note) if kind else None
 
 
 @dataclass
 class FailurePolicy:
-    """Decides when a run has lost too much.
+    """Decides when a run has lost too many rollouts.
 
     A batch is lost if more than `max_failed_fraction` of its rollouts failed; the run ends with the
-    `max_failed_batches`-th lost batch in a row. Every process of a run notes the same failures and decides alike.
+    `max_failed_batches`-th lost batch in a row. All processes of a run record the same failures and decide alike.
 
     Attributes:
         max_failed_fraction: in [0, 1]; 0: a batch with any failure is lost.
         max_failed_batches: at least 1.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: one of the two is out of range.
     """
 
     max_failed_fraction: float = 0.5
@@ -70,13 +70,13 @@ class FailurePolicy:
             raise ConfigError(f"max_failed_batches must be at least 1, got {self.max_failed_batches}")
 
     def note(self, failures: Sequence[Failure | None], step: int) -> dict[str, float]:
-        """Take note of a batch: one entry per rollout, None for those that did not fail.
+        """Record a batch: one entry per rollout, None for those that did not fail.
 
         Returns:
             The share of rollouts that each kind masked, as `failures/KIND`.
 
         Raises:
-            TooManyFailuresError: the run has lost too much.
+            TooManyFailuresError: the run has lost too many rollouts.
         """
         counts = Counter(failure.kind for failure in failures if failure)
         share = sum(counts.values()) / max(len(failures), 1)
@@ -94,6 +94,6 @@ class FailurePolicy:
         batches = f" in each of the last {self._lost} batches" if self._lost > 1 else ""
         return (
             f"step {step}: {sum(counts.values())} of {len(failures)} rollouts failed, more than max_failed_fraction "
-            f"{self.max_failed_fraction:g} allows{batches}: {'; '.join(said)}. Mend what failed, then go on with "
-            "--resume"
+            f"{self.max_failed_fraction:g} allows{batches}: {'; '.join(said)}. Fix what failed, then resume with "
+            "--resume true"
         )

@@ -1,4 +1,4 @@
-"""Loading tokenizers and models: from where, in which number format, onto which device."""
+"""Loading tokenizers and models: from where, in which dtype, onto which device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model goes, and in which number format.
+    """The device and dtype of a model.
 
     Attributes:
-        device: None leaves it on the CPU, for a trainer that moves it.
+        device: None leaves the model on the CPU, for a trainer that moves it.
         dtype: `auto` (the checkpoint's own) or the name of a torch dtype.
     """
 
@@ -33,14 +33,14 @@ class Placement:
 
 
 def placement(dtype: str | None, *, training: bool) -> Placement:
-    """Decides it: generation uses the accelerator if there is one, a trainer moves the model itself.
+    """Choose device and dtype: generation uses the accelerator if there is one; a trainer moves the model itself.
 
     Args:
-        dtype: as asked for; None: float32 for training, the checkpoint's own for generation.
-        training: whether a trainer gets the model.
+        dtype: the requested dtype; None: float32 for training, the checkpoint's own for generation.
+        training: whether the model is for a trainer.
 
     Raises:
-        ConfigError: an unknown dtype.
+        ConfigError: the dtype is unknown.
     """
     chosen = dtype or ("float32" if training else "auto")
     if chosen not in DTYPES:
@@ -53,7 +53,7 @@ def load_tokenizer(name: str | None, *, revision: str | None = None, trust_remot
     """The tokenizer of a model, with padding on the left.
 
     Raises:
-        ConfigError: no model was named, or it can't be found.
+        ConfigError: no model is given, or it can't be found.
     """
     from transformers import AutoTokenizer
 
@@ -77,10 +77,10 @@ def load_model(name: str | None, *, training: bool = False, dtype: str | None = 
         name: a folder or Hub id.
         training: see `placement`.
         dtype: see `placement`.
-        options: passed on to `from_pretrained`; those that are None are left out.
+        options: passed on to `from_pretrained`, except those that are None.
 
     Raises:
-        ConfigError: it can't be loaded, or a package that an option needs is missing.
+        ConfigError: the model can't be loaded, or a package that an option needs is missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -100,10 +100,10 @@ def load_model(name: str | None, *, training: bool = False, dtype: str | None = 
 
 @contextmanager
 def _offline_if_the_hub_is(name: str) -> Iterator[bool]:
-    """Inside, a Hub that does not answer is not asked: by default each of many files is tried five times.
+    """Inside, a Hub that does not answer is not contacted: by default each of many files is tried five times.
 
     Yields:
-        Whether only the cache is looked at, for lack of the Hub.
+        Whether only the cache is used, because the Hub does not answer.
     """
     from huggingface_hub import constants
 
@@ -130,8 +130,8 @@ def _hub_answers() -> bool:
 def _not_loaded(name: str | None, what: str, error: Exception, offline: bool) -> ConfigError:
     if offline:
         return ConfigError(
-            f"--model {name}: {what} can't be loaded: it is no folder here, the Hugging Face Hub does not answer, and "
-            "the local cache does not hold it. Connect to the network, or give a folder"
+            f"--model {name}: {what} can't be loaded: it is not a local folder, the Hugging Face Hub does not answer, "
+            "and the local cache does not have it. Connect to the network, or give a folder"
         )
     return ConfigError(f"--model {name}: {what} can't be loaded: {error}")
 

@@ -1,7 +1,7 @@
-"""The calls of a notebook: `gtpo.evaluate` and `gtpo.train`, of a model and problems in whatever form is at hand.
+"""Calls for notebooks: `gtpo.evaluate` and `gtpo.train`, which take a model and problems in many forms.
 
-They make what the commands `gtpo eval` and `gtpo train` make, with their options under the same names. For parts of
-it (an engine, a backend, a trainer of your own) use `gtpo.rollout`, `gtpo.evaluation` and `gtpo.training`.
+They do what the commands `gtpo eval` and `gtpo train` do, with options of the same names. For lower-level control (your
+own engine, backend or trainer) use `gtpo.rollout`, `gtpo.evaluation` and `gtpo.training`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gtpo.turn_rewards import TurnRewardFunction, name_of
 
 @dataclass
 class EvalOptions(RewardConfig, RolloutConfig):
-    """How rollouts are made and scored: the options of `gtpo eval`."""
+    """How rollouts are generated and scored: the options of `gtpo eval`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,27 +61,28 @@ def evaluate(
     Args:
         model: a folder or Hub id, a loaded model, or a backend (`gtpo.rollout.backends`).
         problems: a source as in `gtpo eval --problems`, a list of dictionaries or of problems, or a `Dataset`; rows of
-            published data sets as they are. None: those that the option `environment` brings.
-        tools: as in `--tools`; or a list of functions, names and tools. None: Python, or none beside an environment.
+            published data sets are read as they are. None: the problems that the option `environment` supplies.
+        tools: as in `--tools`; or a list of functions, names and tools. None: Python, or no tool besides those of an
+            environment.
         environment_factory: a class with `reset`, whose methods are tools (`gtpo.rollout.environment`); the option
             `environment` takes one by name.
-        samples: rollouts per problem.
-        seed: of the sampling.
-        limit: take the first `limit` problems only.
-        columns: which column holds which field, where the rows can't be read as they are.
+        samples: number of rollouts per problem.
+        seed: seed of the sampling.
+        limit: use the first `limit` problems only.
+        columns: which column holds which field, for rows that can't be read as they are.
         processing_class: the tokenizer; None: the model's own.
         verifier: checks final answers; a name as in `--verifier`, or a verifier.
         reward_funcs, turn_reward_funcs: names as in `gtpo eval`, or functions.
-        sandbox: runs the model's code; None: the one that the options ask for.
-        progress: whether a bar is shown.
+        sandbox: runs the model's code; None: the one set by the options.
+        progress: whether to show a progress bar.
         options: any other option of rollouts and rewards, such as `max_turns`, `temperature` or `success_threshold`.
 
     Returns:
-        The result; `trajectories` are the rollouts, `figures` what they come to.
+        The result; `trajectories` holds the rollouts and `figures` the metrics computed from them.
 
     Raises:
-        ConfigError: an option that there is not, or that can't be used.
-        DataError: rows that can't be used.
+        ConfigError: an option is unknown or can't be used.
+        DataError: a row can't be used.
     """
     names, functions = _told_apart(reward_funcs)
     turn_names, turn_functions = _told_apart(turn_reward_funcs)
@@ -156,16 +157,16 @@ def train(
         problems, tools, environment_factory, limit, columns, processing_class, verifier: see `gtpo.evaluate`.
         reward_funcs, turn_reward_funcs, sandbox: see `gtpo.evaluate`.
         resume, resume_with_changes: see `gtpo.training.run.train`.
-        callbacks: of the trainer.
-        peft_config: of an adapter to train.
+        callbacks: callbacks of the trainer.
+        peft_config: configuration of an adapter to train.
         options: any option of `GTPOConfig`, such as `run_dir`, `max_steps` or `num_generations`.
 
     Returns:
         `gtpo.training.run.TrainResult`: `run_dir`, which `gtpo.report.load` reads, `model_dir` and `steps`.
 
     Raises:
-        ConfigError: an option that there is not or that can't be used, or a directory that holds a run already.
-        DataError: rows that can't be used.
+        ConfigError: an option is unknown or can't be used, or the directory already holds a run.
+        DataError: a row can't be used.
     """
     from gtpo.training.config import GTPOConfig
     from gtpo.training.run import train as train_problems
@@ -200,7 +201,7 @@ def train(
 
 
 def _told_apart(given: Any) -> tuple[list[str] | None, list[Any] | None]:
-    """Names alone are options; a list with a function in it is given as it is."""
+    """A list of names only becomes an option; a list that contains a function is passed on as it is."""
     if given is None:
         return None, None
     listed = list(given) if isinstance(given, list | tuple) else [given]
@@ -214,7 +215,7 @@ def _turn_functions(given: Sequence[Any] | None) -> list[TurnRewardFunction] | N
 
 
 def _named_only(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What can stand in a configuration: names, and lists of names."""
+    """The values that a configuration can hold: names, and lists of names."""
     return {
         name: value
         for name, value in chosen.items()
@@ -230,7 +231,7 @@ def _known(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The options.
 
     Raises:
-        ConfigError: one that there is not, with the nearest one.
+        ConfigError: an option is unknown; names the nearest one.
     """
     known = [item.name for item in fields(kind)]
     for name in options:
@@ -240,7 +241,7 @@ def _known(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _environments(config: Any, factory: Any, tools: Any) -> tuple[Environments | None, Any]:
-    """The environments that were asked for, and the tools beside them: none, if none were asked for."""
+    """The environments that were asked for, and the further tools: none beside environments, unless asked for."""
     if factory is None:
         return config.make_environments(), tools
     return Environments(factory, config.environment_timeout_s), [] if tools is None else tools
@@ -256,7 +257,7 @@ def _problems(given: Any, environments: Environments | None, **options: Any) -> 
 def _engine(
     config: Any, tokenizer: Any, tools: Any, sandbox: Sandbox | None, environments: Environments | None
 ) -> Iterator[RolloutEngine]:
-    """The engine; a sandbox that was started for it is closed in the end."""
+    """The engine; a sandbox that was started for it is closed at the end."""
     listed = [tools] if callable(tools) or hasattr(tools, "spec") else tools
     names = config.tool_names() if isinstance(tools, str | None) else [name for name in listed if isinstance(name, str)]
     started = config.make_sandbox() if sandbox is None and "python" in names else None
@@ -277,13 +278,13 @@ def _backend(model: Any, config: RolloutConfig) -> Backend:
 
 
 def _tokenizer_of(model: Any) -> Any:
-    """The tokenizer of a model that was given by name, or that was loaded from somewhere.
+    """The tokenizer of a model that was given by name, or that records where it was loaded from.
 
     Raises:
-        ConfigError: nothing says which it is.
+        ConfigError: the tokenizer is unknown.
     """
     if not isinstance(model, str | Path) and not _name_of(model):
-        raise ConfigError("nothing says which tokenizer the model has: give processing_class=")
+        raise ConfigError("the model's tokenizer is unknown: give it as processing_class=")
     return models.load_tokenizer(_name_of(model))
 
 

@@ -1,4 +1,4 @@
-"""Reward functions as TRL knows them: which there are, what they may give, and how they are called."""
+"""Reward functions with TRL's signature: which are given, what they may return, and how they are called."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def listed(reward_funcs: Any) -> list[Any]:
-    """The reward functions as a list; none given: the verifier.
+    """The reward functions as a list; if none are given, the verifier.
 
     Raises:
         ConfigError: an empty list.
@@ -31,20 +31,20 @@ def listed(reward_funcs: Any) -> list[Any]:
         return [AUTO]
     found = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
     if not found:
-        raise ConfigError("reward_funcs is empty: give functions, or leave it out for the verifier")
+        raise ConfigError("reward_funcs is empty: give functions, or omit it to use the verifier")
     return found
 
 
 def is_verifier(source: Any) -> bool:
-    """Whether an entry of `reward_funcs` is `auto` or a verifier of ours."""
+    """Whether an entry of `reward_funcs` is `auto` or one of our verifiers."""
     return source == AUTO if isinstance(source, str) else hasattr(source, "verify_many")
 
 
 def named(paths: Sequence[str] | None) -> list[Any] | None:
-    """The functions that options of the command line name; `auto` and model ids stay as they are.
+    """The functions that command-line options name; `auto` and model ids are kept as they are.
 
     Raises:
-        ConfigError: one can't be imported.
+        ConfigError: a function can't be imported.
     """
     if paths is None:
         return None
@@ -52,7 +52,7 @@ def named(paths: Sequence[str] | None) -> list[Any] | None:
 
 
 def guarded(source: Any) -> Any:
-    """A function that refuses what is no reward, under its own name; model ids and modules are TRL's to use."""
+    """The function with a check of what it returns, under its own name; model ids and modules are left to TRL."""
     if isinstance(source, str | nn.Module):
         return source
     if not callable(source):
@@ -98,7 +98,7 @@ def _check_takes(source: Any, name: str) -> None:
     except TypeError as error:
         raise ConfigError(
             f"reward_funcs: {name}{signature} can't be called: {error}. A reward function is f(prompts, completions, "
-            "**columns); a function of (answer_text, problem) is a verifier and goes to --verifier"
+            "**columns); a function of (answer_text, problem) is a verifier: give it as --verifier"
         ) from error
 
 
@@ -107,10 +107,10 @@ _RESERVED |= {"trainer_state", "log_extra", "log_metric"}
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]], more: Iterable[str] = ()) -> dict[str, list[Any]]:
-    """What reward functions get by name: each column of the rows, also those in their `extras`; None if missing.
+    """The keyword arguments of reward functions: each column of the rows, also those in `extras`; None if missing.
 
     Args:
-        rows: of `gtpo.training.data.problem_dataset`, or of any data set; one per rollout.
+        rows: rows of `gtpo.training.data.problem_dataset`, or of any data set; one per rollout.
         more: names that other rows of the data set have in their `extras`.
     """
     whole = [{**extras_of(row), **row} for row in rows]
@@ -119,7 +119,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]], more: Iterable[str] = ()) -> d
 
 
 def extras_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The further fields of a row's problem, which a data set holds as JSON."""
+    """The further fields of a row's problem, which a data set stores as JSON."""
     extras = row.get("extras")
     if isinstance(extras, str):
         try:
@@ -143,18 +143,18 @@ def completion_messages(trajectory: Trajectory) -> list[dict[str, str]]:
 def call_all(
     functions: Sequence[Any], trajectories: Sequence[Trajectory], prompts: Sequence[Any], columns: Mapping[str, Any]
 ) -> list[list[float | None]]:
-    """What functions give, called without a trainer, with TRL's arguments; async ones run together.
+    """Call functions with TRL's arguments, without a trainer; async ones run concurrently.
 
     Args:
-        functions: as `guarded` gives them.
-        trajectories, prompts: the rollouts, and what each was asked.
+        functions: as returned by `guarded`.
+        trajectories, prompts: the rollouts, and the prompt of each.
         columns: see `columns_of`.
 
     Returns:
-        For each function one reward per rollout; None where it does not apply.
+        For each function, one reward per rollout; None where it does not apply.
 
     Raises:
-        RewardError: a function raised, or gave something that is no reward; names it.
+        RewardError: a function raised, or returned something that is not a reward; names it.
     """
     given = {
         "prompts": list(prompts),

@@ -1,4 +1,4 @@
-"""A run's directory: the names of its files, and their one reader, also while the run goes on.
+"""A run's directory: the names of its files, and their reader, which also works while the run is in progress.
 
 `docs/run-directory.md` documents the files. Directories of schema 1 and 2 are read as if they were of schema 3.
 """
@@ -32,12 +32,12 @@ SETTINGS: Mapping[str, Any] = {
     "num_generations": None,
     "seed": None,
 }
-"""Settings of a run that the page shows, with the value of those that a run did not record."""
+"""Settings of a run that the page shows, with the values to assume for settings that a run did not record."""
 _FORMER_SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "scope": ("normalize_over", {"pooled": "all_turns", "initial": "first_turns", "turn": "same_turn"}),
     "on_uniform_outcome": ("zero_uniform_groups", {"keep": False, "zero": True}),
 }
-"""Options of schema 2 and before, and what became of their names and values."""
+"""Options of schema 2 and before, and their names and values today."""
 _FORMER_STATUS = {"infra": "tool_failure"}
 
 
@@ -48,14 +48,14 @@ class RunFiles:
         path: its directory.
 
     Raises:
-        DataError: it is no run's directory.
+        DataError: it is not a run's directory.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._known: dict[int, tuple[str, Any]] = {}
         if not (self.path / METRICS).exists() and not (self.path / ROLLOUTS).is_dir():
-            raise DataError("is no run: it has neither metrics.jsonl nor rollouts/", path=self.path)
+            raise DataError("not a run's directory: it has neither metrics.jsonl nor rollouts/", path=self.path)
 
     @property
     def name(self) -> str:
@@ -63,17 +63,17 @@ class RunFiles:
         return self.path.resolve().name
 
     def stamp(self) -> str:
-        """Changes whenever a file of the run does."""
+        """A value that changes whenever a file of the run changes."""
         paths = [self.path / METRICS, self.path / CONFIG, *sorted((self.path / ROLLOUTS).glob("*"))]
         return hashlib.sha256(" ".join(map(_stamp, paths)).encode()).hexdigest()[:16]
 
     def cached(self, step: int, make: Callable[[int, list[dict[str, Any]]], Any], again: bool = False) -> Any:
-        """What `make(step, rollouts)` gives, and the rollouts; made anew only if the step's file has changed.
+        """The result of `make(step, rollouts)`, and the rollouts; recomputed only if the step's file has changed.
 
         Args:
             step: the step.
-            make: gives a tuple.
-            again: read the rollouts in any case; otherwise they are empty where nothing had to be made.
+            make: returns a tuple.
+            again: read the rollouts in any case; otherwise they are empty if the result was cached.
         """
         stamp = _stamp(self._file(step))
         known = self._known.get(step)
@@ -87,7 +87,7 @@ class RunFiles:
         return rollouts_path(self.path, step)
 
     def settings(self) -> dict[str, Any]:
-        """What `SETTINGS` names, as the run had it; and the model.
+        """The run's values of the settings in `SETTINGS`, and the model.
 
         Raises:
             DataError: config.yaml can't be read.
@@ -104,7 +104,7 @@ class RunFiles:
         return {**plain, "model": model.get("model_name_or_path")}
 
     def metrics(self) -> list[dict[str, float]]:
-        """One mapping a logged step: numbers only. A line that is still being written is left out."""
+        """One mapping per logged step, with numbers only. A line that is still being written is left out."""
         return read_metrics(self.path)
 
     def steps(self) -> list[int]:
@@ -113,7 +113,7 @@ class RunFiles:
         return sorted({step for step in found if step is not None})
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
-        """The rollouts of a step; fields that schema 1 lacks are filled in, and names of schema 2 are today's.
+        """The rollouts of a step; fields that schema 1 lacks are filled in, and names of schema 2 are updated.
 
         Raises:
             DataError: the file can't be read; names it and the line.
@@ -147,16 +147,16 @@ class RunFiles:
 
 
 def step_of_rollouts(path: Path) -> int | None:
-    """The step of a file of rollouts, by its name; None for any other file."""
+    """The step of a rollouts file, from its name; None for any other file."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """What config.yaml holds; nothing where there is none, or no mapping in it.
+    """The contents of config.yaml; empty if there is no such file, or no mapping in it.
 
     Raises:
-        ConfigError: it can't be read; says why, and what to do.
+        ConfigError: the file can't be read; says why, and what to do.
     """
     path = Path(run_dir) / CONFIG
     if not path.exists():
@@ -164,18 +164,18 @@ def read_config(run_dir: str | Path) -> dict[str, Any]:
     try:
         document = read_yaml(path)
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; mend it, or take it away: the records can be read without it") from error
+        raise ConfigError(f"{path}: {error}; fix the file, or remove it: the records can be read without it") from error
     return document if isinstance(document, dict) else {}
 
 
 def rollouts_path(run_dir: str | Path, step: int) -> Path:
-    """The file with the rollouts of a step: compressed, or plain as before schema 3."""
+    """The file with the rollouts of a step: compressed, or uncompressed as before schema 3."""
     path = Path(run_dir) / ROLLOUTS / f"step_{step:06d}.jsonl"
     return path if path.exists() else path.with_suffix(".jsonl.gz")
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
-    """One mapping per logged step: numbers only. A line that is still being written is left out; no file: no step."""
+    """One mapping per logged step, with numbers only; empty without a file. A line still being written is left out."""
     path = Path(run_dir) / METRICS
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -189,7 +189,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
 
 
 def _metric(name: str) -> str:
-    """Today's name of a figure."""
+    """Today's name of a metric."""
     kind, _, last = name.rpartition("/")
     return f"{kind}/{_FORMER_STATUS[last]}" if last in _FORMER_STATUS else name
 
@@ -204,7 +204,7 @@ def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def distinct_names(runs: Sequence[RunFiles]) -> list[str]:
-    """The names of the runs' folders, with as much of what is above them as tells them apart."""
+    """The names of the runs' folders, with as many parent folders as needed to distinguish them."""
     parts = [run.path.resolve().parts for run in runs]
     depth = 1
     while depth < max(map(len, parts)) and len({part[-depth:] for part in parts}) < len(set(parts)):

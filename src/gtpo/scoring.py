@@ -1,9 +1,9 @@
-"""What a rollout is worth, the same in training and in evaluation: verdict, rewards by name, passing, turn rewards.
+"""Scores of a rollout, the same in training and in evaluation: verdict, rewards by name, pass or fail, turn rewards.
 
-The outcome reward of a rollout is the sum of what the reward functions give, weighted by `reward_weights`; the verifier
-is one of them, under the name `verified`, and by default the only one; an environment's `get_reward` is one more, of
-weight 1, and the only one where no other is given, as in TRL. A rollout passes if its outcome reward reaches
-`success_threshold`. Where no function applies to a rollout it has no outcome reward, and does not pass.
+The outcome reward of a rollout is the sum of its reward functions, weighted by `reward_weights`. The verifier is one of
+them, under the name `verified`, and by default the only one. An environment's `get_reward` is one more, with weight 1;
+as in TRL, it is the only one if no other is given. A rollout passes if its outcome reward reaches `success_threshold`.
+A rollout to which no function applies has no outcome reward and does not pass.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from gtpo.turn_rewards import (
 from gtpo.types import Trajectory
 
 VERIFIED = "verified"
-"""What the verifier is called among the reward functions."""
+"""The verifier's name among the reward functions."""
 
 Rewards = Sequence[Sequence[float | None]]
-"""For each rollout what each reward function gives, in their order; None where one does not apply."""
+"""For each rollout, the reward of each function, in their order; None where a function does not apply."""
 
 
 @dataclass
 class RewardConfig:
-    """What a rollout is worth. The same names in every command."""
+    """How rollouts are scored. The options have the same names in every command."""
 
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto stands for "
-            "the verifier. By default the verifier alone."
+            "help": "Reward functions with TRL's signature, as MODULE:FUNCTION or ./FILE.py:FUNCTION; auto means the "
+            "verifier. By default the verifier alone."
         },
     )
     reward_weights: list[float] | None = field(
@@ -55,19 +55,17 @@ class RewardConfig:
     )
     graded: bool = field(
         default=False,
-        metadata={
-            "help": "Use the verifier's score as reward, not only whether the answer passes (code, qa, your own)."
-        },
+        metadata={"help": "Reward the verifier's score instead of pass or fail (for code, qa, or your own verifier)."},
     )
     success_threshold: float = field(
-        default=1.0, metadata={"help": "Smallest outcome reward at which a rollout counts as passed."}
+        default=1.0, metadata={"help": "Outcome reward at or above which a rollout counts as passed."}
     )
     turn_reward_funcs: list[str] | None = field(
         default=None,
         metadata={
             "help": "Turn rewards besides the paper's: execution_feedback, repeated_calls, information_gain (training "
-            "only: how much likelier the policy finds the gold answer after each turn, at one more forward pass per "
-            "rollout), or your own as MODULE:FUNCTION or ./FILE.py:FUNCTION."
+            "only: how much each turn raises the likelihood of the gold answer under the policy, at one more forward "
+            "pass per rollout), or your own as MODULE:FUNCTION or ./FILE.py:FUNCTION."
         },
     )
     turn_reward_weights: list[float] | None = field(
@@ -75,10 +73,10 @@ class RewardConfig:
     )
 
     def check_rewards(self) -> None:
-        """Refuse numbers that are none.
+        """Refuse values that are not finite.
 
         Raises:
-            ConfigError: names the option.
+            ConfigError: a value is not finite; names the option.
         """
         for name in ("reward_weights", "turn_reward_weights"):
             weights = getattr(self, name)
@@ -88,22 +86,22 @@ class RewardConfig:
             raise ConfigError(f"success_threshold must be finite, got {self.success_threshold}")
 
     def recorded_rewards(self) -> dict[str, Any]:
-        """What is set to something else than the default, for records and comparisons."""
+        """The options that differ from their defaults, for records and comparisons."""
         found = {item.name: getattr(self, item.name) for item in fields(RewardConfig)}
         return {item.name: found[item.name] for item in fields(RewardConfig) if found[item.name] != item.default}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a rollout is worth.
+    """The scores of a rollout.
 
     Attributes:
-        verdict: on its final answer; without a verifier, what the threshold says.
+        verdict: the verdict on its final answer; without a verifier, given by the threshold.
         reward: its outcome reward; None if no function applies.
         passed: whether the outcome reward reaches the threshold.
-        parts: what each reward function gave, by name, unweighted; empty where the verifier alone scores.
-        turn_rewards: turn rewards of the user's own by name, weighted, one number per turn.
-        failure: the verifier's, if it failed.
+        parts: the reward of each reward function by name, unweighted; empty if the verifier alone scores.
+        turn_rewards: user-defined turn rewards by name, weighted, one number per turn.
+        failure: the verifier's failure, if it failed.
     """
 
     verdict: Verdict
@@ -118,18 +116,18 @@ class EnvironmentReward:
     """Stands for `get_reward` of the rollouts' environments among the reward functions.
 
     Args:
-        name: what it is logged as: the class's.
+        name: the name it is logged under: the class's.
     """
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
 
     def of(self, trajectories: Sequence[Trajectory]) -> list[float | None]:
-        """What the environments gave; None for a rollout for which they gave nothing."""
+        """The environments' rewards; None for a rollout without one."""
         return [trajectory.reward for trajectory in trajectories]
 
     def as_function(self, trajectories: Callable[[], Sequence[Trajectory]]) -> Callable[..., list[float | None]]:
-        """A reward function as TRL calls it, of the rollouts that `trajectories` gives then."""
+        """A reward function as TRL calls it, for the rollouts that `trajectories` returns at that time."""
 
         def given(**columns: Any) -> list[float | None]:
             return self.of(trajectories())
@@ -139,22 +137,22 @@ class EnvironmentReward:
 
 
 class Scorer:
-    """Scores rollouts by a verifier, reward functions and turn rewards.
+    """Scores rollouts with a verifier, reward functions and turn rewards.
 
     Args:
-        verifier: checks final answers; None: reward functions alone say what a rollout is worth.
-        reward_funcs: functions, and "auto" or a verifier where the verdict counts; by default that alone, or the
-            environment alone.
-        reward_weights: one for each; by default 1.
-        graded: reward the verifier's score, not only whether it passes.
-        success_threshold: outcome reward with which a rollout passes.
+        verifier: checks final answers; None: reward functions alone score a rollout.
+        reward_funcs: functions; "auto" or a verifier among them stands for the verdict. By default the verdict alone,
+            or the environment's reward alone.
+        reward_weights: one weight per function; by default 1 each.
+        graded: reward the verifier's score instead of pass or fail.
+        success_threshold: outcome reward at or above which a rollout passes.
         turn_reward_funcs: see `gtpo.turn_rewards`.
-        turn_reward_weights: one for each; by default 1.
+        turn_reward_weights: one weight per function; by default 1 each.
         environment: the name under which `get_reward` of environments is one more reward function of weight 1.
         environment_turns: the name under which their `get_turn_reward` is one more turn reward of weight 1.
 
     Raises:
-        ConfigError: weights that do not fit the functions, or something that is no reward function.
+        ConfigError: the number of weights differs from that of functions, or an entry is not a reward function.
     """
 
     def __init__(
@@ -187,11 +185,11 @@ class Scorer:
 
     @property
     def by_verdict(self) -> bool:
-        """Whether the verifier alone says what a rollout is worth."""
+        """Whether the verifier alone scores a rollout."""
         return all(map(is_verifier, self.sources))
 
     def verified(self, verdicts: Sequence[Verdict]) -> list[float]:
-        """What the verifier rewards: 1 for a rollout that passed, or its score under `graded`."""
+        """The verifier's reward for each rollout: 1 if it passed, else 0; its score under `graded`."""
         return [verdict.score if self.graded else float(verdict.passed) for verdict in verdicts]
 
     def score(
@@ -203,16 +201,16 @@ class Scorer:
         columns: Mapping[str, Sequence[Any]] | None = None,
         rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
     ) -> list[Scored]:
-        """Score finished rollouts, each of the problem at its place.
+        """Score finished rollouts.
 
         Args:
-            trajectories, problems: one each per rollout.
-            prompts: what each was asked, for reward functions; by default the problems, without a system prompt.
+            trajectories, problems: the rollouts, and the problem of each.
+            prompts: the prompt of each, for reward functions; by default the problems, without a system prompt.
             columns: see `gtpo.reward_functions.columns_of`.
-            rewards: calls the reward functions in place of this object, given the verdicts: a trainer's.
+            rewards: calls the reward functions in place of this object, given the verdicts; a trainer passes its own.
 
         Raises:
-            RewardError: a function gave something that is no reward.
+            RewardError: a function returned something that is not a reward.
         """
         columns = columns or {}
         prompts = prompts or [problem.prompt(None) for problem in problems]
@@ -238,7 +236,7 @@ class Scorer:
         ]
 
     def without_turn_rewards(self) -> Scorer:
-        """The same verifier and reward functions alone: for outcome rewards before a trainer calls them.
+        """A scorer with the same verifier and reward functions only: for outcome rewards before a trainer calls them.
 
         Raises:
             ConfigError: one of them is a reward model.
@@ -249,23 +247,23 @@ class Scorer:
         return found
 
     def check_functions(self) -> None:
-        """Refuse reward models and turn rewards that ask for scored answers, which a trainer alone has.
+        """Refuse reward models and turn rewards that need scored answers, since only a trainer supports them.
 
         Raises:
-            ConfigError: names the first one.
+            ConfigError: there is one; names the first.
         """
         for source in self.sources:
             if not is_verifier(source) and isinstance(source, str | nn.Module):
                 name = source if isinstance(source, str) else name_of(source)
                 raise ConfigError(
-                    f"reward_funcs: {name!r} is a reward model, which training alone can use; give functions, "
+                    f"reward_funcs: {name!r} is a reward model, which only training can use; give functions, "
                     "MODULE:FUNCTION or ./file.py:FUNCTION"
                 )
         for function in self.turn_reward_funcs:
             if asks_for_answers(function):
                 raise ConfigError(
-                    f"turn_reward_funcs: for {name_of(function)} the policy in training scores the gold answer, and "
-                    "there is none here; leave it out"
+                    f"turn_reward_funcs: {name_of(function)} needs a policy in training that scores the gold answer, "
+                    "and there is none here; leave it out"
                 )
 
     def close(self) -> None:
@@ -305,10 +303,10 @@ class Scorer:
 
 
 def check_names(turn_reward_funcs: Sequence[TurnRewardFunction]) -> list[TurnRewardFunction]:
-    """The turn reward functions, each of which has a name of its own.
+    """The turn reward functions, whose names must differ.
 
     Raises:
-        ConfigError: two have one name, under which they are recorded.
+        ConfigError: two have the same name, under which they are recorded.
     """
     names = [name_of(function) for function in turn_reward_funcs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -325,16 +323,16 @@ def make_scorer(
     environments: Environments | None = None,
     turns: bool = True,
 ) -> Scorer:
-    """The scorer that a configuration asks for.
+    """The scorer that a configuration describes.
 
     Args:
-        config: a `RewardConfig` that is a `RolloutConfig`, too.
-        reward_funcs, verifier, turn_reward_funcs: in place of those that the configuration names.
-        environments: of the rollouts, which may give rewards; by default those that the configuration asks for.
-        turns: whether their turn rewards are used.
+        config: a `RewardConfig` that is also a `RolloutConfig`.
+        reward_funcs, verifier, turn_reward_funcs: replace those that the configuration names.
+        environments: the rollouts' environments, which may give rewards; by default those of the configuration.
+        turns: whether to use the environments' turn rewards.
 
     Raises:
-        ConfigError: see `Scorer`; a name that can't be imported, or that is no verifier.
+        ConfigError: see `Scorer`; or a name can't be imported, or is not a verifier.
     """
     environments = environments or config.make_environments()
     sources = named(config.reward_funcs) if reward_funcs is None else reward_funcs
@@ -361,7 +359,7 @@ def make_scorer(
 def verify(
     verifier: Verifier, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
 ) -> tuple[list[Verdict], list[Failure | None]]:
-    """Verdicts of all rollouts, and where the verifier failed. If it fails for the batch, each is tried on its own."""
+    """Verdicts of all rollouts, and the verifier's failures. If it fails on the batch, each is tried separately."""
     texts = [trajectory.answer_text for trajectory in trajectories]
     try:
         return verifier.verify_many(texts, problems), [None] * len(texts)
@@ -386,7 +384,7 @@ def _named(source: Any) -> str:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, the second of one name with its number."""
+    """The names, with a number appended to repeated ones."""
     return [name if (n := names[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(names)]
 
 

@@ -1,4 +1,4 @@
-"""A rollout for people: text on a terminal, HTML in a notebook. Nothing that a model or a tool wrote is obeyed."""
+"""Display of a rollout: text on a terminal, HTML in a notebook. What a model or a tool wrote is always escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLORS = {"model": "#4c6ef5", "tool": "#2b8a3e", "failed": "#c92a2a"}
 
 
 def as_text(trajectory: Trajectory) -> str:
-    """The turns with their calls, what came back, and why the rollout ended."""
+    """The turns with their calls and observations, and why the rollout ended."""
     lines = []
     for number, turn in enumerate(trajectory.turns, start=1):
         lines += [f"{_heading(number, turn)}", _indented(turn.text)]
@@ -26,7 +26,7 @@ def as_text(trajectory: Trajectory) -> str:
 
 
 def as_html(trajectory: Trajectory) -> str:
-    """The same as HTML, everything that was written by a model or a tool escaped."""
+    """The same as HTML, with everything that a model or a tool wrote escaped."""
     parts = ["<div>"]
     for number, turn in enumerate(trajectory.turns, start=1):
         parts += [f"<div><b>{html.escape(_heading(number, turn))}</b></div>", _block(turn.text, "model")]
@@ -39,7 +39,7 @@ def as_html(trajectory: Trajectory) -> str:
 
 
 def show(thing: Any) -> None:
-    """Display something in a notebook, by its `_repr_html_`, or print it, by its `str`, on a terminal."""
+    """Display an object with its `_repr_html_` in a notebook, or print its `str` on a terminal."""
     if in_notebook():
         from IPython.display import display
 
@@ -49,7 +49,7 @@ def show(thing: Any) -> None:
 
 
 def in_notebook() -> bool:
-    """Whether this process computes for a notebook's cells."""
+    """Whether this process runs the cells of a notebook."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and hasattr(shell, "kernel")

@@ -27,12 +27,12 @@ from gtpo.types import InvalidCall, Observation, StopReason, ToolCall, Trajector
 
 
 class ScriptedBackend:
-    """Says what it is told to: for each prompt a list of turns, in order.
+    """A backend that replays scripted turns: for each prompt a list of turns, in order.
 
     Args:
         tokenizer: encodes the turns.
-        scripts: for each prompt's ids (as a tuple) the texts of its turns; a text without its end token, written
-            as `text + CUT`, is one that ran into the limit.
+        scripts: for each prompt's ids (as a tuple), the texts of its turns; a text written as `text + CUT` has no end
+            token, as if it had reached the token limit.
         max_context: the model's context length.
     """
 
@@ -53,7 +53,7 @@ class ScriptedBackend:
         yield self
 
     async def generate(self, request: Request) -> Generation:
-        """See `GenerationSession.generate`. Turns longer than the limit are cut there."""
+        """See `GenerationSession.generate`. Turns are cut at the token limit."""
         context = list(request.context)
         self.contexts.append(context)
         text = next(turns for prompt, turns in self.scripts.items() if tuple(context[: len(prompt)]) == prompt)[
@@ -73,7 +73,7 @@ class ScriptedBackend:
 def with_chat_template(
     tokenizer: PreTrainedTokenizerFast, template: str, *, end: str, specials: Sequence[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """A copy of a tokenizer with another chat template, further special tokens, and `end` as its end of turn."""
+    """A copy of a tokenizer with another chat template, further special tokens, and `end` as its end-of-turn token."""
     import copy
 
     changed = copy.deepcopy(tokenizer)
@@ -95,15 +95,15 @@ def made_up_run(
     text: str = "x = {i}\nprint(x * 2)  # a comment\n",
     seed: int = 0,
 ) -> Path:
-    """A run's directory with random rollouts, written by the code that records real ones.
+    """Write a run's directory with random rollouts, using the code that records real ones.
 
     Args:
         path: the directory.
-        steps, groups, group_size: how much there is of it.
-        turns, fewest_turns: of a rollout at most and at least.
-        settings: of the credit.
+        steps, groups, group_size: number of steps, of groups per step and of rollouts per group.
+        turns, fewest_turns: largest and smallest number of turns per rollout.
+        settings: settings of the credit.
         text: code of a call, with `{i}` for a number.
-        seed: of all that is random.
+        seed: seed of all random choices.
     """
     rng = random.Random(seed)
     settings = settings or CreditSettings()

@@ -1,14 +1,14 @@
 """Turn rewards that ship with gtpo, each a function of finished rollouts; off by default.
 
-`turn_reward_funcs` of `GTPOTrainer` takes functions of this form, these or your own:
+`turn_reward_funcs` of `GTPOTrainer` takes these functions or your own ones of the same form:
 
     f(trajectories, **columns) -> one list per rollout, with one finite number per turn
 
 `columns` are those of the data set, one entry per rollout. A function with a parameter `answer_logprobs` is given, for
 each rollout, how likely the policy finds the gold answer before each turn (`gtpo.training.answer_scoring`): one mean
 log-probability per turn, or None where there is no answer to score; and `group_ids`, a number that the rollouts of one
-prompt share. Of several processes each calls the functions with its own rollouts. Weighted by `turn_reward_weights`,
-the numbers are added to the turn rewards of docs/algorithm.md.
+prompt share. With several processes, each calls the functions with its own rollouts. The numbers are weighted by
+`turn_reward_weights` and added to the turn rewards of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from gtpo.types import Trajectory, Turn
 
 TurnRewardFunction = Callable[..., Any]
 ANSWER_LOGPROBS = "answer_logprobs"
-"""The parameter by which a function asks for the policy's scores of the gold answer."""
+"""The parameter with which a function requests the policy's scores of the gold answer."""
 
 
 def asks_for_answers(function: TurnRewardFunction) -> bool:
-    """Whether a function takes `answer_logprobs` by name."""
+    """Whether a function has a parameter `answer_logprobs`."""
     return ANSWER_LOGPROBS in inspect.signature(function).parameters
 
 
 def execution_feedback(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
-    """Whether a turn's calls ran without an error.
+    """Reward for calls that run without an error.
 
         r[i,j] = share of the calls of turn j whose status is "ok"; 0 for a turn without a call that was carried out
 
@@ -44,7 +44,7 @@ def execution_feedback(trajectories: Sequence[Trajectory], **columns: Any) -> li
 
 
 def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
-    """A penalty for a call that was made before in the same rollout, spacing aside.
+    """Penalty for repeating an earlier call of the same rollout, ignoring whitespace.
 
         r[i,j] = -1 if turn j holds a valid call whose code equals that of an earlier call of rollout i, else 0
 
@@ -54,9 +54,9 @@ def repeated_calls(trajectories: Sequence[Trajectory], **columns: Any) -> list[l
 
 
 def environment_turn_rewards(name: str) -> TurnRewardFunction:
-    """What the rollouts' environments gave for each turn (`get_turn_reward`), as a turn reward of that name.
+    """The rewards of the rollouts' environments for each turn (`get_turn_reward`), as a turn reward of that name.
 
-    A turn for which none was given, as in a rollout that failed, has 0.
+    A turn without such a reward, as in a rollout that failed, gets 0.
     """
 
     def given(trajectories: Sequence[Trajectory], **columns: Any) -> list[list[float]]:
@@ -72,26 +72,26 @@ def information_gain(
     group_ids: Sequence[int] = (),
     **columns: Any,
 ) -> list[list[float]]:
-    """How much likelier each turn made the gold answer in the eyes of the policy itself: `F.information_gain`.
+    """How much each turn raised the likelihood of the gold answer under the policy itself: `F.information_gain`.
 
-    0 at the last turn, and everywhere in a rollout without an answer to score. Normalised over the group, also where it
-    is spread over processes: all of them must call it.
+    0 at the last turn, and at all turns of a rollout without an answer to score. Normalised over the group, also if the
+    group is spread over processes: all of them must call it.
 
     Source: IGPO (arXiv 2510.14967); see `gtpo.functional.information_gain` for what differs.
 
     Args:
         trajectories: the rollouts.
-        answer_logprobs: for each rollout the mean log-probability of the gold answer before each turn, or None.
-        group_ids: for each rollout a number that those of its prompt share.
+        answer_logprobs: for each rollout, the mean log-probability of the gold answer before each turn, or None.
+        group_ids: for each rollout, a number that the rollouts of its prompt share.
         columns: not used.
 
     Raises:
-        ConfigError: nothing scored the answers.
+        ConfigError: `answer_logprobs` is missing.
     """
     if answer_logprobs is None:
         raise ConfigError(
-            "information_gain needs answer_logprobs, by which the policy scores the gold answer, and only GTPOTrainer "
-            "gives them: use it under gtpo train or in GTPOTrainer"
+            "information_gain needs answer_logprobs, the policy's scores of the gold answer, which only GTPOTrainer "
+            "supplies: use it in gtpo train or in GTPOTrainer"
         )
     import torch
     from accelerate import PartialState
@@ -120,10 +120,10 @@ SHIPPED: Mapping[str, TurnRewardFunction] = {
 
 
 def get_turn_reward(name: str) -> TurnRewardFunction:
-    """The function of that name: one of `SHIPPED`, or `MODULE:FUNCTION` or `./file.py:FUNCTION` of your own.
+    """The function of that name: one of `SHIPPED`, or your own as `MODULE:FUNCTION` or `./file.py:FUNCTION`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such function.
     """
     if ":" in name:
         return imported(name, "turn_reward_funcs")
@@ -138,10 +138,10 @@ def weighted_turn_rewards(
     trajectories: Sequence[Trajectory],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[dict[str, tuple[float, ...]]]:
-    """What all functions give, weighted: for each rollout the numbers of its turns by the function's name.
+    """The weighted results of all functions: for each rollout, the numbers of its turns by the function's name.
 
     Raises:
-        RewardError: a function raised, or gave something else than one finite number per turn of a rollout; names it.
+        RewardError: a function raised, or did not return one finite number per turn of a rollout; names it.
     """
     found: list[dict[str, tuple[float, ...]]] = [{} for _ in trajectories]
     for function, weight in zip(functions, weights, strict=True):
@@ -162,7 +162,7 @@ def weighted_turn_rewards(
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """What a function is logged as."""
+    """The name under which a function is logged."""
     return getattr(function, "__name__", type(function).__name__)
 
 
@@ -170,7 +170,7 @@ def checked(value: Any, what: str, where: str) -> float:
     """The value as a finite number.
 
     Raises:
-        RewardError: it is none.
+        RewardError: it is not a finite number.
     """
     if isinstance(value, bool | int | float) or hasattr(value, "item"):
         number = float(value)

@@ -1,10 +1,10 @@
-"""The vocabulary of a rollout: turns, calls, observations, trajectories. Frozen, no behaviour beyond views.
+"""The types of a rollout: turns, calls, observations, trajectories. All are frozen and only offer views of their data.
 
 A *turn* is what the model generates between two observations: its reasoning, its tool calls if it makes any, and
 its end-of-turn token. An *observation* is what the tool, with the chat template around it, puts into the context.
-Token ids are kept as they were sampled; nothing here is ever decoded and tokenised again.
+Token ids are kept as they were sampled; nothing is ever decoded and tokenised again.
 
-Tensor suffixes, used all over the project: `_B` rollouts in the batch, `_G` rollouts in a group, `_K` turns
+Tensor suffixes, used throughout the project: `_B` rollouts in the batch, `_G` rollouts in a group, `_K` turns
 (padded), `_T` tokens (padded).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class StopReason(StrEnum):
-    """Why a rollout ended. `gtpo.rollout.loop` documents the order in which they are checked."""
+    """Why a rollout ended. `gtpo.rollout.loop` documents the order in which the reasons are checked."""
 
     ANSWER = "answer"
     """The model ended a turn that holds no tool call: the turn is its final answer."""
@@ -30,21 +30,21 @@ class StopReason(StrEnum):
     TURNS = "turns"
     """The last allowed turn made a tool call; it was not carried out."""
     REPETITION = "repetition"
-    """A turn said the same few tokens over and over and was ended there."""
+    """A turn repeated the same few tokens over and over and was ended there."""
     TIME = "time"
-    """The rollout was not over after `max_rollout_s`."""
+    """The rollout had not finished after `max_rollout_s`."""
     FINAL = "final"
     """A tool ended the rollout; its result is the final answer."""
     DONE = "done"
     """The environment was done after the turn; the turn is the final answer."""
     TOOL_FAILURE = "tool_failure"
-    """A tool itself failed, such as the sandbox; not: the code that it ran."""
+    """A tool itself failed, such as the sandbox. An error of the code that it ran does not count."""
     ENVIRONMENT_FAILURE = "environment_failure"
     """The environment itself failed: its `reset`, `respond`, `get_reward` or the like raised or did not return."""
     MODEL_FAILURE = "model_failure"
-    """What generates failed: its server did not answer, or gave nonsense."""
+    """The generation backend failed: its server did not answer, or answered nonsense."""
     PROMPT_TOO_LONG = "prompt_too_long"
-    """The prompt leaves no room in the context. Such problems are left out before a run; this one came anyway."""
+    """The prompt leaves no room in the context. Such problems are left out before a run; this one was not."""
 
     @property
     def is_failure(self) -> bool:
@@ -65,9 +65,9 @@ class ToolCall:
     """A call that can be carried out.
 
     Attributes:
-        code: the program; of a tool other than Python the call as an expression, `search(query='...')`.
-        name: the tool's.
-        arguments: of a tool other than Python, by name.
+        code: the program; for a tool other than Python, the call as an expression, `search(query='...')`.
+        name: the tool's name.
+        arguments: for a tool other than Python, its arguments by name.
     """
 
     code: str
@@ -77,13 +77,13 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class InvalidCall:
-    """A call that can't be carried out as a call, and the sentence that tells the model why."""
+    """A call that can't be carried out, and the reason that the model is told."""
 
     reason: str
 
     @property
     def observation(self) -> str:
-        """What the model is told in place of a result."""
+        """The text that the model gets in place of a result."""
         return f"Invalid call: {self.reason}."
 
 
@@ -92,12 +92,12 @@ class Observation:
     """What came back after a turn's calls.
 
     Attributes:
-        text: the text put before the model, without the chat template around it.
+        text: the text shown to the model, without the chat template around it.
         statuses: one entry per call, in order: the sandbox's status, or "invalid".
         token_ids: the ids appended to the context: the text and the template around it, up to where the model
-            goes on.
+            continues.
         wall_s: seconds from the end of the turn to the last result.
-        results: the text of each call's result, in order; or the one reply.
+        results: the text of each call's result, in order; or the environment's one reply.
         role: "tool" for results of calls; "user" for an environment's reply to a turn without a call.
     """
 
@@ -114,12 +114,12 @@ class Turn:
     """One turn of the model, with the observation that followed it (None after the last turn).
 
     Attributes:
-        text: the decoded turn, without its end-of-turn token. For people, parsers and verifiers.
-        token_ids: the sampled ids, the end-of-turn token included if it was sampled.
-        calls: valid and invalid calls in the order in which they stand in the turn.
-        logprobs: log-probability of each sampled token under the sampling policy, if the backend gives them.
-        token_exact: whether the ids are those that were sampled; False if a server gave text, tokenised here.
-        reward: what the rollout's environment gave for the turn; None if it gives none.
+        text: the decoded turn, without its end-of-turn token, for people, parsers and verifiers.
+        token_ids: the sampled ids, including the end-of-turn token if it was sampled.
+        calls: valid and invalid calls in the order in which they occur in the turn.
+        logprobs: log-probability of each sampled token under the sampling policy, if the backend returns them.
+        token_exact: whether the ids are those that were sampled; False if a server returned text, tokenised here.
+        reward: the reward of the rollout's environment for the turn; None if it gives none.
     """
 
     text: str
@@ -146,12 +146,12 @@ class Trajectory:
     """One rollout: a prompt, its turns, and why it ended.
 
     Attributes:
-        prompt_ids: at least one.
-        turns: at least one. A rollout that failed before its first turn has an empty one, of an end token alone.
+        prompt_ids: ids of the prompt, at least one.
+        turns: at least one. A rollout that failed before its first turn has one empty turn with only an end token.
         stop_reason: why it ended.
-        note: of a failure, what failed; for logs.
-        reward: the outcome reward that the rollout's environment gave; None if it gives none.
-        prompt_suffix: the text that the environment's `reset` put behind the prompt.
+        note: for a failure, what failed; for logs.
+        reward: the outcome reward of the rollout's environment; None if it gives none.
+        prompt_suffix: the text that the environment's `reset` appended to the prompt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -162,7 +162,7 @@ class Trajectory:
     prompt_suffix: str = ""
 
     def asked(self, prompt: Any) -> Any:
-        """A prompt, text or chat messages, with what the rollout's environment put behind it."""
+        """A prompt, as text or chat messages, with the text that the rollout's environment appended to it."""
         if not self.prompt_suffix:
             return prompt
         if isinstance(prompt, str):
@@ -176,12 +176,12 @@ class Trajectory:
 
     @property
     def token_exact(self) -> bool:
-        """Whether every id of every turn is one that was sampled; only then may it be trained on."""
+        """Whether every id of every turn was sampled; only then may the rollout be trained on."""
         return all(turn.token_exact for turn in self.turns)
 
     @property
     def turn_ids(self) -> list[int]:
-        """For each completion id the 0-based turn that sampled it, or -1 for observation tokens."""
+        """For each completion id, the 0-based turn in which it was sampled, or -1 for observation tokens."""
         return [
             k
             for j, turn in enumerate(self.turns)
@@ -190,12 +190,12 @@ class Trajectory:
 
     @property
     def mask(self) -> list[int]:
-        """For each completion id 1 if the model sampled it, else 0."""
+        """For each completion id, 1 if the model sampled it, else 0."""
         return [int(k >= 0) for k in self.turn_ids]
 
     @property
     def logprobs(self) -> list[float] | None:
-        """For each completion id the log-probability under the sampling policy (0 for observation tokens)."""
+        """For each completion id, its log-probability under the sampling policy (0 for observation tokens)."""
         logprobs: list[float] = []
         for turn in self.turns:
             if turn.logprobs is None:
@@ -210,12 +210,12 @@ class Trajectory:
 
     @property
     def num_calls(self) -> int:
-        """Calls of all turns, valid or not."""
+        """Number of calls in all turns, valid or not."""
         return sum(len(turn.calls) for turn in self.turns)
 
     @property
     def num_invalid_calls(self) -> int:
-        """Invalid calls of all turns."""
+        """Number of invalid calls in all turns."""
         return sum(len(turn.invalid_calls) for turn in self.turns)
 
     @property

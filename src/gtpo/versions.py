@@ -1,4 +1,4 @@
-"""Versions of what decides a run, for its record."""
+"""Versions of the software that affects a run, for its record."""
 
 from __future__ import annotations
 

@@ -302,7 +302,7 @@ def test_lora_modules_that_the_model_has_not_are_named(capsys, tmp_path, problem
     ]
     targets = ["--use_peft", "true", "--lora_target_modules", "q_proj", "w_proj"]
     said = fails(capsys, command, *data, *shared, *targets)
-    assert "lora_target_modules: the model has no w_proj; all-linear, or some of: " in said
+    assert "lora_target_modules: the model has no module w_proj; give all-linear, or some of: " in said
     assert "o_proj, q_proj, up_proj" in said
 
 

@@ -14,6 +14,7 @@ from gtpo.cli import COMMANDS, main
 from gtpo.commands import train
 from gtpo.commands.arguments import ALIASES, CommandLine
 from gtpo.commands.help_text import NAMED, WORDS, grouped
+from gtpo.rollout.config import RolloutConfig
 
 WITH_DATACLASSES = [
     name for name, (module, _) in COMMANDS.items() if hasattr(importlib.import_module(module), "COMMAND_LINE")
@@ -86,6 +87,14 @@ def test_the_options_of_trl_are_counted_and_shown_on_demand(capsys):
     assert "--adam_beta1" not in brief
     assert set(entries(whole)) == set(entries(brief)) | set(inherited)
     assert f"({len(inherited)} options)" in whole
+
+
+def test_texts_of_our_own_are_shown_whole_and_long_ones_of_trl_cut(capsys):
+    brief, whole = (entries(help_of(capsys, "train", *more)) for more in ((), ("--help_all",)))
+    assert "0: save by save_steps only." in brief["save_minutes"]
+    cut = {name for name in brief if brief[name] != whole[name]}
+    assert cut
+    assert not cut & {field.name for field in dataclasses.fields(RolloutConfig)}
 
 
 def test_no_group_names_an_option_that_no_command_has():

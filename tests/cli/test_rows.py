@@ -93,10 +93,10 @@ def test_rows_without_an_answer_train_where_functions_score(byte_model_dir, tmp_
     ("columns", "fault"),
     [
         ("task", "give pairs, question=COLUMN,answer=COLUMN, or a function"),
-        ("label=task", "no field 'label'; there are: id, question"),
+        ("label=task", "unknown field 'label'; known: id, question"),
         ("question=tasks", "no such column (there are: meta, task, worked)"),
         ("./rows.py:none", "can't be imported"),
-        ("question=task,answer=worked", "no solution could be made a trace"),
+        ("question=task,answer=worked", "no solution could be turned into a trace"),
     ],
 )
 def test_columns_that_can_not_be_used_are_refused(tmp_path, monkeypatch, capsys, columns, fault):

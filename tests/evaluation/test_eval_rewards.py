@@ -164,10 +164,10 @@ def test_traces_are_collected_by_the_threshold(argv, tmp_path):
     ("more", "fault"),
     [
         (("--reward_funcs", "./rewards.py:bad"), "reward function bad: rollout 0 got nan"),
-        (("--reward_funcs", "owner/model"), "'owner/model' is a reward model, which training alone can use"),
+        (("--reward_funcs", "owner/model"), "'owner/model' is a reward model, which only training can use"),
         (
             ("--turn_reward_funcs", "information_gain"),
-            "for information_gain the policy in training scores the gold answer",
+            "information_gain needs a policy in training that scores the gold answer",
         ),
         (("--reward_funcs", "./rewards.py:none"), "can't be imported: there is no 'none' in it"),
         ((*FUNCTIONS[:4], "--reward_weights", "1"), "1 reward_weights for 3 reward_funcs"),

@@ -179,7 +179,7 @@ def test_a_fault_that_the_check_finds_is_told_as_if_it_ran_here(start, tmp_path)
         ({"evaluate": {"tempratur": 0.5}}, "evaluate, variant grpo: unknown key 'tempratur'"),
         ({"train": {"gamm": 0.5}}, "train, variant grpo: unknown key 'gamm'"),
         ({"variants": {"gtpo": {"gamma": 7.0}}}, "train, variant gtpo: gamma must be in [0, 1]"),
-        ({"evaluate": {"problems": ["nowhere.jsonl"]}}, "nowhere.jsonl: no such file of problems"),
+        ({"evaluate": {"problems": ["nowhere.jsonl"]}}, "nowhere.jsonl: no such problem file"),
     ],
 )
 def test_a_slip_in_the_study_file_is_found_before_anything_is_trained(start, tmp_path, changes, said, capsys):

@@ -192,10 +192,10 @@ def test_options_mean_what_the_host_makes_of_them(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--device", "abacus"], "device 'abacus': known are rtx4090"),
+        (["--device", "abacus"], "device: 'abacus' is unknown; known devices: rtx4090"),
         (["--model", "no/such-model-here"], "without a network these are known"),
-        (["--use_vllm", "true", "--vllm_mode", "server"], "give --generation_devices"),
-        (["--per_device_train_batch_size", "3"], "are no multiple of num_generations"),
+        (["--use_vllm", "true", "--vllm_mode", "server"], "vllm_mode server needs --generation_devices"),
+        (["--per_device_train_batch_size", "3"], "are not a multiple of num_generations"),
         (["--devices", "0"], "devices must be at least 1"),
         (["--use_peft", "true", "--lora_target_modules", "nose"], "lora_target_modules: nose: known are q_proj"),
     ],

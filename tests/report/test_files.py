@@ -168,7 +168,12 @@ def jump(low, high):
         ("most groups fail altogether", {"groups__frac_all_failed": [0.8] * 9}),
         ("entropy collapsed", {"entropy": jump(0.5, 0.01)}),
         ("turns repeat themselves", {"stop__repetition": jump(0.0, 0.1)}),
-        ("the sandbox fails", {"rollouts__frac_masked": jump(0.0, 0.05)}),
+        ("a tool or the sandbox fails", {"failures__tool": jump(0.0, 0.05), "rollouts__frac_masked": jump(0.0, 0.05)}),
+        ("the model server fails", {"failures__model_server": jump(0.0, 0.05), "failures__tool": [0.0] * 9}),
+        (
+            None,
+            {"failures__stale": jump(0.0, 0.05), "rollouts__frac_masked": jump(0.0, 0.3), "failures__tool": [0.0] * 9},
+        ),
     ],
 )
 def test_each_alarm_is_raised_by_what_it_is_for_and_by_nothing_else(name, columns):
@@ -202,7 +207,7 @@ def test_the_command_writes_into_the_run_and_names_what_is_missing(run, tmp_path
     assert "open it in a browser" in capsys.readouterr().err
     assert main(["report", str(run), str(run), "--output", str(tmp_path / "two.html")]) == 0
     assert main(["report"]) == 2
-    assert "no run: gtpo report RUN" in capsys.readouterr().err
+    assert "no run directory: run gtpo report RUN" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "nowhere")]) == 2
 
 

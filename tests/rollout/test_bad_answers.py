@@ -139,8 +139,8 @@ def test_rollouts_of_a_server_of_nonsense_are_masked_and_a_pool_goes_on_without_
     prompts = [[{"role": "user", "content": f"q{i}"}] for i in range(4)]
     backends = [OpenAIBackend(server.url, tiny_tokenizer) for server in (bad, fine)]
     masked = engine.run(prompts, backends[0], mask_failures=True).trajectories
-    assert [(t.stop_reason, "nan in the place" in t.note) for t in masked] == [(StopReason.MODEL_FAILURE, True)] * 4
-    with pytest.raises(BackendError, match="in the place of a log-probability"):
+    assert [(t.stop_reason, "nan is not a valid" in t.note) for t in masked] == [(StopReason.MODEL_FAILURE, True)] * 4
+    with pytest.raises(BackendError, match="is not a valid log-probability"):
         engine.run(prompts, backends[0])
     found = engine.run(prompts, BackendPool(backends)).trajectories
     assert [t.stop_reason for t in found] == [StopReason.ANSWER] * 4
@@ -258,12 +258,12 @@ def _completion(ids, values):
 @pytest.mark.parametrize(
     ("outputs", "says"),
     [
-        ([_completion([5, 6], [(5, -1.0), (6, NAN)])], "nan in the place of a log-probability"),
-        ([_completion([5, 6], [(5, -1.0)])], "without log-probabilities"),
-        ([_completion([5, 6], [(5, -1.0), (7, -1.0)])], "without log-probabilities"),
-        ([_completion([5, 6], None)], "without log-probabilities"),
+        ([_completion([5, 6], [(5, -1.0), (6, NAN)])], "nan is not a valid log-probability"),
+        ([_completion([5, 6], [(5, -1.0)])], "without one log-probability for each"),
+        ([_completion([5, 6], [(5, -1.0), (7, -1.0)])], "without one log-probability for each"),
+        ([_completion([5, 6], None)], "without one log-probability for each"),
         ([_completion([5, 50], [(5, -1.0), (50, -1.0)])], "not in the vocabulary of 50"),
-        ([_completion([5] * 9, [(5, -1.0)] * 9)], "9 tokens where at most 6"),
+        ([_completion([5] * 9, [(5, -1.0)] * 9)], "9 tokens, but at most 6"),
         ([], "0 completions"),
         ([_completion([5], [(5, -1.0)])], None),
     ],

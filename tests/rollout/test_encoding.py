@@ -180,12 +180,12 @@ def turn(content):
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
-        (USER, "must hold assistant messages"),
+        (USER, "must have assistant messages"),
         ([*USER, turn("a"), {"role": "tool", "content": "1"}], "end with one"),
         ([*USER, turn("a"), turn("b")], "without a tool message"),
         ([*USER, turn("a"), {"role": "system", "content": "?"}, turn("b")], "unexpected role 'system'"),
-        ([*USER, turn("a"), *USER, *USER, turn("b")], "may follow an assistant message without a call, by itself"),
-        ([*USER, turn("```python\n1\n```"), *USER, turn("b")], "may follow an assistant message without a call"),
+        ([*USER, turn("a"), *USER, *USER, turn("b")], "must follow an assistant message without a call, as the only"),
+        ([*USER, turn("```python\n1\n```"), *USER, turn("b")], "must follow an assistant message without a call"),
         ([*USER, turn(None)], "not a string"),
     ],
 )

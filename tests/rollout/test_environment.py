@@ -329,7 +329,7 @@ def test_instances_that_never_return_are_not_made_without_end(tool_tokenizer, mo
     rollouts, _, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
     assert all("reset did not return within 0.1 s" in r.note for r in rollouts)
     rollouts, environments, _ = roll(tool_tokenizer, Stuck, scripts, engine=engine)
-    assert all("3 of them are in a call that goes on after its 0.1 s" in r.note for r in rollouts)
+    assert all("3 instances are in a call that exceeded its time limit of 0.1 s" in r.note for r in rollouts)
     assert environments == (None,) * 3
     let_go.set()
 
@@ -369,7 +369,7 @@ def test_what_fails_masks_its_rollout_and_no_other(tool_tokenizer, method):
         (
             {"reset": lambda self, secret: None},
             ConfigError,
-            r"reset\(secret\) does not fit the columns id: .*\*\*columns",
+            r"reset\(secret\) can't take the columns id: .*\*\*columns",
         ),
     ],
 )
@@ -429,7 +429,7 @@ def breaks():
         (NoDocstring, "environment NoDocstring: the method 'look' can't be a tool: .*docstring"),
         (NoHint, "environment NoHint: the method 'look' can't be a tool: .*type hint"),
         (MethodDone, "environment MethodDone: `done` is a method; make it an attribute or a property"),
-        (breaks, "environment breaks: can't be made: OSError: no such server"),
+        (breaks, "environment breaks: can't be created: OSError: no such server"),
         (3, "environment_factory: 3 is not callable"),
     ],
 )

@@ -169,7 +169,7 @@ def test_what_can_not_be_used_is_refused_with_the_remedy(tiny_tokenizer):
         make_encoder(template_tokenizer("phi3.jinja"), "native")
     with pytest.raises(TemplateError, match=r"writes a call as .*tool_call_start.*--tool_format auto"):
         make_encoder(template_tokenizer("lfm2_v2.jinja"), "tool_call")
-    with pytest.raises(TemplateError, match=r"none of the family qwen3\.5"):
+    with pytest.raises(TemplateError, match=r"not one of the family qwen3\.5"):
         make_encoder(tiny_tokenizer, "qwen3.5")
     with pytest.raises(ConfigError, match=r"unknown tool format 'xml'; known: auto, native, fenced, tool_call, qwen3"):
         make_encoder(tiny_tokenizer, "xml")

@@ -111,7 +111,9 @@ def test_calls_that_never_end_are_bounded_in_number_and_fail_as_a_tool(monkeypat
     monkeypatch.setattr("gtpo.rollout.tool_threads.MOST_STUCK", 2)
     tool = FunctionTool(blocks, timeout_s=0.05)
     assert {result.status for result in call(tool, "a", "b")} == {"timeout"}
-    with pytest.raises(ToolStuckError, match=r"2 calls go on after their 0.05 s, .*process=True"):
+    with pytest.raises(
+        ToolStuckError, match=r"2 calls are still running after their time limit of 0.05 s, .*process=True"
+    ):
         call(tool, "c")
     RELEASE.set()
     deadline = time.monotonic() + 20
@@ -206,7 +208,7 @@ def test_what_can_not_be_loaded_in_a_process_is_said():
         """
         return word
 
-    with pytest.raises(ConfigError, match=r"local' can't have a process of its own: define it at the top"):
+    with pytest.raises(ConfigError, match=r"local' can't run in a separate process: define it at the top"):
         FunctionTool(local, process=True)
     for limit in (0, -1, float("nan")):
         with pytest.raises(ConfigError, match="timeout_s must be finite and above 0"):

@@ -421,7 +421,7 @@ def test_a_session_of_the_sandbox_is_closed_when_the_time_of_its_rollout_is_over
 def test_a_rollout_without_a_whole_turn_in_its_time_is_masked(tiny_tokenizer):
     rollout = slow(tiny_tokenizer, ["\\boxed{1}"], since=0)
     assert rollout.stop_reason is StopReason.MODEL_FAILURE
-    assert rollout.note == "no whole turn within max_rollout_s 0.3"
+    assert rollout.note == "no complete turn within max_rollout_s (0.3 s)"
 
 
 def test_the_time_of_a_rollout_begins_with_its_place(tiny_tokenizer):

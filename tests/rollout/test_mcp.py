@@ -313,9 +313,9 @@ def test_the_tiny_server_would_go_on_without_its_guard(tmp_path):
     [
         ("", "names no server: give a command or a URL"),
         ("no-such-program --x", "there is no program 'no-such-program': install it, or give its path"),
-        ("sh -c 'open", "can't be read as a command .*mend its quotes"),
+        ("sh -c 'open", "can't be read as a command .*fix its quotes"),
         ("http://", "give a URL such as"),
-        ("http://127.0.0.1:9/mcp", "no MCP server answers: mcp:http://127.0.0.1:9/mcp: .*Start it, or mend the URL"),
+        ("http://127.0.0.1:9/mcp", "no MCP server answers: mcp:http://127.0.0.1:9/mcp: .*Start it, or correct the URL"),
         (f"{sys.executable} -c 1/0", "ZeroDivisionError.* Run the command by hand"),
         (f"{sys.executable} -c 'input();input()'", "no answer within 0.5 s. Run the command by hand"),
     ],

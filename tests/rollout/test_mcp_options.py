@@ -104,7 +104,7 @@ class Test_options:
         assert (server.session, server.server.call_s, server.server.env) == ("shared", 3, {"KEPT": "1"})
         assert config.recorded()["mcp_session"] == "shared"
         assert "mcp_session" not in RolloutConfig().recorded()
-        with pytest.raises(ConfigError, match="two of them are named 'echo'"):
+        with pytest.raises(ConfigError, match="two tools are named 'echo'"):
             config.given_tools([f"mcp:{TINY}#echo", MCPTools(TINY, only=["echo"])])
 
     def test_bad_ones_are_refused_by_name(self, monkeypatch):

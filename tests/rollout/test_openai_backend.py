@@ -247,7 +247,7 @@ def test_what_the_server_says_of_its_model_is_the_context_and_the_name(serve, ti
     assert (backend.model, backend.max_context) == ("base", 77)
     assert OpenAIBackend(server.url, tiny_tokenizer, max_context=50).max_context == 50
     assert OpenAIBackend(server.url, tiny_tokenizer, model="adapter").max_context == 77
-    with pytest.raises(ConfigError, match="how long a context of 'other' may be; give max_context"):
+    with pytest.raises(ConfigError, match="the context length of 'other'; give max_context"):
         OpenAIBackend(server.url, tiny_tokenizer, model="other")
     with pytest.raises(ConfigError, match="it lists base, other, adapter"):
         OpenAIBackend(server.url, tiny_tokenizer, model="unknown")

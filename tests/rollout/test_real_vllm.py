@@ -358,7 +358,7 @@ def test_a_colocated_engine_that_takes_no_weights_is_refused(tokenizer, tmp_path
 
     if not _custom_ops._supports_onednn:
         pytest.skip("this vLLM does not pack its weights")
-    with pytest.raises(ConfigError, match="packs its weights and takes no new ones"):
+    with pytest.raises(ConfigError, match="packs its weights and can't load new ones"):
         trained(tokenizer, tmp_path / "run", {"vllm_mode": "colocate", "vllm_max_model_length": 512})
 
 

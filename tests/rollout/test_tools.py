@@ -214,7 +214,7 @@ def test_options_choose_tools(tmp_path):
     assert RolloutConfig(tools="none").make_tools() == []
     assert "kept from run to run" in RolloutConfig(tool_state="session").specs()[0].note
     for wrong, fault in (
-        ("pythno", "there is no 'pythno'; known: python, search"),
+        ("pythno", "unknown tool 'pythno'; known: python, search"),
         ("python,python", "names a tool twice"),
         ("nowhere:tool", "can't be imported"),
     ):

@@ -75,7 +75,7 @@ def test_arguments_may_be_left_out_where_there_are_none(call, found):
 
 def test_a_tool_that_needs_an_argument_is_still_refused_without(tiny_tokenizer):
     assert isinstance(PYTHON.call(None), InvalidCall)
-    with pytest.raises(ConfigError, match="names 'at', which is none of its parameters"):
+    with pytest.raises(ConfigError, match="names 'at', which is not in its `parameters`"):
         ToolSpec("look", "Look around.", {}, ("at",), ability="look around")
 
 

@@ -91,17 +91,17 @@ def test_it_scores_where_no_reward_function_is_given(package):
     ("change", "fault"),
     [
         ("HuntTask.NEEDS_CONTAINER = True", "its tasks need a container"),
-        ("HuntTask.setup = lambda self, trace, runtime: None", "HuntTask.setup needs a runtime of verifiers"),
+        ("HuntTask.setup = lambda self, trace, runtime: None", "HuntTask.setup needs a runtime from verifiers"),
         (
             "async def looks(self, trace, runtime): return 0.0\nHuntTask.looks = vf.reward(looks)",
-            "HuntTask.looks needs a runtime of verifiers",
+            "HuntTask.looks needs a runtime from verifiers",
         ),
         ("async def ends(self, trace: vf.Trace): return True\nHuntTask.ends = vf.stop(ends)", "HuntTask.ends"),
-        ("WordHunt.INFINITE = True", "has tasks without end; give a number of them, verifiers:word_hunt?limit=N"),
-        ("WordHunt.load = lambda self: iter(())", "has no task"),
+        ("WordHunt.INFINITE = True", "its task set is endless; limit it with verifiers:word_hunt?limit=N"),
+        ("WordHunt.load = lambda self: iter(())", "its task set is empty"),
         (
             "class Duel(vf.Env[vf.EnvConfig]):\n    async def run(self, task, agents): pass\n__all__.append('Duel')",
-            "its class Duel plays by a program of its own",
+            "its class Duel runs its own program; only one agent",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_plain_client_is_answered_in_the_form_of_sandbox_fusion(service):
         (b"{", "Expecting"),
         ([1], "JSON object"),
         ({"language": "python"}, "code"),
-        ({"code": "1", "language": "bash"}, "only python"),
+        ({"code": "1", "language": "bash"}, "language must be 'python'"),
         ({"code": "1", "language": "python", "run_timeout": -1}, "at least 0.01"),
     ],
 )

@@ -209,11 +209,11 @@ def test_without_retries_a_passing_failure_is_an_error(server):
         (["hang"] * 999, "no response", "several"),
         (["not json"], "not JSON", 1),
         (['{"error": "no"}'], "not an embeddings response", 1),
-        (['{"data": []}'], "2 texts sent", 1),
-        (['{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}]}'], "2 texts sent", 1),
+        (['{"data": []}'], "2 texts were sent", 1),
+        (['{"data": [{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}]}'], "2 texts were sent", 1),
         (['{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": []}]}'], "unequal length", 1),
         (['{"data": [{"index": 0, "embedding": "AA"}, {"index": 1, "embedding": "AA"}]}'], "not numbers", 1),
-        (['{"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}'], "not one vector a text", 1),
+        (['{"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}'], "not one vector per text", 1),
         (['{"data": [{"index": 0, "embedding": [[1]]}, {"index": 1, "embedding": [[1]]}]}'], "not one vector", 1),
         (['{"data": [{"index": 0, "embedding": [1e999]}, {"index": 1, "embedding": [1]}]}'], "not finite", 1),
         (['{"data": [{"index": 0, "embedding": [null]}, {"index": 1, "embedding": [1]}]}'], "not numbers", 1),
@@ -234,7 +234,7 @@ def test_embeddings_of_another_length_than_before_are_refused(server):
     similarity = EndpointSimilarity(server.url, "m")
     similarity.matrix(["a", "b"])
     server.failures = ['{"data": [{"index": 0, "embedding": [1, 2]}]}']
-    with pytest.raises(SimilarityError, match="of length 2, before of 3; was the model 'm' replaced"):
+    with pytest.raises(SimilarityError, match="have length 2, but had 3 before; was the model 'm' replaced"):
         similarity.matrix(["a", "x"])
 
 

@@ -332,7 +332,7 @@ def test_names_and_values_of_the_table():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"no benchmark 'aime'; there are: aime24, aime25, .*livecodebench"):
+    with pytest.raises(ConfigError, match=r"unknown benchmark 'aime'; available: aime24, aime25, .*livecodebench"):
         get_benchmark("aime")
 
 

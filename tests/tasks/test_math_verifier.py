@@ -300,7 +300,7 @@ def test_arguments_are_checked():
 
 def test_verifiers_are_found_by_domain():
     assert isinstance(get_verifier("math"), MathVerifier)
-    with pytest.raises(ConfigError, match="no verifier 'chess'; there are: auto, math"):
+    with pytest.raises(ConfigError, match="unknown verifier 'chess'; available: auto, math"):
         get_verifier("chess")
 
 

@@ -74,9 +74,13 @@ def test_problems_hash_compare_and_pickle(write):
         (row(answer=[["2"]]), "answer", "not a list of answers"),
         (row(answer=[]), "answer", "not a list of answers"),
         (row(answer=True), "answer", "a JSON boolean"),
-        (row(id="evil", verifier="cProfile:run"), "verifier", "id 'evil': there is no verifier 'cProfile:run'"),
-        (row(verifier="./own.py:judge"), "verifier", "on the command line, as --verifier MODULE:FUNCTION"),
-        (row(verifier=["math"]), "verifier", "there are: math, choice, qa, code, reasoning_gym"),
+        (
+            row(id="evil", verifier="cProfile:run"),
+            "verifier",
+            "id 'evil': a row cannot name the verifier 'cProfile:run'",
+        ),
+        (row(verifier="./own.py:judge"), "verifier", "pass --verifier MODULE:FUNCTION on the command line"),
+        (row(verifier=["math"]), "verifier", "available: math, choice, qa, code, reasoning_gym"),
         (b'{"question": "1+1?", "answer": NaN}', "answer", "not a finite number"),
         (row(id=[1]), "id", "a JSON array"),
         (row(id="a"), "id", "the id of line 1"),
@@ -95,14 +99,14 @@ def test_a_fault_is_named_with_file_line_and_field(write, line, where, says):
 
 def test_the_first_five_faults_are_reported_together(write):
     path = write(row(), b"{", row(answer=""), row(question=""), b"[]", {}, b"never reached")
-    with pytest.raises(DataError, match="first 5 faults") as caught:
+    with pytest.raises(DataError, match="first 5 errors") as caught:
         load_problems(path)
     assert [f":{n}: " in str(caught.value) for n in range(1, 8)] == [False, *[True] * 5, False]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
 def test_an_empty_file_is_an_error(write, content):
-    with pytest.raises(DataError, match="holds no problem"):
+    with pytest.raises(DataError, match="contains no problems"):
         load_problems(write(content))
 
 

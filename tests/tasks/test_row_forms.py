@@ -168,7 +168,7 @@ def test_worked_solutions_of_the_public_form_are_those_of_ours(shared_data):
         (
             [{"question": "1+1?", "answer": "2", "final_answer": "3"}],
             r"rows:1: field 'answer': ambiguous: the answer may be answer or final_answer \(the row has: answer, "
-            r"final_answer, question\); say which, with --columns answer=COLUMN",
+            r"final_answer, question\); choose one with --columns answer=COLUMN",
         ),
         ([{"question": "1+1?", "problem": "2+2?", "answer": "2"}], "the question may be question or problem"),
         (
@@ -179,11 +179,11 @@ def test_worked_solutions_of_the_public_form_are_those_of_ours(shared_data):
         ([{"question": "1+1?", "answer": {"x": 1}}], "a JSON object"),
         (
             [{"question": "1+1?", "answer": "#### 2"}, {"question": "1+1?", "answer": "It is two."}],
-            "rows:2: has the form of no data set that is known, but the rows before have that of openai/gsm8k",
+            "rows:2: has the form of no known data set, but the rows before it have that of openai/gsm8k",
         ),
         (
             [{"question": "1+1?", "answer": "2"}, {"question": "1+1?", "answer": "Well.\n#### 2"}],
-            "rows:2: has the form of openai/gsm8k, but the rows before have their answer in 'answer'",
+            "rows:2: has the form of openai/gsm8k, but the rows before it have their answer in 'answer'",
         ),
         (
             [{"question": "1+1?", "answer": "2"}, {"question": "1+1?", "solution": "\\boxed{2}"}],
@@ -219,7 +219,7 @@ def test_columns_settle_what_is_ambiguous(tmp_path, monkeypatch):
     assert (problem.answer, problem.extras["solution"]) == ("2", "Two.\n#### 2"), "the answer is that of the solution"
     with pytest.raises(DataError, match=r"problems:1: field 'gold': no such column \(there are: answer, meta"):
         problems_from([row], columns={"answer": "gold"})
-    with pytest.raises(ConfigError, match="no field 'label'; there are: id, question"):
+    with pytest.raises(ConfigError, match="unknown field 'label'; known: id, question"):
         problems_from([row], columns={"label": "gold"})
     with pytest.raises(ConfigError, match="gsm8k: its columns are known"):
         problems_from("gsm8k", columns=columns)
@@ -271,13 +271,13 @@ def test_a_list_of_aliases_is_for_qa_unless_the_row_says_otherwise():
 
 
 def test_what_is_no_list_of_rows_is_refused():
-    with pytest.raises(ConfigError, match="a data set with splits; choose one of them: train"):
+    with pytest.raises(ConfigError, match="got a data set with splits; pass one of them: train"):
         problems_from(DatasetDict(train=Dataset.from_list([{"question": "?", "answer": 1}])))
-    with pytest.raises(ConfigError, match="problems: a int"):
+    with pytest.raises(ConfigError, match="problems: got int; give a source"):
         problems_from(3)
-    with pytest.raises(DataError, match="problems: a str; give dictionaries"):
+    with pytest.raises(DataError, match="problems: got str; give dictionaries"):
         problems_from(["1+1?"])
-    with pytest.raises(DataError, match="holds no problem"):
+    with pytest.raises(DataError, match="contains no problems"):
         problems_from([])
 
 

@@ -66,7 +66,7 @@ def test_problems_without_a_verifier_are_named_before_a_run(auto):
     found = auto.unusable([law, MATH, odd, loop])
     assert set(found) == {"w", "o", "a"}
     assert "the domain 'law'" in found["w"]
-    assert "no verifier 'oracle'; there are: auto, math, choice" in found["o"]
+    assert "unknown verifier 'oracle'; available: auto, math, choice" in found["o"]
     with pytest.raises(VerifierError, match="the domain 'law'"):
         auto.verify_many(["x"], [law])
 
@@ -79,9 +79,9 @@ def test_limits_are_set_with_the_name():
     assert auto.verify_many(["\\boxed{Paris France}"], [QA])[0].passed
     assert answer_type(LITERAL, "auto?cpu_s=1") == answer_type(LITERAL, "code?cpu_s=1") == "literal"
     for name, fault in (
-        ("code?timeout_s=1", "verifier 'code' has no setting 'timeout_s'; there are: cpu_s, wall_s, memory_mb"),
+        ("code?timeout_s=1", "verifier 'code' has no setting 'timeout_s'; available: cpu_s, wall_s, memory_mb"),
         ("math?timeout_s=x", "setting 'timeout_s' of the verifier must be a number, not 'x'"),
-        ("choice?x=1", "there are: none"),
+        ("choice?x=1", "available: none"),
     ):
         with pytest.raises(ConfigError, match=fault):
             get_verifier(name)
@@ -90,8 +90,8 @@ def test_limits_are_set_with_the_name():
 def test_a_row_can_not_name_code(auto, capsys):
     """What the model wrote must not reach a function that the data chose: cProfile.run executes it."""
     evil = Problem("evil", "?", "1", extras={"verifier": "cProfile:run"})
-    assert "there is no verifier 'cProfile:run' for a row to name" in auto.unusable([evil])["evil"]
-    with pytest.raises(VerifierError, match="problem evil: there is no verifier 'cProfile:run'"):
+    assert "a row cannot name the verifier 'cProfile:run'" in auto.unusable([evil])["evil"]
+    with pytest.raises(VerifierError, match="problem evil: a row cannot name the verifier 'cProfile:run'"):
         auto.verify_many(["print('executed')"], [evil])
     assert "executed" not in capsys.readouterr().out
 
@@ -169,7 +169,7 @@ def test_reasoning_gym_answers_that_attack_the_scorer_fail(gym, tmp_path):
 
 def test_reasoning_gym_refuses_problems_of_others(gym):
     assert set(gym.unusable([MATH])) == {"m"}
-    with pytest.raises(VerifierError, match="was not made by reasoning-gym"):
+    with pytest.raises(VerifierError, match="was not created by reasoning-gym"):
         gym.verify_many(["\\boxed{2}"], [MATH])
     (problem,) = problems_from("reasoning-gym:chain_sum?size=1")
     assert gym.verify_many([None, "no box"], [problem, problem])[0].reason == "no answer in a box"

@@ -48,7 +48,7 @@ def test_only_rollouts_that_passed_without_invalid_calls_are_kept():
     assert chosen(samples) == ([block("1")], {"not passed": 1, "invalid calls": 1})
     assert chosen(samples, max_invalid_calls=1, per_problem=9)[1] == {
         "not passed": 1,
-        "the same code as another one of the problem": 1,
+        "with the same code as another one of the problem": 1,
     }
 
 
@@ -56,7 +56,7 @@ def test_the_same_code_is_kept_once():
     again = sample((f"In other words\n{block('1 ')}", ["ok"]), ("So \\boxed{1}", []))
     texts, left_out = chosen([SHORT, again, LONG], per_problem=9)
     assert len(texts) == 2
-    assert left_out == {"the same code as another one of the problem": 1}
+    assert left_out == {"with the same code as another one of the problem": 1}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_preferences_decide_between_the_rollouts_of_a_problem(prefer, first):
     (trace,) = found.traces
     assert trace["messages"][2]["content"] == first["turns"][0]["text"]
     assert trace["repaired"] == (first is REPAIRED)
-    assert found.left_out == {"more than asked for of the problem": 2}
+    assert found.left_out == {"beyond per_problem traces of the problem": 2}
     assert trace["messages"][:2] == PROMPTS.messages(PROBLEM)
 
 
@@ -112,7 +112,7 @@ def test_collect_writes_traces_that_cold_start_reads_as_the_sampled_ids(
     server.stop()
     said = capsys.readouterr().err
     assert "4 traces in" in said
-    assert "8 not passed, 4 the same code as another one of the problem" in said
+    assert "8 not passed, 4 with the same code as another one of the problem" in said
     assert [path.name for path in output.parent.iterdir()] == ["traces.jsonl"]
     encoder = ChatEncoder(byte_tokenizer, get_format("fenced"))
     for messages, number in zip(load_traces(output), (1, 3, 5, 7), strict=True):

@@ -41,7 +41,7 @@ def flipped(path):
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(cut, "has 1?[0-9]+ bytes in place of"), (flipped, "has other contents"), (os.unlink, "is missing")],
+    [(cut, "has 1?[0-9]+ bytes instead of"), (flipped, "has changed since"), (os.unlink, "is missing")],
 )
 def test_damage_to_any_part_is_found_and_named(tmp_path, part, damage, said):
     path = checkpoint(tmp_path, 4)
@@ -65,7 +65,7 @@ def test_a_manifest_that_is_missing_or_broken_is_no_seal(tmp_path, manifest):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_checkpoint_that_lacks_a_part_is_not_gone_on_from(tmp_path, part):
     path = checkpoint(tmp_path, 4, [name for name in PARTS if name != part])
-    assert "it holds no " in str(flaw_of(path))
+    assert "it has no " in str(flaw_of(path))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_the_newest_whole_one_is_taken_and_what_is_wrong_with_newer_ones_is_said
     said = []
     assert newest_whole(tmp_path, said.append) == tmp_path / "checkpoint-10"
     assert len(said) == 2
-    assert "checkpoint-30 is passed over: it was not written to its end" in said[0]
-    assert "checkpoint-20 is passed over: optimizer.pt has" in said[1]
+    assert "checkpoint-30 is skipped: it is unfinished" in said[0]
+    assert "checkpoint-20 is skipped: optimizer.pt has" in said[1]
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10", "damaged-checkpoint-20"}
 
@@ -213,7 +213,7 @@ def test_network_file_systems_and_those_without_locks_are_announced(tmp_path, mo
 
     monkeypatch.setattr(_lock.fcntl, "flock", no_locks)
     RunLock(tmp_path).release()
-    assert "this file system has no locks; see to it that no other process writes the run directory" in caplog.text
+    assert "this file system has no locks; make sure that no other process writes to the run directory" in caplog.text
 
 
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount():

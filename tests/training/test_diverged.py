@@ -62,9 +62,10 @@ def test_what_is_not_finite_ends_the_run_with_the_step_and_the_way_back(
         breaks(monkeypatch)
     args = config(max_steps=3, save_strategy="steps", save_steps=save_steps)
     remedy = (
-        r"Go on from .*checkpoint-1 with a lower rate: --resume true --resume_with_changes true --learning_rate 0\.0005"
+        r"Resume from .*checkpoint-1 with a lower learning rate: "
+        r"--resume true --resume_with_changes true --learning_rate 0\.0005"
         if save_steps == 1
-        else r"no checkpoint yet: start it again with --overwrite true and a lower --learning_rate"
+        else r"no checkpoint yet: restart the run with --overwrite true and a lower --learning_rate"
     )
     with pytest.raises(ModelError, match=rf"{said}.*{remedy}"):
         train(

@@ -159,8 +159,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_stray_names_stop_
     (run / ".config.yaml.99.partial").write_text("half of it")
     (run / ".model.partial").mkdir()
     assert done.train() == 0, done.said()
-    assert "checkpoint-4 is passed over: optimizer.pt has " in done.said()
-    assert "checkpoint-9 is passed over: it was not written to its end" in done.said()
+    assert "checkpoint-4 is skipped: optimizer.pt has " in done.said()
+    assert "checkpoint-9 is skipped: it is unfinished" in done.said()
     assert figures_of(run) == unbroken
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {
@@ -261,7 +261,7 @@ def test_an_evaluation_that_a_signal_stops_keeps_its_samples(runs, start):
 
     assert evaluate("whole.json") == 0, runs.said()
     assert evaluate("halved.json", {"at": "sample", "signals": [signal.SIGTERM]}) == STOPPED_STATUS, runs.said()
-    assert "gtpo eval: stopped by SIGTERM; with --output, the samples that are verified are kept" in runs.said()
+    assert "gtpo eval: stopped by SIGTERM; with --output, verified samples are kept" in runs.said()
     kept = (runs.folder / "halved.json.samples.jsonl").read_text().splitlines()
     assert 1 < len(kept) < 17
     assert evaluate("halved.json") == 0, runs.said()

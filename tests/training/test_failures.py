@@ -144,7 +144,7 @@ def test_a_run_whose_sandbox_fails_throughout_ends_with_the_reason_and_saves_no_
     small_model, tiny_tokenizer, problems, config, random_turns
 ):
     random_turns.turns = ("```python\n1+1\n```",)
-    with pytest.raises(TooManyFailuresError, match=r"tool 8 \(such as: fork: resource.*no step was done"):
+    with pytest.raises(TooManyFailuresError, match=r"tool 8 \(such as: fork: resource.*no step was completed"):
         train(small_model, tiny_tokenizer, problems, config(), sandbox=DeadSandbox())
     assert not (Path(config().run_dir) / "model").exists()
 

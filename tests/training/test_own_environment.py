@@ -151,7 +151,7 @@ def test_without_a_data_set_reset_makes_the_prompts(trainer_for):
     score(trainer)
     prompt = trainer.engine.encoder.decode(trainer._batch.trajectories[0].prompt_ids)
     assert "Count to three." in prompt
-    with pytest.raises(ConfigError, match="the environment Makes makes the prompts, so max_steps"):
+    with pytest.raises(ConfigError, match=r"the environment Makes makes the prompts, .*: give max_steps above 0"):
         trainer_for(Makes, dataset=None, max_steps=-1, num_train_epochs=1)
 
 
@@ -184,10 +184,10 @@ def test_what_is_wrong_with_a_class_is_said_before_training(trainer_for):
             return None
 
     with pytest.raises(
-        ConfigError, match=r"Narrow: reset\(goal\) does not fit the columns prompt, goal: .*add \*\*columns"
+        ConfigError, match=r"Narrow: reset\(goal\) can't take the columns prompt, goal: .*add \*\*columns"
     ):
         trainer_for(Narrow)
-    with pytest.raises(ConfigError, match="a mapping of several environments is not taken"):
+    with pytest.raises(ConfigError, match="a mapping of several environments is not supported"):
         trainer_for({"a": Counting})
 
 
@@ -218,7 +218,7 @@ def test_tools_beside_an_environment_are_those_that_are_given(trainer_for):
 
     trainer = trainer_for(Counting)
     assert [spec.name for spec in trainer.engine.encoder.format.specs] == ["look"]
-    with pytest.raises(ConfigError, match="two of them are named 'look'"):
+    with pytest.raises(ConfigError, match="two tools are named 'look'"):
         trainer_for(Counting, options={"tools": [Counting().look]})
     trainer = trainer_for(Counting, options={"tools": [double]})
     assert [spec.name for spec in trainer.engine.encoder.format.specs] == ["double", "look"]

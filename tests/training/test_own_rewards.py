@@ -423,5 +423,5 @@ def test_a_verifier_given_as_a_reward_function_is_refused_with_what_it_is():
     def verdict(answer_text, problem):
         return 1.0
 
-    with pytest.raises(ConfigError, match=r"verdict\(answer_text, problem\) can't be called.*goes to --verifier"):
+    with pytest.raises(ConfigError, match=r"verdict\(answer_text, problem\) can't be called.*give it as --verifier"):
         guarded(verdict)

@@ -135,7 +135,7 @@ def test_rollouts_that_were_tokenised_here_are_not_trained_on(trainer_for, rando
         return Generation((*self.tokenizer.encode("\\boxed{2}"), self.tokenizer.eos_token_id), token_exact=False)
 
     monkeypatch.setattr(type(random_turns), "generate", generate)
-    with pytest.raises(BackendError, match="did not give the ids"):
+    with pytest.raises(BackendError, match="did not return the token ids"):
         score(trainer_for())
 
 
@@ -234,7 +234,10 @@ def test_a_group_size_that_does_not_divide_the_batch_is_refused(config):
         ({"tool_format": "xml"}, "unknown tool format"),
         ({"record_every": -1}, "record_every"),
         ({"use_vllm": True, "vllm_mode": "server"}, "needs CUDA: use --vllm_sync adapter with --use_peft"),
-        ({"use_vllm": True, "vllm_mode": "colocate", "vllm_sync": "adapter"}, "for --vllm_mode server"),
+        (
+            {"use_vllm": True, "vllm_mode": "colocate", "vllm_sync": "adapter"},
+            "vllm_sync 'adapter' needs --vllm_mode server",
+        ),
         ({"use_vllm": True, "vllm_mode": "colocate", "vllm_tensor_parallel_size": 2}, "use --vllm_mode server"),
         ({"scale_rewards": "batch"}, "scale_rewards"),
     ],
@@ -254,7 +257,9 @@ def test_gamma_may_follow_from_the_number_of_turns(config):
     assert chosen.gamma**7 == pytest.approx(0.7)
     assert config(first_turn_share=0.7, max_turns=1).gamma == 1.0
     assert config(first_turn_share=0.7, max_turns=8, gamma=chosen.gamma).gamma == chosen.gamma, "as it is recorded"
-    with pytest.raises(ConfigError, match=r"make gamma 0\.9503, and gamma is 0\.9: give one of the two"):
+    with pytest.raises(
+        ConfigError, match=r"make gamma 0\.9503, but gamma is 0\.9: give either first_turn_share or gamma"
+    ):
         config(first_turn_share=0.7, gamma=0.9, max_turns=8)
     with pytest.raises(ConfigError, match="first_turn_share must be in"):
         config(first_turn_share=0.0)

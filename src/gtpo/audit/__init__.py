@@ -4,8 +4,8 @@
     print(audit(AuditBatch.from_trl(output), tokenizer=tokenizer, encoder=encoder, model=model).render())
 
 Takes our trajectories, what TRL's trainer computes, or a verl batch; imports neither TRL nor verl, and torch only to
-recompute log-probabilities. `docs/audit.md` says how to read the report. What can't be seen from a batch alone: ids
-that were retokenised to what their text encodes as look like sampled ones; give `sampled_ids` to find them.
+recompute log-probabilities. `docs/audit.md` says how to read the report. One thing can't be seen from a batch alone:
+ids that were retokenised to the encoding of their text look like sampled ones; give `sampled_ids` to find them.
 """
 
 from __future__ import annotations
@@ -39,28 +39,29 @@ def audit(
     """Check that a batch trains on what was sampled and on nothing else.
 
     Args:
-        batch: what to audit.
-        tokenizer: the one that the batch was made with.
-        encoder: its chat template; tells turns from observations where the batch does not. Without it turns are read
-            off the mask, and whether observations are trained on is not checked.
+        batch: the batch to audit.
+        tokenizer: the tokenizer that the batch was made with.
+        encoder: the chat template; distinguishes turns from observations if the batch does not. Without it, turns are
+            inferred from the mask, and whether observations are trained on is not checked.
         model: recomputes the log-probabilities of trained tokens, row by row without padding, in evaluation mode.
             Its weights must be those that the recorded values belong to.
-        temperature: of sampling; log-probabilities are log-softmax(logits / temperature). For greedy rollouts 1.
+        temperature: sampling temperature; log-probabilities are log-softmax(logits / temperature). 1 for greedy
+            rollouts.
         tolerance: largest absolute difference of a log-probability that passes; None: `TOLERANCES` by the dtype of
             the model's weights, over the temperature.
-        sampled_ids: for each row and each of its turns the ids that the engine returned.
+        sampled_ids: for each row and each of its turns, the ids that the engine returned.
 
     Returns:
-        The report. Nothing that was not checked goes unsaid: see `AuditReport.skipped`.
+        The report. It lists everything that was not checked: see `AuditReport.skipped`.
 
     Raises:
-        ConfigError: a temperature or tolerance that is not positive.
-        DataError: `sampled_ids` of other rows; with a model, an empty prompt or unknown ids.
+        ConfigError: the temperature or tolerance is not positive.
+        DataError: `sampled_ids` does not match the rows; or, with a model, a prompt is empty or ids are unknown.
     """
     for name, value in (("temperature", temperature), ("tolerance", tolerance)):
         if value is not None and not value > 0:
             raise ConfigError(
-                f"{name} must be positive, got {value}; rollouts sampled greedily have temperature 1 here"
+                f"{name} must be positive, got {value}; for greedily sampled rollouts, give temperature 1"
             )
     if sampled_ids is not None and len(sampled_ids) != len(batch.rows):
         raise DataError(
@@ -89,7 +90,7 @@ class _Auditor:
         self.unreadable: list[int] = []
 
     def row(self, number: int, row: AuditRow, sampled: Sequence[Sequence[int]] | None) -> None:
-        """Make every check that can be made of a row."""
+        """Run every check that is possible for a row."""
         findings = mask_form(number, row)
         self.findings += findings
         if any(finding.kind is Kind.MASK_LENGTH for finding in findings):
@@ -125,7 +126,7 @@ class _Auditor:
         return mask_layout(row, trained, self.end_ids, self.tokenizer.pad_token_id)
 
     def report(self, batch: AuditBatch, sampled: bool) -> AuditReport:
-        """What came out."""
+        """The report of all rows."""
         figures: dict[str, float] = {
             "rows": len(batch.rows),
             "turns": self.turns,
@@ -150,8 +151,8 @@ class _Auditor:
         if self.from_mask:
             why = "no encoder was given" if self.encoder is None else "its template does not mark where a turn begins"
             skipped.append(
-                "whether observations are trained on, and holes in turns: turns were read off the mask itself, for "
-                f"{why} ({_rows(self.from_mask)})"
+                "whether observations are trained on, and holes in turns: turns were inferred from the mask itself, "
+                f"because {why} ({_rows(self.from_mask)})"
             )
         if sampled:
             checked.append("ids against those sampled")

@@ -1,4 +1,4 @@
-"""Batches to audit, from three sources, in one form: a row per rollout, ids and masks as they would be trained on."""
+"""Batches to audit, from three sources in one form: one row per rollout, ids and masks as they would be trained on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class AuditRow:
     """One rollout.
 
     Attributes:
-        prompt_ids: without padding.
-        completion_ids: what follows the prompt, with the padding after it if there is any.
-        mask: what a token's loss is multiplied by, one value a completion position.
-        attended: whether a completion position is attended to, i.e. is no padding; None: all are.
-        turn_ids: the 0-based turn of each completion position, -1 for observations; None: not known.
-        logprobs: by name, one log-probability a completion position.
-        inexact_turns: turns that are known to be text tokenised again (`Turn.token_exact`).
+        prompt_ids: ids of the prompt, without padding.
+        completion_ids: ids after the prompt, including padding after them if there is any.
+        mask: the factor of each token's loss, one value per completion position.
+        attended: whether each completion position is attended to, i.e. is not padding; None: all are.
+        turn_ids: the 0-based turn of each completion position, -1 for observations; None: unknown.
+        logprobs: by name, one log-probability per completion position.
+        inexact_turns: turns that are known to be retokenised text (`Turn.token_exact`).
     """
 
     prompt_ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class AuditRow:
 
     @property
     def length(self) -> int:
-        """Completion positions that are not padding."""
+        """Number of completion positions that are not padding."""
         if self.attended is None:
             return len(self.completion_ids)
         return max((t + 1 for t, seen in enumerate(self.attended) if seen), default=0)
@@ -57,13 +57,13 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class AuditBatch:
-    """A batch to audit: a row per rollout."""
+    """A batch to audit: one row per rollout."""
 
     rows: tuple[AuditRow, ...]
 
     @classmethod
     def from_trajectories(cls, trajectories: Sequence[Trajectory]) -> AuditBatch:
-        """Our own rollouts: turns are known, the mask is `Trajectory.mask`, log-probabilities are `logprobs`."""
+        """From gtpo rollouts: turns are known, the mask is `Trajectory.mask`, log-probabilities are `logprobs`."""
         rows = []
         for trajectory in trajectories:
             logprobs = trajectory.logprobs
@@ -87,9 +87,9 @@ class AuditBatch:
         mask: Sequence[Iterable[float]],
         logprobs: Sequence[Iterable[float | None]] | None = None,
     ) -> AuditBatch:
-        """Rows without padding, e.g. what a `rollout_func` for TRL returns (`mask` is its `env_mask`).
+        """From rows without padding, e.g. what a `rollout_func` for TRL returns (`mask` is its `env_mask`).
 
-        A mask or log-probabilities of another length than the ids become findings.
+        A mask or log-probabilities whose length differs from that of the ids become findings.
 
         Raises:
             DataError: the fields have different numbers of rows.
@@ -105,11 +105,11 @@ class AuditBatch:
 
     @classmethod
     def from_trl(cls, output: Mapping[str, Any]) -> AuditBatch:
-        """What TRL's `GRPOTrainer._generate_and_score_completions` returns (TRL 1.10 to 1.16).
+        """From what TRL's `GRPOTrainer._generate_and_score_completions` returns (TRL 1.10 to 1.16).
 
-        Read are `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, and if they are there `tool_mask`,
-        `sampling_per_token_logps` and `old_per_token_logps`, each (B, T) as tensor, array or lists. The mask is, as
-        in TRL's loss, `completion_mask * tool_mask`; the attention mask is `completion_mask`.
+        Uses `prompt_ids`, `prompt_mask`, `completion_ids`, `completion_mask`, and if present `tool_mask`,
+        `sampling_per_token_logps` and `old_per_token_logps`, each (B, T) as tensor, array or lists. The mask is
+        `completion_mask * tool_mask`, as in TRL's loss; the attention mask is `completion_mask`.
 
         Raises:
             DataError: a field is missing or has another shape.
@@ -132,10 +132,10 @@ class AuditBatch:
 
     @classmethod
     def from_verl(cls, batch: Any) -> AuditBatch:
-        """A verl `DataProto`, its `batch`, or a dict with the same keys (verl 0.9).
+        """From a verl `DataProto`, its `batch`, or a dict with the same keys (verl 0.9).
 
-        Read are `prompts`, `responses`, `response_mask`, `attention_mask` over both, and if they are there
-        `rollout_log_probs` and `old_log_probs`, padded: prompts on the left, responses on the right.
+        Uses `prompts`, `responses`, `response_mask`, `attention_mask` over both, and if present `rollout_log_probs`
+        and `old_log_probs`, padded: prompts on the left, responses on the right.
 
         Raises:
             DataError: a field is missing or has another shape.
@@ -198,7 +198,7 @@ def _optional(batch: Any, name: str, remedy: str, like: _Matrix) -> _Matrix | No
 
 
 def _matrix(batch: Any, name: str, remedy: str, *, like: _Matrix | None = None, rows: int | None = None) -> _Matrix:
-    """A field as lists of equal lengths, with the shape of `like`, or `rows` rows, if these are given."""
+    """A field as lists of equal length, checked for the shape of `like`, or for `rows` rows, if these are given."""
     if not hasattr(batch, "keys"):
         raise DataError(f"a batch must be a mapping, not {type(batch).__name__}; {remedy}", field=name)
     if name not in batch.keys():  # noqa: SIM118, a TensorDict has no other membership test

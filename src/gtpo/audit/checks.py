@@ -1,4 +1,4 @@
-"""The checks of one row that need no model: its mask against its turns, and its ids against their text."""
+"""The checks of a row that need no model: its mask against its turns, and its ids against their text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class RowChecks:
     """Collects the findings of one row.
 
     Args:
-        number: of the row.
+        number: number of the row.
         row: the row.
         layout: its turns and observations.
-        trained: for each completion position whether it is trained on.
+        trained: for each completion position, whether it is trained on.
         tokenizer: a Hugging Face tokenizer.
     """
 
@@ -33,17 +33,17 @@ class RowChecks:
         self.findings.append(Finding(kind, severity, self.number, *span, message))
 
     def excerpt(self, start: int, stop: int) -> str:
-        """The text of a span in quotes, its middle left out if it is long."""
+        """The text of a span in quotes, without its middle if it is long."""
         return _quoted(decode(self.tokenizer, self.row.completion_ids[start:stop]))
 
     def mask(self, end_ids: frozenset[int]) -> None:
-        """Padding, turns and observations against the mask. For rows that train on anything."""
+        """Check padding, turns and observations against the mask, for rows with any trained token."""
         shift = self._shift()
         if shift:
             return self.found(
                 Kind.MASK_SHIFTED,
                 (0, self.row.length),
-                f"the mask is that of the turns moved by {shift:+d}; shift it together with the ids, once",
+                f"the mask is shifted by {shift:+d} against the turns; shift it together with the ids, once",
             )
         self._padding()
         for start, stop in self.layout.observations or ():
@@ -65,14 +65,14 @@ class RowChecks:
             self.found(
                 Kind.TURNS_UNCLEAR,
                 self.layout.unclear,
-                f"no place was found where the model goes on after {self.excerpt(*self.layout.unclear)}: these tokens "
-                "were not looked at; either the history was tokenised again, or the batch was made with another "
+                f"no place was found where the model continues after {self.excerpt(*self.layout.unclear)}: these "
+                "tokens were not checked; either the history was tokenised again, or the batch was made with another "
                 "template, template_kwargs or end_ids than the encoder has",
                 Severity.WARNING,
             )
 
     def attention(self) -> None:
-        """Holes in the attention mask."""
+        """Check for holes in the attention mask."""
         if self.row.attended is None:
             return
         hidden = [not seen for seen in self.row.attended]
@@ -80,17 +80,17 @@ class RowChecks:
             self.found(
                 Kind.ATTENTION_HOLE,
                 span,
-                f"the attention mask hides {self.excerpt(*span)} from the model, which saw it when it sampled; keep "
-                "loss mask and attention mask apart",
+                f"the attention mask hides {self.excerpt(*span)} from the model, which saw it when it sampled; use "
+                "separate masks for loss and attention",
             )
 
     def round_trip(self) -> None:
-        """Turns whose text encodes as other ids, and those that are known to be encoded text."""
+        """Find turns whose text encodes to other ids, and turns that are known to be encoded text."""
         for turn in self.row.inexact_turns:
             self.found(
                 Kind.RETOKENISED,
                 self.layout.turns[turn],
-                f"turn {turn} is text of a server that was tokenised here, not what was sampled: not for training",
+                f"turn {turn} is a server's text that was tokenised here, not what was sampled: do not train on it",
             )
         for turn, (start, stop) in enumerate(self.layout.turns):
             ids = self.row.completion_ids[start:stop]
@@ -99,7 +99,7 @@ class RowChecks:
                 self._differs(Kind.ROUND_TRIP, turn, ids, again, "would be retokenised from {a} to {b}", Severity.INFO)
 
     def sampled(self, turns: Sequence[Sequence[int]]) -> None:
-        """The row's turns against the ids that were sampled, turn by turn."""
+        """Check the row's turns against the sampled ids, turn by turn."""
         if len(turns) != len(self.layout.turns):
             return self.found(
                 Kind.NOT_SAMPLED,
@@ -123,7 +123,7 @@ class RowChecks:
                 self._differs(Kind.NOT_SAMPLED, turn, ids, sampled, "is not what was sampled: it holds {a}, not {b}")
 
     def _shift(self) -> int:
-        """By how much the mask is moved against the turns; 0 if it is not."""
+        """By how many positions the mask is shifted against the turns; 0 if it is not."""
         if self.layout.observations is None or self.layout.unclear:
             return 0
         width = len(self.row.completion_ids)
@@ -168,10 +168,10 @@ class RowChecks:
         for hole in holes:
             text = self.excerpt(*hole)
             if hole == span:
-                message = f"trains on no token of turn {turn}, {text}; right if it was left out on purpose"
+                message = f"trains on no token of turn {turn}, {text}; correct only if it was excluded on purpose"
                 self.found(Kind.TURN_UNTRAINED, hole, message, Severity.WARNING)
             elif hole[0] == start:
-                self.found(Kind.TURN_START, hole, f"does not train on {text}, with which turn {turn} begins")
+                self.found(Kind.TURN_START, hole, f"does not train on {text}, the beginning of turn {turn}")
             elif hole[1] == stop:
                 ending = "its end-of-turn token" if self.row.completion_ids[stop - 1] in end_ids else "its last tokens"
                 self.found(Kind.TURN_END, hole, f"does not train on {text}: turn {turn} loses {ending}")
@@ -187,7 +187,7 @@ class RowChecks:
         what: str,
         severity: Severity = Severity.ERROR,
     ) -> None:
-        """A finding about where a turn's ids and others differ."""
+        """Add a finding about where a turn's ids differ from others."""
         offset = self.layout.turns[turn][0]
         (start, stop), (other_start, other_stop) = differing(ids, others)
         said = what.format(
@@ -197,13 +197,13 @@ class RowChecks:
         self.found(kind, (offset + start, offset + max(stop, start + 1)), f"turn {turn} {said}", severity)
 
     def _tokens(self, ids: Sequence[int]) -> str:
-        """Some ids as the texts of their tokens."""
+        """The ids as the texts of their tokens."""
         shown = "|".join(decode(self.tokenizer, [i]) for i in ids[:12])
         return f"{len(ids)} token{'s' * (len(ids) != 1)} {_quoted(shown)}" if ids else "no token"
 
 
 def mask_form(number: int, row: AuditRow) -> list[Finding]:
-    """Findings about the mask's length and values."""
+    """Findings about the length and values of the mask."""
     width = len(row.completion_ids)
     if len(row.mask) != width:
         span = sorted((width, len(row.mask)))
@@ -216,7 +216,8 @@ def mask_form(number: int, row: AuditRow) -> list[Finding]:
             Severity.ERROR,
             number,
             *span,
-            f"the mask holds {', '.join(f'{v:g}' for v in sorted(set(row.mask[slice(*span)]))[:5])}: 0 and 1 are meant",
+            f"the mask holds {', '.join(f'{v:g}' for v in sorted(set(row.mask[slice(*span)]))[:5])}: must be 0 and 1 "
+            "only",
         )
         for span in runs_of(odd, 0, width)
     ]

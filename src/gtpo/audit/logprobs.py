@@ -1,4 +1,4 @@
-"""Recorded log-probabilities: whether they can be any, and whether a model reproduces them."""
+"""Checks of recorded log-probabilities: whether the values are possible, and whether a model reproduces them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 _CHUNK = 256
 _ROUNDING = 1e-6
-"""A log-probability may come out this much above 0 by rounding in float32."""
+"""A log-probability may exceed 0 by this much because of rounding in float32."""
 
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.125, "bfloat16": 1.0}
 """Largest difference of a token's log-probability that passes, times the temperature, by the dtype of the weights.
 
-Sampling with a cache and one pass over the whole rollout add up in another order. In float32 that makes about 3e-5;
-1e-3 is an importance ratio off by 0.1 %. A bfloat16 logit between 16 and 32 comes in steps of 0.125, and the layers
-below are as coarse: of 1,300 tokens that SmolLM2-135M sampled on a CPU one differed by 0.5 (mean 0.04). So 1.0 tells
-other tokens, weights or temperatures from rounding, not more. float16 has steps an eighth as wide.
+Sampling with a cache and a single pass over the whole rollout sum in a different order. In float32 that makes a
+difference of about 3e-5; 1e-3 corresponds to an importance ratio off by 0.1 %. A bfloat16 logit between 16 and 32 has a
+resolution of 0.125, and the layers below are as coarse: of 1,300 tokens that SmolLM2-135M sampled on a CPU, one
+differed by 0.5 (mean 0.04). So 1.0 distinguishes other tokens, weights or temperatures from rounding, but no more than
+that. float16 has steps an eighth as wide.
 """
 
 
@@ -56,7 +57,7 @@ def valid(value: float) -> bool:
 
 @dataclass
 class Differences:
-    """The differences of one kind of log-probabilities, the model's less the recorded ones, over a batch."""
+    """The differences of one kind of log-probabilities over a batch: the model's minus the recorded ones."""
 
     name: str
     values: list[float] = field(default_factory=list)
@@ -79,8 +80,8 @@ class Replay:
 
     Args:
         model: a causal language model, PEFT included, in the state in which it sampled.
-        tokenizer: for excerpts.
-        temperature: of sampling.
+        tokenizer: used for excerpts.
+        temperature: sampling temperature.
         tolerance: largest difference that passes; None: that of `TOLERANCES` over the temperature.
     """
 
@@ -95,7 +96,7 @@ class Replay:
         """Findings about recorded values that the model does not reproduce at trained tokens.
 
         Raises:
-            DataError: an empty prompt, or ids that the model has no embedding for.
+            DataError: the prompt is empty, or the model has no embedding for an id.
         """
         if not names or not any(trained[: row.length]):
             return []
@@ -117,7 +118,7 @@ class Replay:
             hint = ""
             if any(off) and self.temperature != 1:
                 fits = (abs(plain[t] - recorded[t]) <= self.tolerance for t, on in enumerate(compared) if on)
-                hint = "; all of the row fit a temperature of 1" if all(fits) else ""
+                hint = "; all values of the row fit a temperature of 1" if all(fits) else ""
             for start, stop in runs_of(off, 0, row.length):
                 worst = max(range(start, stop), key=lambda t, diffs=diffs: abs(diffs[t]))  # type: ignore[misc]
                 findings.append(
@@ -134,7 +135,7 @@ class Replay:
         return findings
 
     def _logprobs(self, row: AuditRow, number: int) -> tuple[list[float], list[float]]:
-        """Log-probabilities of the completion at the temperature of sampling, and at 1."""
+        """Log-probabilities of the completion at the sampling temperature, and at 1."""
         import torch
 
         ids = [*row.prompt_ids, *row.completion_ids[: row.length]]

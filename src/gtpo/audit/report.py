@@ -1,4 +1,4 @@
-"""What an audit says: findings, which checks were made, and figures."""
+"""The result of an audit: findings, the checks that were made, and figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Severity(StrEnum):
     """How bad a finding is."""
 
     ERROR = "error"
-    """The model is trained on something else than what it sampled, or not on all of it."""
+    """The model is trained on something that it did not sample, or not on everything that it sampled."""
     WARNING = "warning"
-    """May be meant; look at it."""
+    """May be intended; check it."""
     INFO = "info"
-    """Nothing is wrong; it shows what retokenising would change."""
+    """Nothing is wrong; shows what retokenising would change."""
 
 
 class Kind(StrEnum):
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     RETOKENISED = "retokenised"
     """The batch holds a turn decoded and encoded again, not the ids that were sampled."""
     NOT_SAMPLED = "not_sampled"
-    """The batch holds other ids than those that were sampled (warning: just fewer)."""
+    """The batch holds other ids than those that were sampled (warning: only fewer)."""
     OBSERVATION_TRAINED = "observation_trained"
     """Tokens of an observation, or of the template around it, are trained on."""
     TURN_START = "turn_start"
@@ -43,7 +43,7 @@ class Kind(StrEnum):
     TURNS_UNCLEAR = "turns_unclear"
     """From here on turns and observations could not be distinguished (warning)."""
     MASK_SHIFTED = "mask_shifted"
-    """The mask is the right one, moved by a position or two."""
+    """The mask is the right one, shifted by a position or two."""
     MASK_VALUE = "mask_value"
     """The mask holds another value than 0 and 1."""
     MASK_LENGTH = "mask_length"
@@ -67,9 +67,9 @@ class Finding:
     Attributes:
         kind: what was found.
         severity: how bad it is.
-        row: of the batch, from 0.
-        start: first completion position it is about, from 0.
-        stop: one past the last.
+        row: row of the batch, from 0.
+        start: first completion position that it is about, from 0.
+        stop: one past the last position.
         message: one sentence, with the text in question.
     """
 
@@ -104,7 +104,7 @@ class AuditReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error. What was skipped may hold some: see `skipped`."""
+        """Whether there is no error. Skipped checks may hide errors: see `skipped`."""
         return not self.of(Severity.ERROR)
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:

@@ -1,9 +1,9 @@
 """Which completion positions are turns and which are observations: known, from the chat template, or from the mask.
 
 A chat template puts a *frame* around observations: fixed ids after a turn's end-of-turn token, and fixed ids before
-the place where the model goes on. Both are learnt from a few observations of a `ChatEncoder`, as those ids which all of
+the place where the model continues. Both are learnt from a few observations of a `ChatEncoder`, as the ids that all of
 them share, each encoded piece by piece (as this project does) and as one text (as other stacks do). An observation is
-found whatever its text, its number of results, or how its borders were tokenised.
+found regardless of its text, its number of results, and how its borders were tokenised.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from gtpo.rollout.chat_encoder import ChatEncoder
 
 Span = tuple[int, int]
-"""Completion positions from, up to but without."""
+"""First completion position, and one past the last."""
 
 _PROBES = ("x", "7", "", " ", "\n", "]", "<", "é", "-1.5\n\n", "  a")
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the chat template puts around observations.
+    """The ids that the chat template puts around observations.
 
     Attributes:
-        lead: ids before `opening` that are plain text (a line break), which some stacks leave out.
-        opening: ids with which an observation begins; empty if the template has none that are always the same.
-        closing: ids with which the last observation before a turn ends: the model goes on after them.
+        lead: ids before `opening` that are plain text (a line break), which some stacks omit.
+        opening: ids with which an observation begins; empty if the template has no fixed ones.
+        closing: ids with which the last observation before a turn ends: the model continues after them.
         end_ids: ids that end a turn.
     """
 
@@ -42,7 +42,7 @@ class Frame:
 
     @classmethod
     def of(cls, encoder: ChatEncoder) -> Frame | None:
-        """The frame of an encoder's template; None if nothing marks where the model goes on."""
+        """The frame of an encoder's template; None if nothing marks where the model continues."""
         tokenizer = encoder.tokenizer
         encodings: list[list[int]] = []
         for probe in _PROBES:
@@ -62,15 +62,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the positions of one row are.
+    """The layout of one row: its turns, observations and padding.
 
     Attributes:
         turns: spans of turns in order.
-        observations: spans of observations with their frame; None: not known.
-        padding: span of the padding at the end, padding tokens that the attention mask does not leave out with it.
+        observations: spans of observations with their frame; None: unknown.
+        padding: span of the padding at the end, including padding tokens that the attention mask does not exclude.
         padding_certain: whether none of these can have been sampled.
-        unended: turns, by number, that an observation follows although they have no end-of-turn token.
-        unclear: span in which turns and observations can't be told apart.
+        unended: numbers of turns without an end-of-turn token that are followed by an observation.
+        unclear: span in which turns and observations can't be distinguished.
     """
 
     turns: tuple[Span, ...]
@@ -95,14 +95,14 @@ def known_layout(row: AuditRow, end_ids: Collection[int]) -> Layout:
 
 
 def mask_layout(row: AuditRow, trained: Sequence[bool], end_ids: Collection[int], pad_id: int | None) -> Layout:
-    """Turns as runs of the mask: all that can be had without a template."""
+    """Turns as runs of the mask, which is all that is known without a template."""
     stop, certain = _without_padding(row, end_ids, pad_id)
     runs = [span for value, span in _groups(trained[:stop]) if value]
     return Layout(tuple(runs), None, (stop, len(row.completion_ids)), certain)
 
 
 def derived_layout(row: AuditRow, trained: Sequence[bool], frame: Frame, pad_id: int | None) -> Layout:
-    """Turns and observations from the chat template; the mask decides only where the ids leave it open."""
+    """Turns and observations from the chat template; the mask decides only where the ids are ambiguous."""
     end, certain = _without_padding(row, frame.end_ids, pad_id)
     padding = (end, len(row.completion_ids))
     ids = row.completion_ids[:end]
@@ -141,7 +141,7 @@ def _turn_end(ids: Sequence[int], trained: Sequence[bool], start: int, frame: Fr
 
 
 def _goes_on(ids: Sequence[int], start: int, frame: Frame, ended: bool) -> int | None:
-    """Where the model goes on after the observations that begin at `start`; None if it doesn't."""
+    """Where the model continues after the observations that begin at `start`; None if it doesn't."""
     # the turn's own end token may be the closing's first: then there was no observation in between
     for t in range(start - 1 if ended else start, len(ids) - len(frame.closing) + 1):
         if _at(ids, t, frame.closing):
@@ -152,7 +152,7 @@ def _goes_on(ids: Sequence[int], start: int, frame: Frame, ended: bool) -> int |
 
 
 def _cut_closing(ids: Sequence[int], frame: Frame, single: bool) -> int:
-    """Where a closing begins that the row's end cuts, or the row's end; a `single` id of it may be the turn's end."""
+    """Where a closing that the row's end cuts begins, or the row's end; a `single` id of it may be the turn's end."""
     lengths = range(min(len(frame.closing) - 1, len(ids)), 0 if single else 1, -1)
     return next((len(ids) - n for n in lengths if _at(ids, len(ids) - n, frame.closing[:n])), len(ids))
 
@@ -168,13 +168,13 @@ def _without_padding(row: AuditRow, end_ids: Collection[int], pad_id: int | None
 
 
 def reencode(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The ids of the text of some ids."""
+    """The encoding of the text of these ids."""
     encoded: list[int] = tokenizer.encode(decode(tokenizer, ids), add_special_tokens=False)
     return encoded
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of some ids, all of it."""
+    """The full text of these ids."""
     text: str = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text
 

@@ -1,1 +1,1 @@
-"""The subcommands of `gtpo`, one a module, each with `main(argv) -> int`. Imported only when asked for."""
+"""The subcommands of `gtpo`, one per module, each with `main(argv) -> int`. A module is imported when it is needed."""

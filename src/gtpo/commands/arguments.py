@@ -1,4 +1,4 @@
-"""Parsing shared by the subcommands: YAML plus flags through TRL's `TrlParser`, with clear errors."""
+"""Parsing shared by the subcommands: a YAML file and flags through TRL's `TrlParser`, with clear errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ ALIASES = {"model": "model_name_or_path"}
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a command takes: options in dataclasses, from a YAML file and flags.
+    """The options of a command: dataclass fields, set by a YAML file and flags.
 
     Attributes:
         prog: the command, such as "gtpo train".
         about: what it does, in a sentence.
-        types: dataclasses; a field is an option and its help text the option's.
+        types: dataclasses; each field is an option, and its help text is the option's.
         usage: what follows the command's name on the first line of its help.
-        defaults: name of a config file in `gtpo.lab.tiny` that stands behind the one of the user.
+        defaults: name of a config file in `gtpo.lab.tiny` with defaults, which the user's config file overrides.
     """
 
     prog: str
@@ -47,11 +47,11 @@ class CommandLine:
     defaults: str | None = None
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """The dataclasses, filled from `--config FILE.yaml` and flags, which win. `--help` prints and exits.
+        """The dataclasses, filled from `--config FILE.yaml` and from flags, which override it; `--help` exits.
 
         Raises:
-            ConfigError: an unknown key or flag (with the nearest known one), a missing or broken config file, or a
-                value that a dataclass refuses.
+            ConfigError: an unknown key or flag (the message names the nearest known one), a missing or broken config
+                file, or a value that a dataclass refuses.
         """
         argv = [_unaliased(arg) for arg in argv]
         if shown := {"-h", "--help", "--help_all", "--help-all"}.intersection(argv):
@@ -76,7 +76,7 @@ class CommandLine:
         return parsed
 
     def help_parser(self, *, everything: bool = False) -> argparse.ArgumentParser:
-        """What `--help` prints and a shell completes; see `gtpo.commands.help_text`."""
+        """The parser behind `--help` and shell completion; see `gtpo.commands.help_text`."""
         parser = self._parser()
         if self.defaults:
             with self._defaults() as path:
@@ -91,7 +91,7 @@ class CommandLine:
 
 
 def positional(argv: Sequence[str], option: str) -> list[str]:
-    """The arguments with `--option` before the first of them, if that is a value."""
+    """The arguments, with `--option` inserted before the first one if that is a value."""
     return [f"--{option}", *argv] if argv and not argv[0].startswith("-") else list(argv)
 
 
@@ -103,24 +103,24 @@ def _unaliased(arg: str) -> str:
 
 
 def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> list[str]:
-    """Check the keys of the config file and put them before the flags, so that flags win; notes where each is from."""
+    """Check the keys of the config file, put them before the flags so that flags win, and record their origin."""
     if "--config" not in argv:
         return argv
     place = argv.index("--config")
     if place + 1 == len(argv):
-        raise ConfigError("--config needs a file")
+        raise ConfigError("--config needs the path of a YAML file")
     path = Path(argv[place + 1])
     try:
         config = read_yaml(path)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{path}: must hold a mapping from settings to values")
+        raise ConfigError(f"{path}: must hold a mapping from option names to values")
     for key in config:
         if key not in known and key not in ALIASES and key != "env":
             raise ConfigError(f"{path}: unknown key {key!r}{_nearest(key, known)}")
     if not isinstance(config.get("env", {}), dict):
-        raise ConfigError(f"{path}: env: must be a mapping from names to values")
+        raise ConfigError(f"{path}: env: must be a mapping from variable names to values")
     os.environ.update({str(name): str(value) for name, value in config.get("env", {}).items()})
     given = {arg.removeprefix("--").partition("=")[0] for arg in argv}
     own = {ALIASES.get(str(key), str(key)): value for key, value in config.items() if key != "env"}
@@ -131,7 +131,7 @@ def _with_config(argv: list[str], known: set[str], origins: dict[str, Path]) -> 
 
 
 def _refuse(origins: Mapping[str, Path], message: str) -> NoReturn:
-    """In the place of argparse's own, which prints the usage of every option and exits."""
+    """Replaces argparse's handler, which prints the usage of every option and exits."""
     message = re.sub(r"\S{100,}", lambda found: f"{found[0][:50]}...", message)
     match = re.fullmatch(r"argument --([^/: ]+)[^:]*: (.*)", message, re.DOTALL)
     if match is None:
@@ -156,7 +156,7 @@ def _check_flags(argv: Sequence[str], known: set[str]) -> None:
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    return did_you_mean(name, known | set(ALIASES)) or "; see --help_all for the known ones"
+    return did_you_mean(name, known | set(ALIASES)) or "; --help_all lists the known options"
 
 
 @dataclass
@@ -166,15 +166,15 @@ class ColumnArguments:
     columns: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "For rows that cannot be read as they are: question=COLUMN,answer=COLUMN (also id, messages, "
-            "solution), or MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
+            "help": "How to read rows of another form: question=COLUMN,answer=COLUMN (also id, messages, solution), or "
+            "MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
         },
     )
 
     def row_columns(self) -> Columns:
-        """What `--columns` says.
+        """The parsed value of `--columns`.
 
         Raises:
-            ConfigError: it can't be used.
+            ConfigError: the value can't be used.
         """
         return parse_columns(self.columns)

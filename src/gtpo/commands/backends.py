@@ -1,4 +1,4 @@
-"""The options that choose what generates: this process, vLLM in it, or a server."""
+"""The options that choose the generation backend: transformers or vLLM in this process, or a server."""
 
 from __future__ import annotations
 
@@ -24,43 +24,44 @@ class BackendArguments:
     backend: Literal["transformers", "vllm", "server"] = field(
         default="transformers",
         metadata={
-            "help": "What generates tokens: transformers or vllm in this process, or a server with OpenAI's API."
+            "help": "Generation backend: transformers or vllm in this process, or a server with an OpenAI-compatible "
+            "API."
         },
     )
     vllm_options: str = field(
-        default="{}", metadata={"help": 'With vllm: options of its engine, as JSON, such as {"enforce_eager": true}.'}
+        default="{}", metadata={"help": 'With vllm: options of the engine, as JSON, such as {"enforce_eager": true}.'}
     )
     base_url: str | None = field(
         default=None,
         metadata={
-            "help": "With server: its URL, such as http://localhost:8000/v1; several separated by commas. --model "
-            "names the tokenizer."
+            "help": "With server: URL, such as http://localhost:8000/v1, or several separated by commas. --model names "
+            "the tokenizer."
         },
     )
     served_model: str | None = field(
-        default=None, metadata={"help": "With server: name of the model there; by default the first that it lists."}
+        default=None, metadata={"help": "With server: name of the model on it; by default the first one it lists."}
     )
     dialect: Literal["vllm", "openai"] = field(
-        default="vllm", metadata={"help": "With server: vllm exchanges token ids, openai text only."}
+        default="vllm", metadata={"help": "With server: vllm exchanges token ids, openai exchanges text only."}
     )
     api: Literal["completions", "chat"] = field(
         default="completions",
         metadata={
-            "help": "With server: completions, or chat where nothing else is offered. Token ids of chat rollouts are "
-            "not exact."
+            "help": "With server: completions, or chat if the server offers nothing else. Token ids of chat rollouts "
+            "are not exact."
         },
     )
     api_key_variable: str | None = field(
         default=None,
         metadata={
-            "help": "With server: environment variable that holds the API key; by default OPENAI_API_KEY for OpenAI's "
-            "own server, else no key."
+            "help": "With server: environment variable that holds the API key. By default OPENAI_API_KEY for OpenAI's "
+            "own server, and no key otherwise."
         },
     )
 
     @property
     def max_concurrency(self) -> int:
-        """Concurrent rollouts where the options do not set it."""
+        """Number of concurrent rollouts if the options do not set it."""
         return 64 if self.backend == "transformers" else 256
 
 
@@ -70,7 +71,7 @@ def make_backend(
     """The backend that the options ask for.
 
     Raises:
-        ConfigError: options that contradict each other, vLLM missing, a model that can't be loaded.
+        ConfigError: options contradict each other, vLLM is missing, or a model can't be loaded.
         BackendError: no server answers.
     """
     if args.backend == "transformers":
@@ -86,7 +87,7 @@ def make_backend(
 
 
 def _servers(args: BackendArguments, rollout: RolloutConfig, tokenizer: Any, urls: Sequence[str]) -> Backend:
-    """One server, or those of several that answer."""
+    """The server, or those of several servers that answer."""
     found: list[Backend] = []
     for url in urls:
         try:
@@ -94,9 +95,9 @@ def _servers(args: BackendArguments, rollout: RolloutConfig, tokenizer: Any, url
         except ServerGoneError as error:
             if len(urls) == 1:
                 raise
-            say(f"left out: {error}")
+            say(f"server left out: {error}")
     if not found:
-        raise BackendError("no server answers")
+        raise BackendError("--base_url: no server answers")
     return found[0] if len(urls) == 1 else BackendPool(found)
 
 

@@ -1,4 +1,4 @@
-"""`gtpo collect-traces`: cold-start traces from a model's own rollouts, those that passed."""
+"""`gtpo collect-traces`: cold-start traces from those of a model's own rollouts that passed."""
 
 from __future__ import annotations
 
@@ -22,23 +22,25 @@ from gtpo.traces.from_rollouts import check_choice, traces_of
 class CollectArguments(SamplesArguments):
     """Which rollouts become traces."""
 
-    output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file for the traces; gtpo sft reads it."})
-    per_problem: int = field(default=1, metadata={"help": "Largest number of traces per problem."})
+    output: str = field(
+        default="traces.jsonl", metadata={"help": "JSON Lines file to write the traces to, for gtpo sft."}
+    )
+    per_problem: int = field(default=1, metadata={"help": "Maximum number of traces per problem."})
     prefer: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Which of a problem's rollouts to prefer, most important first: turns (more turns), repaired (a "
-            "call failed and a later one succeeded), short (fewer tokens)."
+            "help": "Which rollouts of a problem to prefer, most important criterion first: turns (more turns), "
+            "repaired (a call failed and a later one succeeded), short (fewer tokens)."
         },
     )
     max_invalid_calls: int = field(
-        default=0, metadata={"help": "Leave out rollouts with more invalid calls than this."}
+        default=0, metadata={"help": "Maximum number of invalid calls; rollouts with more are left out."}
     )
 
 
 COMMAND_LINE = CommandLine(
     "gtpo collect-traces",
-    "Roll out problems and keep rollouts that pass, as traces for gtpo sft.",
+    "Roll out problems and keep the rollouts that pass, as traces for gtpo sft.",
     (CollectArguments, BackendArguments, GenerationModelConfig),
     usage="--model MODEL --problems SOURCE [SOURCE ...] [--output FILE.jsonl] [--OPTION VALUE ...]",
 )

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Parse, compare, print."""
     (args,) = COMMAND_LINE.parse(positional(argv, "results"))
     if len(args.results) != 2:
-        raise ConfigError(f"give two result files, gtpo compare A B; got {len(args.results)}")
+        raise ConfigError(f"gtpo compare needs two result files (gtpo compare A B), got {len(args.results)}")
     found = compare(*args.results)
     say(f"first {found.first:.4f}, second {found.second:.4f}")
     show_table(rows(found))
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def rows(comparison: Comparison) -> list[list[str]]:
-    """The differences as a table: a line per domain, and one in all."""
+    """The differences as a table: one line per domain, and one over all problems."""
     found = [["", "second - first", "95 % interval", "p", "problems", "that differ"]]
     named: dict[str, Difference] = {**comparison.domains, "all": comparison.overall}
     named |= {"reward": comparison.reward} if comparison.reward else {}

@@ -1,4 +1,4 @@
-"""`gtpo completion`: a script that teaches a shell the commands and their options."""
+"""`gtpo completion`: a shell completion script for the commands and their options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtpo.errors import ConfigError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the script of a shell."""
+    """Print the script for a shell."""
     if "-h" in argv or "--help" in argv or not argv:
         help_parser().print_help()
         return 0
@@ -35,7 +35,7 @@ def help_parser() -> argparse.ArgumentParser:
 
 
 def _everything() -> argparse.ArgumentParser:
-    """One parser with every command, as its `--help` shows it."""
+    """One parser with all commands, each as its `--help` shows it."""
     from gtpo.cli import COMMANDS
 
     whole = argparse.ArgumentParser(prog="gtpo", add_help=False)

@@ -1,4 +1,4 @@
-"""`gtpo demo`: the embedded default, the whole way in minutes on a machine without GPU, network or account."""
+"""`gtpo demo`: the whole pipeline on a tiny model, in minutes, without GPU, network or account."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND_LINE = CommandLine(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, run, and say what came out and where it lies."""
+    """Parse, run, and print the results and where the files are."""
     tiny, args = COMMAND_LINE.parse(argv)
     recorder = RunRecorder(args.run_dir)
     recorder.hold()

@@ -32,7 +32,7 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the findings; status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
+    """Print the findings; exit status 1 if the sandbox does not work here, or a verifier gets rows wrong."""
     if "-h" in argv or "--help" in argv:
         help_parser().print_help()
         return 0
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _verl() -> str:
-    """Whether our plugin loads in verl, which itself keeps quiet about one that does not."""
+    """Whether our plugin loads in verl, which does not report a plugin that fails to load."""
     try:
         importlib.import_module("gtpo.integrations.verl.plugin")
     except Exception as error:  # whatever it is, it is what verl would have met
@@ -65,7 +65,7 @@ def _verl() -> str:
 
 
 def help_parser() -> argparse.ArgumentParser:
-    """The options; what `--help` prints and a shell completes."""
+    """The parser behind `--help` and shell completion."""
     parser = argparse.ArgumentParser(
         prog="gtpo doctor",
         description="Without options: check this machine (versions, device, sandbox, optional packages).",
@@ -74,7 +74,7 @@ def help_parser() -> argparse.ArgumentParser:
     )
     verifier = parser.add_argument_group("check a verifier on problems: gold answers must pass, wrong ones must not")
     verifier.add_argument(
-        "--verify", nargs="+", default=[], metavar="SOURCE", help="Problems: files, benchmarks or other sources."
+        "--verify", nargs="+", default=[], metavar="SOURCE", help="Sources of problems: files, benchmarks or others."
     )
     verifier.add_argument(
         "--verifier", default="auto", metavar="NAME", help="Verifier, as in gtpo train. [default: auto]"
@@ -82,11 +82,11 @@ def help_parser() -> argparse.ArgumentParser:
     verifier.add_argument(
         "--adversarial",
         action="store_true",
-        help="Try answers that a policy could find to cheat, too: equations with many solutions, near misses, lost "
+        help="Also try answers with which a policy could cheat: equations with many solutions, near misses, lost "
         "letters, programs that falsify their tests.",
     )
     model = parser.add_argument_group("check how a model calls tools; loads its tokenizer only")
-    model.add_argument("--model", metavar="MODEL", help="Folder or Hub id of a model.")
+    model.add_argument("--model", metavar="MODEL", help="Local folder or Hub id of a model.")
     model.add_argument(
         "--tool_format", default="auto", metavar="NAME", help="Syntax of tool calls, as in gtpo train. [default: auto]"
     )
@@ -102,12 +102,12 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         takes = "--verify, --verifier, --adversarial, --model and --tool_format"
         raise ConfigError(f"unknown option {unknown[0]}; gtpo doctor takes {takes}")
     if not options.verify and not options.model:
-        raise ConfigError("--verifier and --adversarial are for --verify SOURCE, --tool_format for --model MODEL")
+        raise ConfigError("--verifier and --adversarial need --verify SOURCE; --tool_format needs --model MODEL")
     return options
 
 
 def _model(name: str, tool_format: str) -> int:
-    """Which tool format a model gets and why, and what a call and an observation look like."""
+    """Print which tool format a model gets and why, and what a call and an observation look like."""
     config = PromptConfig(tool_format=tool_format)
     encoder = build_encoder(config, load_tokenizer(name), config.specs())
     ends = ", ".join(repr(encoder.decode([i])) for i in sorted(encoder.end_ids))
@@ -119,7 +119,7 @@ def _model(name: str, tool_format: str) -> int:
 
 
 def _verify(source: str, name: str, adversarial: bool) -> int:
-    """Check a verifier on the problems of a source; prints a line a row that it gets wrong."""
+    """Check a verifier on the problems of a source; prints one line for each row that it gets wrong."""
     problems = problems_from(source)
     verifier = get_verifier(name)
     try:
@@ -145,7 +145,7 @@ def _device() -> str:
 
 
 def _sandbox() -> tuple[bool, str]:
-    """Start one, run a program in it, and report what it really holds."""
+    """Start a sandbox, run a program in it, and report the isolation that it provides."""
     from gtpo.sandbox import LocalSandbox
 
     try:

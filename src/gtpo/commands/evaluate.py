@@ -1,4 +1,4 @@
-"""`gtpo eval`: figures of a model over problems, with its tools, with the same loop as training."""
+"""`gtpo eval`: evaluate a model on problems, with its tools, in the same rollout loop as training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EvalArguments(SamplesArguments):
     output: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file for figures and samples. An evaluation that was stopped resumes only if this is given."
+            "help": "JSON file for the figures and samples. A stopped evaluation can be resumed only if this is given."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace the output file if it exists."})
@@ -41,10 +41,10 @@ COMMAND_LINE = CommandLine(
 
 
 def arguments(argv: Sequence[str]) -> tuple[EvalArguments, BackendArguments, GenerationModelConfig]:
-    """The options.
+    """The parsed options.
 
     Raises:
-        ConfigError: one is unknown or can't be used.
+        ConfigError: an option is unknown or its value can't be used.
     """
     args, backend, model = COMMAND_LINE.parse(argv)
     return args, backend, model
@@ -79,7 +79,7 @@ def _evaluate(args: EvalArguments, backend: BackendArguments, model: GenerationM
 
 
 def rows(result: EvalResult) -> list[list[str]]:
-    """The figures as a table: a line per source and domain where there are several, and one in all."""
+    """The figures as a table: one line per source and per domain if there are several, and one over all problems."""
     parts: dict[str, Figures] = {}
     for groups in (result.sources, result.domains):
         parts |= groups if len(groups) > 1 else {}

@@ -17,14 +17,15 @@ from gtpo.tasks.verifiers import get_verifier
 class VerlProblemsArguments(ColumnArguments):
     """Data."""
 
-    problems: list[str] = field(default_factory=list, metadata={"help": "Sources of problems, as for gtpo eval."})
+    problems: list[str] = field(default_factory=list, metadata={"help": "Sources of problems, as in gtpo eval."})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder that holds benchmarks as NAME.jsonl, read in place of the Hub."}
+        default=None,
+        metadata={"help": "Folder with benchmarks as NAME.jsonl files, read instead of downloading from the Hub."},
     )
-    output: str = field(default="problems.parquet", metadata={"help": "Parquet file for the data set."})
+    output: str = field(default="problems.parquet", metadata={"help": "Parquet file to write the data set to."})
     data_source: str = field(default="gtpo", metadata={"help": "Name under which verl logs the validation metrics."})
     verifier: str = field(
-        default="auto", metadata={"help": "Verifier, as for gtpo train. Problems that it cannot verify are left out."}
+        default="auto", metadata={"help": "Verifier, as in gtpo train. Problems that it cannot verify are left out."}
     )
 
 

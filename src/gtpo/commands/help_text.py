@@ -1,7 +1,7 @@
-"""`--help` of a command: its options in groups, with types, choices and defaults.
+"""The `--help` of a command: its options in groups, with types, choices and defaults.
 
-Options that gtpo defines, and those of TRL's that most runs need, are in the groups below. All others that are
-inherited from TRL and transformers are in a last group, shown by `--help_all`.
+The groups below hold the options that gtpo defines and the TRL options that most runs need. All other options inherited
+from TRL and transformers are in a last group, shown by `--help_all`.
 """
 
 from __future__ import annotations
@@ -39,48 +39,49 @@ NAMED = {
     "save_minutes save_total_limit logging_steps record_every record_max_tokens report_to run_name disable_tqdm",
     "failures": "max_failed_fraction max_failed_batches",
 }
-"""Groups by the names of their options, in the order in which they are shown."""
+"""Groups with the names of their options, in the order in which they are shown."""
 
 INHERITED = "inherited from TRL and transformers"
 _FILES = {"config", "train_file", "traces", "solutions", "passages", "instructions", "output", "study", "problems"}
 _FOLDERS = {"run_dir", "data_dir", "runs"}
 WORDS = {
-    "model_name_or_path": "Folder or Hub id of the model; it needs a chat template.",
+    "model_name_or_path": "Local folder or Hub id of the model; it needs a chat template.",
     "model_revision": "Branch, tag or commit of the model on the Hub.",
-    "dtype": "Number format of the weights; auto: that of the checkpoint.",
-    "attn_implementation": "Attention kernel, such as sdpa or flash_attention_2.",
-    "trust_remote_code": "Run code that comes with the model.",
-    "use_peft": "Train a LoRA adapter and merge it at the end, not all weights.",
-    "lora_r": "Rank of the adapter.",
-    "lora_alpha": "Scale of the adapter, divided by its rank.",
-    "lora_target_modules": "Modules that get an adapter; all-linear: all linear layers.",
-    "num_generations": "Rollouts per problem: the size of a group, at least 2.",
-    "num_iterations": "Optimiser passes over each batch of rollouts.",
-    "max_steps": "Number of optimiser steps; -1: as many as num_train_epochs take.",
-    "num_train_epochs": "Passes over the problems or traces, where max_steps is -1.",
-    "per_device_train_batch_size": "Rollouts or traces per device and micro-batch.",
-    "gradient_accumulation_steps": "Micro-batches per optimiser step.",
+    "dtype": "Data type of the weights; auto: the checkpoint's own.",
+    "attn_implementation": "Attention implementation, such as sdpa or flash_attention_2.",
+    "trust_remote_code": "Allow running code that comes with the model.",
+    "use_peft": "Train a LoRA adapter instead of all weights, and merge it at the end.",
+    "lora_r": "Rank of the LoRA adapter.",
+    "lora_alpha": "Scale of the LoRA adapter, divided by its rank.",
+    "lora_target_modules": "Modules that get a LoRA adapter; all-linear: all linear layers.",
+    "num_generations": "Number of rollouts per problem (the group size), at least 2.",
+    "num_iterations": "Number of optimiser passes over each batch of rollouts.",
+    "max_steps": "Number of optimiser steps; -1: train for num_train_epochs.",
+    "num_train_epochs": "Number of passes over the problems or traces; used when max_steps is -1.",
+    "per_device_train_batch_size": "Number of rollouts or traces per micro-batch on each device.",
+    "gradient_accumulation_steps": "Number of micro-batches per optimiser step.",
     "learning_rate": "Peak learning rate.",
-    "lr_scheduler_type": "Schedule of the learning rate: linear, cosine, constant and others of transformers.",
-    "optim": "Optimiser by its name in transformers, such as adamw_torch_fused or adamw_bnb_8bit.",
+    "lr_scheduler_type": "Learning-rate schedule: linear, cosine, constant or another one of transformers.",
+    "optim": "Optimiser, by its name in transformers, such as adamw_torch_fused or adamw_bnb_8bit.",
     "gradient_checkpointing": "Recompute activations in the backward pass: less memory, about 20 %% slower.",
-    "epsilon": "Lower clip range of the ratio.",
+    "epsilon": "Lower clip range of the importance ratio.",
     "beta": "Coefficient of the KL penalty; 0: no reference model is loaded.",
-    "loss_type": "Loss over the tokens, by its name in TRL: dapo, grpo, bnpo, dr_grpo and others in gtpo train, nll or "
-    "dft in gtpo sft.",
+    "loss_type": "Token loss, by its name in TRL: dapo, grpo, bnpo, dr_grpo and others in gtpo train; nll or dft in "
+    "gtpo sft.",
     "bf16": "Compute in bfloat16; by default true.",
     "reward_weights": "Weights of reward_funcs; by default 1 each.",
-    "use_vllm": "Generate with vLLM; needs pip install 'gtpo[vllm]'.",
-    "vllm_mode": "colocate: in the training process; server: a server that trl vllm-serve has started.",
-    "save_steps": "Optimiser steps between checkpoints; below 1: a share of all steps.",
-    "save_total_limit": "Checkpoints to keep, the newest; by default all.",
-    "logging_steps": "Optimiser steps between lines of metrics.jsonl; below 1: a share of all steps.",
-    "report_to": "Trackers besides metrics.jsonl, such as wandb or tensorboard; none or all.",
+    "use_vllm": "Generate rollouts with vLLM; needs pip install 'gtpo[vllm]'.",
+    "vllm_mode": "Where vLLM runs: colocate (in the training process) or server (started with trl vllm-serve, or with "
+    "vllm serve for --vllm_sync adapter).",
+    "save_steps": "Optimiser steps between checkpoints; below 1: a fraction of all steps.",
+    "save_total_limit": "Number of checkpoints to keep; older ones are deleted. By default all are kept.",
+    "logging_steps": "Optimiser steps between lines of metrics.jsonl; below 1: a fraction of all steps.",
+    "report_to": "Trackers to log to besides metrics.jsonl, such as wandb or tensorboard; or none, or all.",
     "run_name": "Name of the run in the trackers.",
-    "disable_tqdm": "Show no progress.",
-    "max_length": "Longest trace, in tokens; longer ones are left out.",
+    "disable_tqdm": "Do not show progress.",
+    "max_length": "Maximum length of a trace, in tokens; longer traces are left out.",
 }
-"""In the place of texts of TRL and transformers, for options that most runs need."""
+"""Help texts that replace those of TRL and transformers, for options that most runs need."""
 _CHOICES_SHOWN, _LONG = 8, 200
 _KINDS: Mapping[Any, str] = {dict: "JSON", str: "TEXT", float: "FLOAT", int: "INT"}
 
@@ -93,14 +94,14 @@ def help_parser(
     usage: str | None = None,
     everything: bool = False,
 ) -> argparse.ArgumentParser:
-    """A parser that is printed, or completed by a shell, in the place of the one that parses.
+    """A parser for printing help and for shell completion; the parser given does the parsing.
 
     Args:
         parser: the one that parses.
-        types: the dataclasses behind it.
+        types: the dataclasses whose fields are its options.
         aliases: short names of options.
         usage: what follows the command's name on the first line.
-        everything: show the options of TRL and transformers that are in no group of ours, too.
+        everything: also show the options of TRL and transformers that are in none of our groups.
     """
     groups, inherited = grouped(types)
     hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}
@@ -117,18 +118,22 @@ def help_parser(
     )
     general = shown.add_argument_group("general")
     config = general.add_argument(
-        "--config", metavar="FILE.yaml", help="Options by name; those of the command line win."
+        "--config", metavar="FILE.yaml", help="YAML file with options by name; the command line overrides it."
     )
     config.complete = shtab.FILE  # type: ignore[attr-defined]
-    general.add_argument("-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Show this and exit.")
+    general.add_argument(
+        "-h", "--help", action="store_true", default=argparse.SUPPRESS, help="Show this help and exit."
+    )
     if inherited:
         general.add_argument(
-            "--help_all", action="store_true", default=argparse.SUPPRESS, help=f"Show the options {INHERITED}, too."
+            "--help_all", action="store_true", default=argparse.SUPPRESS, help=f"Also show the options {INHERITED}."
         )
+    ours = {field.name for kind in types for field in dataclasses.fields(kind) if _is_ours(_owner(kind, field.name))}
     for title, names in groups.items():
         group = shown.add_argument_group(title)
         for name in names:
-            _add(group, actions[name], hints[name], [short[name]] if name in short else [], brief=not everything)
+            brief = not everything and name not in ours
+            _add(group, actions[name], hints[name], [short[name]] if name in short else [], brief=brief)
     if everything and inherited:
         group = shown.add_argument_group(f"{INHERITED} ({len(inherited)} options)")
         for name in inherited:
@@ -137,9 +142,10 @@ def help_parser(
 
 
 def grouped(types: Sequence[type]) -> tuple[dict[str, list[str]], list[str]]:
-    """The options of a command by group, and those that are TRL's and in none.
+    """The options of a command by group, and the inherited options that are in no group.
 
-    An option that gtpo defines and no group names is in a group of its dataclass, by the first line of its docstring.
+    An option that gtpo defines and that `NAMED` does not list goes into a group of its dataclass, whose title is the
+    first line of the dataclass's docstring.
     """
     of_option = {name: title for title, names in NAMED.items() for name in names.split()}
     groups: dict[str, list[str]] = {}
@@ -151,7 +157,7 @@ def grouped(types: Sequence[type]) -> tuple[dict[str, list[str]], list[str]]:
             owner = _owner(kind, field.name)
             if field.name in of_option:
                 groups.setdefault(of_option[field.name], []).append(field.name)
-            elif owner.__module__.startswith("gtpo"):
+            elif _is_ours(owner):
                 groups.setdefault(_title(owner), []).append(field.name)
             else:
                 inherited.append(field.name)
@@ -172,8 +178,12 @@ def _title(owner: type) -> str:
     return first[:1].lower() + first[1:]
 
 
+def _is_ours(owner: type) -> bool:
+    return owner.__module__.startswith("gtpo")
+
+
 def _owner(kind: type, name: str) -> type:
-    """The class that defines a field, of those that a dataclass inherits from."""
+    """The class, of a dataclass and its bases, that defines a field."""
     return next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
 
 

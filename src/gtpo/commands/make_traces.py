@@ -22,17 +22,18 @@ class ConvertArguments(ColumnArguments, SandboxConfig):
     solutions: str | None = field(
         default=None,
         metadata={
-            "help": "Problems with worked solutions annotated as in GSM8K (<<48/2=24>>, #### 72), in a field solution "
-            "or in GSM8K's answer: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or another source of gtpo "
-            "train."
+            "help": "Problems with worked solutions annotated as in GSM8K (<<48/2=24>>, #### 72), in a field named "
+            "solution or in GSM8K's answer: a file (.jsonl, .parquet), hub:openai/gsm8k?config=main, or another source "
+            "that gtpo train takes."
         },
     )
-    output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file for the traces."})
+    output: str = field(default="traces.jsonl", metadata={"help": "JSON Lines file to write the traces to."})
     max_solutions: int | None = field(
-        default=None, metadata={"help": "Number of solutions to use, from the first; by default all."}
+        default=None, metadata={"help": "Number of solutions to use, starting with the first; by default all."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of the model to be trained; only its tokenizer is loaded."}
+        default=None,
+        metadata={"help": "Local folder or Hub id of the model to be trained; only its tokenizer is loaded."},
     )
     tool_format: str = field(
         default="auto",
@@ -40,9 +41,9 @@ class ConvertArguments(ColumnArguments, SandboxConfig):
     )
     turns_share: float = field(
         default=0.5,
-        metadata={"help": "Share of traces with one call per step, in [0, 1]; the others make a single call."},
+        metadata={"help": "Fraction of traces with one call per step, in [0, 1]; the others make a single call."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the choice which solutions get one call per step."})
+    seed: int = field(default=0, metadata={"help": "Seed for choosing the solutions that get one call per step."})
 
 
 COMMAND_LINE = CommandLine(
@@ -54,7 +55,7 @@ COMMAND_LINE = CommandLine(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, convert, save, and say what was left out."""
+    """Parse, convert, save, and print what was left out."""
     (args,) = COMMAND_LINE.parse(argv)
     if args.solutions is None:
         raise ConfigError("nothing to convert: give --solutions, such as FILE.jsonl or hub:openai/gsm8k?config=main")
@@ -70,8 +71,8 @@ def main(argv: Sequence[str]) -> int:
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "none"
     if not traces.traces:
         raise DataError(
-            f"no solution could be made a trace ({left_out}): worked solutions need <<48/2=24>> at each calculation "
-            "and #### 72 at their end, in `solution` or --columns solution=COLUMN",
+            f"no solution could be turned into a trace ({left_out}): worked solutions need <<48/2=24>> at each "
+            "calculation and #### 72 at their end, in `solution` or --columns solution=COLUMN",
             path=args.solutions,
         )
     traces.save(args.output)
@@ -83,7 +84,7 @@ def _format(args: ConvertArguments) -> ToolFormat:
     """How the model writes turns and calls.
 
     Raises:
-        ConfigError: it depends on the model, and none was named.
+        ConfigError: the format depends on the model, and no model was given.
     """
     if args.model_name_or_path is None and args.tool_format in FORMATS:
         return get_format(args.tool_format)

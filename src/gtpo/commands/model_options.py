@@ -23,9 +23,9 @@ class GenerationModelConfig(ModelConfig):
 
     dtype: str | None = field(
         default="auto",
-        metadata={"help": "Number format of the weights: auto (that of the checkpoint), float32, bfloat16 or float16."},
+        metadata={"help": "Data type of the weights: auto (the checkpoint's own), float32, bfloat16 or float16."},
     )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Allow running code that comes with the model."})
 
 
 def load_tokenizer(model_args: ModelConfig, *, trust_remote_code: bool = False) -> Any:
@@ -42,16 +42,16 @@ def load_model(
     trust_remote_code: bool = False,
     more: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The weights of `--model`, in the number format and quantisation that the options ask for; see `gtpo.models`.
+    """The weights of `--model`, in the data type and quantisation that the options set; see `gtpo.models`.
 
     Args:
         model_args: the options.
-        training: whether a trainer gets the model.
+        training: whether the model is for a trainer.
         trust_remote_code: whether the model's own code may be run.
         more: further options of `from_pretrained`.
 
     Raises:
-        ConfigError: it can't be loaded.
+        ConfigError: the model can't be loaded.
     """
     return models.load_model(
         model_args.model_name_or_path,
@@ -66,10 +66,10 @@ def load_model(
 
 
 def adapter_config(model_args: ModelConfig, model: Any) -> Any:
-    """The LoRA adapter of `--use_peft`, None without it.
+    """The LoRA configuration of `--use_peft`; None without it.
 
     Raises:
-        ConfigError: a name in `--lora_target_modules` is none of the model's.
+        ConfigError: the model has no module of a name in `--lora_target_modules`.
     """
     config: Any = get_peft_config(model_args)
     targets = config.target_modules if config is not None else None
@@ -83,16 +83,18 @@ def adapter_config(model_args: ModelConfig, model: Any) -> Any:
         if not any(re.fullmatch(pattern, module) for module in modules):
             linear = {module.rpartition(".")[2] for module, layer in modules.items() if isinstance(layer, Linear)}
             known = ", ".join(sorted(linear))
-            raise ConfigError(f"lora_target_modules: the model has no {name}; all-linear, or some of: {known}")
+            raise ConfigError(
+                f"lora_target_modules: the model has no module {name}; give all-linear, or some of: {known}"
+            )
     return config
 
 
 def unlike_training(model: str | None, args: PromptConfig) -> str | None:
-    """A sentence if the model of a run is told other things than when it was trained; None if not, or unknown.
+    """A sentence if the prompt options differ from those that a model was trained with; None if equal or unknown.
 
     Args:
-        model: folder or Hub id; of a run of `gtpo sft`, `train` or `demo` it is `RUN_DIR/model`.
-        args: what the model is told now.
+        model: folder or Hub id; a run of `gtpo sft`, `train` or `demo` leaves its model in `RUN_DIR/model`.
+        args: the prompt options now.
     """
     folder = Path(model or "")
     try:
@@ -109,11 +111,11 @@ def unlike_training(model: str | None, args: PromptConfig) -> str | None:
     if not unlike:
         return None
     was, new = (", ".join(_option(name, told[name]) for name in unlike) for told in (before, now))
-    return f"note: {model} was trained with {was}; now it has {new}. It may not know what to do with that"
+    return f"note: {model} was trained with {was}; now it has {new}. The model may not know how to use that"
 
 
 _TOLD = ("system_prompt", "tools", "environment", "tool_format", "chat_template_kwargs")
-"""Options of `PromptConfig` that decide what the model reads and what it is to write."""
+"""Options of `PromptConfig` that decide what the model reads and what it should write."""
 
 
 def _told(args: PromptConfig) -> dict[str, Any]:
@@ -125,9 +127,9 @@ def _option(name: str, value: Any) -> str:
 
 
 def take_model_options(args: Any) -> dict[str, Any]:
-    """The trainer's `model_init_kwargs`, which have their effect when the command loads the model.
+    """The trainer's `model_init_kwargs`, for the command to use when it loads the model.
 
-    They are taken out of the arguments, since TRL would say that it ignores them. What a reference model needs stays.
+    They are removed from the arguments, since TRL would warn that it ignores them. What a reference model needs stays.
 
     Args:
         args: a trainer's configuration.

@@ -1,4 +1,4 @@
-"""`gtpo plan`: memory and time of a run, from the configuration of `gtpo train`, before it is run."""
+"""`gtpo plan`: estimate memory and time of a run from the configuration of `gtpo train`, before it starts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class PlanArguments:
 
     device: str = field(
         default="h100-80gb",
-        metadata={"help": "Kind of device: " + ", ".join(HARDWARE) + ". The next three options override its figures."},
+        metadata={"help": "Type of device: " + ", ".join(HARDWARE) + ". The next three options override its figures."},
     )
-    device_memory_gib: float | None = field(default=None, metadata={"help": "Memory of a device, in GiB."})
+    device_memory_gib: float | None = field(default=None, metadata={"help": "Memory of one device, in GiB."})
     device_tflops: float | None = field(
-        default=None, metadata={"help": "Peak 16-bit arithmetic of a device, in TFLOP/s."}
+        default=None, metadata={"help": "Peak 16-bit throughput of one device, in TFLOP/s."}
     )
     device_bandwidth_gbs: float | None = field(
-        default=None, metadata={"help": "Memory bandwidth of a device, in GB/s."}
+        default=None, metadata={"help": "Memory bandwidth of one device, in GB/s."}
     )
     devices: int = field(
-        default=1, metadata={"help": "Number of training devices on all nodes (processes of accelerate)."}
+        default=1, metadata={"help": "Number of training devices on all nodes (accelerate's processes)."}
     )
     sharding: Literal["none", "zero2", "zero3", "fsdp2"] = field(
         default="none", metadata={"help": "How accelerate shards the model over the training devices."}
@@ -45,7 +45,7 @@ class PlanArguments:
         default=0, metadata={"help": "Number of devices of the vLLM server; needed with vllm_mode server."}
     )
     server_tensor_parallel: int = field(
-        default=1, metadata={"help": "Number of the server's devices that share one copy of the model."}
+        default=1, metadata={"help": "Number of server devices that share one copy of the model."}
     )
     prompt_tokens: int = field(default=512, metadata={"help": "Length of the longest prompt, in tokens."})
     mean_completion_tokens: int | None = field(
@@ -57,19 +57,20 @@ class PlanArguments:
     )
     tool_s: float = field(default=0.2, metadata={"help": "Mean duration of a tool call, in seconds."})
     mfu: float = field(
-        default=0.35, metadata={"help": "Model FLOP utilisation in training: share of the peak arithmetic, in (0, 1]."}
+        default=0.35,
+        metadata={"help": "Model FLOP utilisation in training, as a fraction of the peak throughput, in (0, 1]."},
     )
     bandwidth_share: float = field(
-        default=0.5, metadata={"help": "Share of the memory bandwidth that decoding reaches, in (0, 1]."}
+        default=0.5, metadata={"help": "Fraction of the memory bandwidth that decoding reaches, in (0, 1]."}
     )
     output: str | None = field(
-        default=None, metadata={"help": "JSON file for the plan; by default it is only printed."}
+        default=None, metadata={"help": "JSON file to write the plan to; by default the plan is only printed."}
     )
 
 
 @dataclass
 class PlannedConfig(GTPOConfig):
-    """The options of `gtpo train`, not checked against this machine."""
+    """The options of `gtpo train`, without the checks against this machine."""
 
     def __post_init__(self) -> None:
         if isinstance(self.bf16, str):
@@ -85,7 +86,7 @@ COMMAND_LINE = CommandLine(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse, plan, print; status 1 if the run does not fit."""
+    """Parse, plan, print; exit status 1 if the run does not fit."""
     plan_args, _, args, model_args = COMMAND_LINE.parse(argv)
     name = model_args.model_name_or_path
     if not name:
@@ -104,10 +105,10 @@ def hardware(args: PlanArguments) -> Hardware:
     """The device that the options describe.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: the type of device is unknown.
     """
     if args.device not in HARDWARE:
-        raise ConfigError(f"device {args.device!r}: known are {', '.join(HARDWARE)}")
+        raise ConfigError(f"device: {args.device!r} is unknown; known devices: {', '.join(HARDWARE)}")
     known = HARDWARE[args.device]
     return Hardware(
         args.device_memory_gib or known.memory_gib,
@@ -117,10 +118,10 @@ def hardware(args: PlanArguments) -> Hardware:
 
 
 def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: ModelShape) -> Workload:
-    """What a step of this configuration does.
+    """The work of one step under this configuration.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: options contradict each other.
     """
     if plan.devices < 1:
         raise ConfigError(f"devices must be at least 1, got {plan.devices}")
@@ -130,11 +131,11 @@ def workload(plan: PlanArguments, args: GTPOConfig, model: ModelConfig, shape: M
     if rollouts % (args.num_generations or 1):
         raise ConfigError(
             f"{rollouts} rollouts per step (per_device_train_batch_size x devices x gradient_accumulation_steps) are "
-            f"no multiple of num_generations {args.num_generations}"
+            f"not a multiple of num_generations {args.num_generations}"
         )
     server = args.use_vllm and args.vllm_mode == "server"
     if server and plan.generation_devices < 1:
-        raise ConfigError("vllm_mode server: give --generation_devices")
+        raise ConfigError("vllm_mode server needs --generation_devices, the number of devices of the vLLM server")
     completion = args.max_completion_length or 2048
     longest = min(completion, args.max_context - plan.prompt_tokens) if args.max_context else completion
     targets = model.lora_target_modules or ["all-linear"]

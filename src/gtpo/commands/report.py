@@ -1,4 +1,4 @@
-"""`gtpo report`: the credit inspector, as a file or while a run trains."""
+"""`gtpo report`: the credit inspector, as an HTML file or as a live page while a run trains."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class ReportArguments:
         },
     )
     output: str | None = field(
-        default=None, metadata={"help": "The HTML file; by default report.html in the first run directory."}
+        default=None, metadata={"help": "HTML file to write; by default report.html in the first run directory."}
     )
     max_mb: float = field(
-        default=50.0, metadata={"help": "Largest size of the rollouts in the page, in MB; the rest is left out."}
+        default=50.0,
+        metadata={"help": "Maximum size of the rollouts in the page, in MB; rollouts beyond it are left out."},
     )
     serve: bool = field(
-        default=False, metadata={"help": "Serve the page on 127.0.0.1 and follow the runs while they train."}
+        default=False, metadata={"help": "Serve the page on 127.0.0.1 and update it while the runs train."}
     )
     port: int = field(default=0, metadata={"help": "Port for --serve; 0: a free one."})
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         argv = argv[2:] + argv[:2]
     (args,) = COMMAND_LINE.parse(positional(argv, "runs"))
     if not args.runs:
-        raise ConfigError("no run: gtpo report RUN")
+        raise ConfigError("no run directory: run gtpo report RUN")
     if args.serve:
         server = serve(args.runs, args.port)
         say(f"http://127.0.0.1:{server.server_address[1]}/ shows {', '.join(args.runs)}; Ctrl-C ends it")

@@ -1,4 +1,4 @@
-"""What `gtpo eval` and `gtpo collect-traces` share: options of rollouts over problems, and what is made from them."""
+"""What `gtpo eval` and `gtpo collect-traces` share: the options for rolling out problems, and the job they set up."""
 
 from __future__ import annotations
 
@@ -32,22 +32,24 @@ class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
     problems: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Files (.jsonl, .parquet), benchmarks by name, hub:OWNER/NAME?split=test, "
+            "help": "Sources of problems: files (.jsonl, .parquet), benchmarks by name, hub:OWNER/NAME?split=test, "
             "reasoning-gym:NAME?size=100, or mixtures (.yaml)."
         },
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder that holds benchmarks as NAME.jsonl, read in place of the Hub."}
+        default=None,
+        metadata={"help": "Folder with benchmarks as NAME.jsonl files, read instead of downloading from the Hub."},
     )
     max_problems: int | None = field(
-        default=None, metadata={"help": "Problems to take of each source, as a fixed random sample; by default all."}
+        default=None,
+        metadata={"help": "Number of problems to take from each source, as a fixed random sample; by default all."},
     )
-    sample_seed: int = field(default=0, metadata={"help": "Seed of the random sample that max_problems takes."})
+    sample_seed: int = field(default=0, metadata={"help": "Seed of the random sample drawn by max_problems."})
     samples: int | None = field(
         default=None,
-        metadata={"help": "Rollouts per problem; by default the number that is usual for the benchmark, else 1."},
+        metadata={"help": "Number of rollouts per problem; by default the benchmark's usual number, else 1."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed for sampling tokens."})
+    seed: int = field(default=0, metadata={"help": "Seed for token sampling."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +58,7 @@ class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
 
 @dataclass(frozen=True)
 class Job:
-    """Rollouts that are ready to be made."""
+    """A set of rollouts that is ready to run."""
 
     problems: list[Problem]
     engine: RolloutEngine
@@ -67,7 +69,7 @@ class Job:
     max_concurrency: int | None = None
 
     def run(self, journal: Path | None, label: str) -> EvalResult:
-        """Make and verify them, and show how far it is. Samples that the journal holds are not made again."""
+        """Generate and verify the rollouts, with a progress display. Samples in the journal are not generated again."""
         try:
             with progress_bar(len(self.problems) * self.protocol.samples, label) as progress:
                 return evaluate(
@@ -86,15 +88,15 @@ class Job:
 
 
 def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Problem]:
-    """The problems of all sources, each of which stands in its problems' extras as `from`.
+    """The problems of all sources; each problem has its source in its extras, as `from`.
 
     Args:
-        args: which ones.
+        args: the options that name the sources.
         answers: whether each row must have an answer.
 
     Raises:
-        ConfigError: none was named, or there is no such source.
-        DataError: a source can't be used, or two have the same id.
+        ConfigError: no source is given, or a source does not exist.
+        DataError: a source can't be used, or two sources have problems with the same id.
     """
     environments = args.make_environments()
     brought = environments.problems() if environments and not args.problems else []
@@ -109,12 +111,12 @@ def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Pr
         found += [replace(problem, extras={**problem.extras, "from": source}) for problem in problems]
     ids = {problem.id for problem in found}
     if len(ids) < len(found):
-        raise DataError("two of the sources have problems of the same id; evaluate them one after the other")
+        raise DataError("two of the sources have problems with the same id; evaluate these sources separately")
     return found
 
 
 def samples_of(args: SamplesArguments) -> int:
-    """Rollouts per problem: what was asked for, or what people report on the one benchmark that was asked for."""
+    """Rollouts per problem: the option's value, or the usual number of the benchmark."""
     if args.samples is not None:
         if args.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {args.samples}")

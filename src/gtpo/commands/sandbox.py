@@ -1,4 +1,4 @@
-"""`gtpo sandbox serve`: the local sandbox for other machines."""
+"""`gtpo sandbox serve`: offer the local sandbox to other machines."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ LOOPBACK = ("127.0.0.1", "localhost")
 class ServeArguments:
     """The server."""
 
-    host: str = field(default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0: all of the machine's."})
+    host: str = field(
+        default="127.0.0.1", metadata={"help": "Address to listen on; 0.0.0.0: all addresses of this machine."}
+    )
     port: int = field(default=8080, metadata={"help": "Port to listen on; 0: a free one."})
     max_workers: int | None = field(
         default=None,
         metadata={
-            "help": "Programs that run at the same time; by default three per core, up to eight where they take long."
+            "help": "Maximum number of programs that run at the same time; by default three per core, up to eight if "
+            "they take long."
         },
     )
     waiting: int = field(
         default=256,
-        metadata={"help": "Requests that may wait for a worker; further ones are answered with status 429."},
+        metadata={"help": "Maximum number of requests that wait for a worker; further ones get HTTP status 429."},
     )
     sandbox_require: Require = field(
-        default="landlock", metadata={"help": "Weakest isolation that is accepted; below it the server does not start."}
+        default="landlock",
+        metadata={"help": "Weakest isolation to accept; if the machine offers less, the server does not start."},
     )
     key_variable: str = field(
         default="GTPO_SANDBOX_KEY",
@@ -57,8 +61,9 @@ def main(argv: Sequence[str]) -> int:
     key = os.environ.get(args.key_variable) or None
     if args.host not in LOOPBACK and key is None and not args.open_to_all:
         raise ConfigError(
-            f"--host {args.host} lets other machines in: set {args.key_variable} to a key here and where training "
-            "runs, or --open_to_all true if the network itself is closed"
+            f"--host {args.host} accepts requests from other machines: set the environment variable "
+            f"{args.key_variable} to a key here and where training runs, or give --open_to_all true if the network "
+            "itself is closed"
         )
     sandbox = LocalSandbox(max_workers=args.max_workers, require=args.sandbox_require)
     service = SandboxService(sandbox, host=args.host, port=args.port, waiting=args.waiting, key=key)

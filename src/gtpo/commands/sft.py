@@ -23,10 +23,10 @@ class TraceArguments(ResumeArguments):
 
     traces: str | None = field(
         default=None,
-        metadata={"help": "Traces: JSON Lines with a field messages; gtpo make-traces writes such a file."},
+        metadata={"help": "Traces: a JSON Lines file with a field named messages, as gtpo make-traces writes it."},
     )
     max_traces: int | None = field(
-        default=None, metadata={"help": "Number of traces to use, from the first; by default all."}
+        default=None, metadata={"help": "Number of traces to use, starting with the first; by default all."}
     )
 
 

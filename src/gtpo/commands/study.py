@@ -22,13 +22,15 @@ class StudyArguments:
     study: str | None = field(
         default=None, metadata={"help": "The study file. The option's name may be omitted: gtpo study STUDY.yaml."}
     )
-    jobs: int = field(default=1, metadata={"help": "Number of cells that run at the same time."})
+    jobs: int = field(
+        default=1, metadata={"help": "Number of cells (one variant with one seed) that run at the same time."}
+    )
     threads: int | None = field(
         default=None, metadata={"help": "CPU threads per cell; by default the number of cores divided by jobs."}
     )
     only: list[str] = field(default_factory=list, metadata={"help": "Run these variants only."})
     report_only: bool = field(
-        default=False, metadata={"help": "Run nothing; write the report from the cells that are done."}
+        default=False, metadata={"help": "Run nothing; write the report from the cells that have finished."}
     )
 
 
@@ -44,10 +46,12 @@ def main(argv: Sequence[str]) -> int:
     """Parse, run what is left, write the report."""
     (args,) = COMMAND_LINE.parse(positional(argv, "study"))
     if args.study is None:
-        raise ConfigError("no study: gtpo study STUDY.yaml")
+        raise ConfigError("no study file: run gtpo study STUDY.yaml")
     study = read_study(args.study)
     if unknown := sorted(set(args.only) - set(study.variants)):
-        raise ConfigError(f"--only: no variant {', '.join(unknown)}; there are: {', '.join(study.variants)}")
+        raise ConfigError(
+            f"--only: the study has no variant {', '.join(unknown)}; there are: {', '.join(study.variants)}"
+        )
     failed = []
     if not args.report_only:
         cells = [cell for cell in study.cells if not args.only or cell.variant in args.only]
@@ -57,10 +61,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_options(cells: Sequence[Cell]) -> None:
-    """Read the options of every variant as the commands will, so that a slip costs no training.
+    """Read the options of every variant as the commands will, so that a mistake shows before any training.
 
     Raises:
-        ConfigError: an option is unknown or can't be used, or a file of problems is missing; names the variant.
+        ConfigError: an option is unknown or its value can't be used, or a file of problems is missing; names the
+            variant.
     """
     from gtpo.commands import evaluate, train  # they take seconds to load
 
@@ -85,7 +90,7 @@ def check_options(cells: Sequence[Cell]) -> None:
         for source in [name for cell in cells for name in _sources(cell)]:
             file = Path(source.partition("?")[0])
             if file.suffix in (".jsonl", ".parquet", ".yaml") and not file.exists():
-                raise ConfigError(f"{file}: no such file of problems")
+                raise ConfigError(f"{file}: no such problem file")
 
 
 def _sources(cell: Cell) -> list[str]:

@@ -32,27 +32,28 @@ class ProblemArguments(ColumnArguments, ResumeArguments):
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture (.yaml)."
+            "help": "Training problems: a file (.jsonl, .parquet), hub:OWNER/NAME, reasoning-gym:NAME, or a mixture "
+            "(.yaml)."
         },
     )
     max_problems: int | None = field(
-        default=None, metadata={"help": "Number of problems to use, from the first; by default all."}
+        default=None, metadata={"help": "Number of problems to use, starting with the first; by default all."}
     )
 
 
 COMMAND_LINE = CommandLine(
     "gtpo train",
-    "Train a model that reasons with tools, with GTPO (or with GRPO, to compare).",
+    "Train a model to reason with tools, with GTPO (or with GRPO, for comparison).",
     (ProblemArguments, GTPOConfig, ModelConfig),
     usage="--model MODEL --train_file PROBLEMS [--run_dir FOLDER] [--config FILE.yaml] [--OPTION VALUE ...]",
 )
 
 
 def arguments(argv: Sequence[str]) -> tuple[ProblemArguments, GTPOConfig, ModelConfig]:
-    """The options.
+    """The parsed options.
 
     Raises:
-        ConfigError: one is unknown or can't be used.
+        ConfigError: an option is unknown or its value can't be used.
     """
     problem_args, args, model_args = COMMAND_LINE.parse(argv)
     return problem_args, args, model_args

@@ -14,7 +14,7 @@ from gtpo.evaluation.result import load_result
 from gtpo.evaluation.statistics import Difference, paired_difference
 
 _FREE = ("seed",)
-"""What of a protocol may differ: it does not change what is measured."""
+"""Fields of a protocol that may differ, since they do not change what is measured."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Comparison:
 
     Attributes:
         first, second: avg@n of each.
-        overall: over all problems.
-        domains: by domain, where there are several.
-        reward: of the mean outcome reward, where not the verdict alone scores and each rollout has one.
-        notes: differences that do not forbid the comparison, such as versions.
+        overall: difference over all problems.
+        domains: differences by domain, if there are several.
+        reward: difference of the mean outcome reward, if rewards other than the verdict are used and every rollout has
+            one.
+        notes: differences that do not prevent the comparison, such as versions.
     """
 
     first: float
@@ -41,20 +42,20 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
     """Compare two result files of `gtpo eval`.
 
     Raises:
-        DataError: a file is no result, or a problem has not its samples.
-        ConfigError: other problems, or another protocol; the message says which field differs.
+        DataError: a file is not a result, or a problem lacks some of its samples.
+        ConfigError: problems or protocols differ; the message names the field that differs.
     """
     one, other = load_result(first), load_result(second)
     rates = [_rates(document) for document in (one, other)]
     if set(rates[0]) != set(rates[1]):
         only = [sorted(set(a) - set(b)) for a, b in (rates, rates[::-1])]
         raise ConfigError(
-            f"{first} and {second} have other problems: {len(only[0])} are in the first only, {len(only[1])} in the "
-            f"second only, such as {(only[0] + only[1])[0]!r}"
+            f"{first} and {second} have different problems: {len(only[0])} are in the first only, {len(only[1])} in "
+            f"the second only, such as {(only[0] + only[1])[0]!r}"
         )
     asked = [{s["problem_id"]: (s["prompt"], s["answer"]) for s in document["samples"]} for document in (one, other)]
     if changed := [name for name in asked[0] if asked[0][name] != asked[1][name]]:
-        raise ConfigError(f"{len(changed)} problems have another question or answer, such as {changed[0]!r}")
+        raise ConfigError(f"{len(changed)} problems differ in their question or answer, such as {changed[0]!r}")
     protocol, other_protocol = (_fixed(document["protocol"]) for document in (one, other))
     if different := differing(protocol, other_protocol):
         raise ConfigError(f"{first} and {second} were made under different protocols: {'; '.join(different)}")
@@ -81,7 +82,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
 
 
 def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
-    """Whether each problem has its samples, each of them once."""
+    """Check that each problem has all its samples, each exactly once."""
     samples = document["protocol"].get("samples")
     found: dict[str, list[int]] = {}
     for sample in document["samples"]:
@@ -89,8 +90,8 @@ def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
     for name, numbers in found.items():
         if sorted(numbers) != list(range(samples if isinstance(samples, int) else 0)):
             raise DataError(
-                f"the problem {name!r} has the samples {sorted(numbers)[:20]} in the place of {samples!r} from 0 on; "
-                "write the file anew with gtpo eval",
+                f"the problem {name!r} has the samples {sorted(numbers)[:20]} instead of {samples!r} from 0 on; "
+                "create the file again with gtpo eval",
                 path=path,
                 field="samples",
             )
@@ -101,7 +102,7 @@ def _fixed(protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rates(document: Mapping[str, Any]) -> dict[str, float]:
-    """The share of passing samples, by problem."""
+    """The share of samples that passed, by problem."""
     passed: dict[str, list[bool]] = {}
     for sample in document["samples"]:
         passed.setdefault(sample["problem_id"], []).append(sample["passed"])
@@ -109,7 +110,7 @@ def _rates(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _mean_rewards(document: Mapping[str, Any]) -> dict[str, float] | None:
-    """The mean outcome reward, by problem; None where the verdict alone scores, or some rollout has none."""
+    """The mean outcome reward, by problem; None if the verdict alone scores, or if a rollout has no reward."""
     found: dict[str, list[float]] = {}
     if "reward" not in document.get("rewards", {}) or document.get("unscored"):
         return None

@@ -1,4 +1,4 @@
-"""The samples of an evaluation under way, on disk: a line each as soon as it is verified, so that a kill loses none."""
+"""The samples of an evaluation in progress, on disk: each is written once it is verified, so a kill loses none."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ _SAMPLE: Mapping[str, Any] = {
     "observed_tokens": int,
     "turns": list,
 }
-"""What a sample must have for figures and comparisons to be made of it."""
+"""The fields that figures and comparisons need of a sample."""
 
 
 class Journal:
-    """A JSON Lines file: a first line that says what is evaluated, then a line a sample.
+    """A JSON Lines file: the first line says what is evaluated, and each further line is a sample.
 
-    It is locked until `close`, so that no two processes write one.
+    The file is locked until `close`, so that two processes can't write to it.
 
     Args:
-        path: the file; None keeps nothing.
-        header: what is evaluated and how. A file that was begun under another header is refused.
+        path: the file; None writes nothing.
+        header: what is evaluated and how. A file that was started with another header is refused.
 
     Raises:
-        ConfigError: the file belongs to another evaluation (the message says which field differs), or another process
-            writes it.
-        DataError: the file is damaged before its last line; names the line, and the field.
-        RecordError: it can't be written.
+        ConfigError: the file belongs to another evaluation (the message names the field that differs), or another
+            process writes it.
+        DataError: the file is damaged before its last line; names the line and the field.
+        RecordError: the file can't be written.
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
@@ -75,10 +75,10 @@ class Journal:
             raise
 
     def add(self, number: int, sample: Mapping[str, Any]) -> None:
-        """Keep a sample.
+        """Write a sample.
 
         Raises:
-            RecordError: it can't be written; what was written before is intact.
+            RecordError: the sample can't be written; what was written before is intact.
         """
         self._take(number, dict(sample))
         if self._file:
@@ -89,7 +89,7 @@ class Journal:
         self.passed += bool(sample["passed"])
 
     def close(self) -> None:
-        """Close the file and give the lock back."""
+        """Close the file and release the lock."""
         self._held.close()
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -102,11 +102,12 @@ class Journal:
         except OSError as error:
             self._file.truncate(size)  # so that the next line does not go on where this one was cut
             raise RecordError(
-                f"{self._path}: can't be written ({error.strerror}); make room, and the same command goes on from there"
+                f"{self._path}: can't be written ({error.strerror}); free disk space, and the same command continues "
+                "from there"
             ) from error
 
     def _read(self, path: Path, header: Mapping[str, Any]) -> None:
-        """Takes over what is there; a last line that a kill cut short is taken off the file."""
+        """Read the existing samples; an incomplete last line, as after a kill, is removed from the file."""
         raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
@@ -116,43 +117,43 @@ class Journal:
             if line > 1:
                 number = record.pop("number", None)
                 if type(number) is not int or number < 0 or number in self.samples:
-                    what = "is there twice" if number in self.samples else "is no whole number of at least 0"
+                    what = "occurs twice" if number in self.samples else "is not a whole number of at least 0"
                     raise DataError(f"{what}; {_MEND}", path=path, line=line, field="number")
                 check_sample(record, path, line)
                 self._take(number, record)
             elif different := differing(record, header):
                 raise ConfigError(
-                    f"{path} holds samples of another evaluation ({'; '.join(different)}): give another --output, the "
-                    "same options, or delete it"
+                    f"{path} holds samples of another evaluation ({'; '.join(different)}): give another --output or "
+                    "the same options, or delete the file"
                 )
 
 
-_MEND = "take the line out, and its sample is made again"
+_MEND = "delete the line, and the same command generates its sample again"
 
 
 def check_sample(sample: Any, path: str | Path, line: int | None = None, where: str = "") -> None:
-    """Whether a sample has what figures and comparisons are made of.
+    """Check that a sample has the fields that figures and comparisons need.
 
     Args:
-        sample: as it was read.
+        sample: the sample as it was read.
         path: the file, for the message.
         line: 1-based line, for the message.
         where: which sample, for the message.
 
     Raises:
-        DataError: it has not; names file, line and field.
+        DataError: a field is missing or has a wrong value; names file, line and field.
     """
-    mend = _MEND if line else "write the file anew with gtpo eval"
+    mend = _MEND if line else "create the file again with gtpo eval"
     if not isinstance(sample, dict):
-        raise DataError(f"{where}no sample of gtpo eval; {mend}", path=path, line=line)
+        raise DataError(f"{where}not a sample of gtpo eval; {mend}", path=path, line=line)
     for name, kind in _SAMPLE.items():
         value = sample.get(name)
         if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            what = "missing" if name not in sample else f"{ascii(value)[:80]} is none that it can have"
+            what = "missing" if name not in sample else f"{ascii(value)[:80]} is not a valid value"
             raise DataError(f"{where}{what}; {mend}", path=path, line=line, field=name)
     for turn in sample["turns"]:
         if not isinstance(turn, dict) or not isinstance(turn.get("statuses"), list):
-            raise DataError(f"{where}a turn without statuses; {mend}", path=path, line=line, field="turns")
+            raise DataError(f"{where}a turn has no statuses; {mend}", path=path, line=line, field="turns")
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -11,12 +11,12 @@ from gtpo.evaluation.runner import Progress
 
 @contextmanager
 def progress_bar(total: int, label: str, *, enabled: bool = True) -> Iterator[Progress]:
-    """Shows how far it is, with the pass rate so far.
+    """Shows the progress of an evaluation, with the pass rate so far.
 
     Args:
-        total: samples in all.
-        label: stands before it.
-        enabled: False shows none.
+        total: number of samples in all.
+        label: text before the bar.
+        enabled: False shows nothing.
     """
     with _terminal.Progress(label, total, "rollouts", enabled=enabled) as shown:
 

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: the protocol, the figures, every sample. docs/evaluation.md documents the file."""
+"""The result of an evaluation: the protocol, the figures, every sample. docs/evaluation.md documents the file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SCHEMA_VERSION = 3
 
 @dataclass(frozen=True)
 class EvalProtocol:
-    """Everything that decides the figures, besides model and problems.
+    """Everything that affects the figures, besides the model and the problems.
 
     Attributes:
-        samples: rollouts per problem.
-        seed: of the sampling.
-        system_prompts: as the model saw them, by type of answer; None if there was none.
-        rollout: how rollouts were made; see `gtpo.rollout.RolloutConfig.recorded`.
-        rewards: what they were scored by, where that is not the verdict alone; see `gtpo.scoring.RewardConfig`.
+        samples: number of rollouts per problem.
+        seed: seed of the sampling.
+        system_prompts: the system prompts that the model saw, by type of answer; None if there was none.
+        rollout: how rollouts were generated; see `gtpo.rollout.RolloutConfig.recorded`.
+        rewards: how rollouts were scored, if not by the verdict alone; see `gtpo.scoring.RewardConfig`.
     """
 
     samples: int = 1
@@ -49,7 +49,7 @@ def protocol_of(
     seed: int = 0,
     rewards: Mapping[str, Any] | None = None,
 ) -> EvalProtocol:
-    """The protocol of an evaluation of these problems with this engine, which was built of that configuration."""
+    """The protocol of an evaluation of these problems with this engine, which was built from the configuration."""
     types = sorted(set(map(engine.prompts.answer_type, problems)))
     prompts = {name: engine.prompts.system_prompt(name) for name in types}
     return EvalProtocol(samples, seed, prompts, config.recorded(), dict(rewards or {}))
@@ -60,15 +60,15 @@ class Figures:
     """Figures over some problems.
 
     Attributes:
-        scores: avg@n, pass@k, maj@k (`gtpo.evaluation.statistics`), and `score` where a verifier gives more than pass
-            and fail: the mean score.
-        rewards: means where not the verdict alone scores: `reward` (the outcome reward), `reward/NAME` (what a reward
-            function gave, unweighted), `turn_reward/NAME` (weighted, summed over a rollout's turns).
-        unscored: rollouts that no reward function applies to; they did not pass, and are in no mean reward.
+        scores: avg@n, pass@k, maj@k (`gtpo.evaluation.statistics`), and `score`, the mean score, if a verifier gives
+            more than pass and fail.
+        rewards: means, if the verdict alone does not score: `reward` (the outcome reward), `reward/NAME` (the reward of
+            one function, unweighted), `turn_reward/NAME` (weighted, summed over a rollout's turns).
+        unscored: number of rollouts to which no reward function applies; they did not pass, and are in no mean reward.
         problems: number of problems.
         rollouts: number of rollouts.
-        turns_per_rollout, calls_per_rollout, invalid_calls_per_rollout: means.
-        sampled_tokens_per_rollout, observed_tokens_per_rollout: means.
+        turns_per_rollout, calls_per_rollout, invalid_calls_per_rollout: means per rollout.
+        sampled_tokens_per_rollout, observed_tokens_per_rollout: means per rollout.
         stop_reasons: share of rollouts by stop reason.
         call_statuses: share of calls by how they ended.
     """
@@ -89,17 +89,18 @@ class Figures:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """An evaluation.
+    """The result of an evaluation.
 
     Attributes:
-        figures: over all problems.
-        domains: the same by domain.
-        sources: the same by where the problems come from.
-        seconds: wall, generation (some rollout waited for the model), tools (rollouts waited for tools only), other.
-        protocol: how it was done.
-        about: which model, problems and backend.
-        samples: one record a rollout, in the order of the problems.
-        rollouts: the rollouts themselves, if they were kept; None for one that an earlier process made.
+        figures: figures over all problems.
+        domains: figures by domain.
+        sources: figures by source of the problems.
+        seconds: `wall` (in all), `generation` (a rollout waited for the model), `tools` (rollouts waited for tools
+            only) and `other`.
+        protocol: how the evaluation was done.
+        about: the model, problems and backend.
+        samples: one record per rollout, in the order of the problems.
+        rollouts: the rollouts themselves, if they were kept; None for a rollout that an earlier process generated.
     """
 
     figures: Figures
@@ -116,12 +117,12 @@ class EvalResult:
         """The rollouts, in the order of `samples`.
 
         Raises:
-            ConfigError: they were not kept, or an earlier process made some of them.
+            ConfigError: the rollouts were not kept, or an earlier process generated some of them.
         """
         found = [rollout for rollout in self.rollouts or () if rollout is not None]
         if len(found) < len(self.samples):
             raise ConfigError(
-                f"{len(self.samples) - len(found)} of {len(self.samples)} rollouts are not in memory: keep them with "
+                f"{len(self.samples) - len(found)} of {len(self.samples)} rollouts are not in memory: evaluate with "
                 "keep_trajectories, and without a journal of an earlier process; `samples` holds their texts"
             )
         return found
@@ -133,7 +134,7 @@ class EvalResult:
 
     @property
     def groups(self) -> list[int]:
-        """For each rollout the place of its problem, in the order of `samples`."""
+        """For each rollout, the index of its problem, in the order of `samples`."""
         return [place // self.protocol.samples for place in range(len(self.samples))]
 
     @property
@@ -152,7 +153,7 @@ class EvalResult:
         }
 
     def document(self) -> dict[str, Any]:
-        """The whole file."""
+        """The contents of the result file."""
         return {
             "schema": SCHEMA_VERSION,
             **self.about,
@@ -168,10 +169,10 @@ class EvalResult:
 
 
 def load_result(path: str | Path) -> dict[str, Any]:
-    """The document of a result file.
+    """Read a result file.
 
     Raises:
-        DataError: it is none, or of another schema.
+        DataError: it is not a result file, or has another schema.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -189,16 +190,16 @@ def load_result(path: str | Path) -> dict[str, Any]:
         raise DataError(f"not a result of `gtpo eval` of schema {SCHEMA_VERSION} (it says {found!r})", path=path)
     for name in ("protocol", "versions"):
         if not isinstance(document.get(name), dict):
-            raise DataError("missing or no object; write the file anew with gtpo eval", path=path, field=name)
+            raise DataError("missing or not an object; create the file again with gtpo eval", path=path, field=name)
     if not isinstance(document.get("samples"), list) or not document["samples"]:
-        raise DataError("missing or empty; write the file anew with gtpo eval", path=path, field="samples")
+        raise DataError("missing or empty; create the file again with gtpo eval", path=path, field="samples")
     for place, sample in enumerate(document["samples"]):
         check_sample(sample, path, where=f"sample {place} (from 0): ")
     return document
 
 
 def figures_of(samples: Sequence[Mapping[str, Any]], per_problem: int) -> Figures:
-    """The figures of samples, each problem's side by side."""
+    """The figures of samples; the samples of each problem must be contiguous."""
     problems = [samples[i : i + per_problem] for i in range(0, len(samples), per_problem)]
     passed = [sum(sample["passed"] for sample in group) for group in problems]
     scores = {f"avg@{per_problem}": mean_with_interval([c / per_problem for c in passed], per_problem)}
@@ -228,7 +229,7 @@ def figures_of(samples: Sequence[Mapping[str, Any]], per_problem: int) -> Figure
 
 
 def _mean_rewards(problems: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Mean]:
-    """Means over problems of the rewards by name; none where the verdict alone scores."""
+    """Means over problems of the rewards by name; empty if the verdict alone scores."""
     found: dict[str, list[list[float | None]]] = {}
     for group in problems:
         for name in {name: None for sample in group for name in _named_rewards(sample)}:

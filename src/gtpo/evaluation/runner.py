@@ -1,8 +1,8 @@
-"""Evaluate a model on problems: roll out, verify as rollouts end, keep each sample at once, count.
+"""Evaluate a model on problems: roll out, verify rollouts as they end, write each sample at once, compute figures.
 
-A sample's random numbers depend on the seed, its problem's place and its own number alone, so an evaluation that was
-killed goes on with the samples that are missing and comes to the same result, as far as the backend's results do not
-depend on what is computed beside them (they do not for `TransformersBackend` on a CPU; vLLM makes no such promise).
+A sample's random numbers depend only on the seed, the index of its problem and its own number. So a killed evaluation
+continues with the missing samples and gets the same result, provided that the backend's results do not depend on what
+else is in the batch (true for `TransformersBackend` on a CPU; vLLM does not guarantee it).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gtpo.tasks.verifiers import Verifier
 from gtpo.types import Trajectory, Turn
 
 Progress = Callable[[int, int, int], None]
-"""Called as progress(done, of, passed) when a sample is scored."""
+"""Called as progress(done, of, passed) each time a sample is scored."""
 
 
 def evaluate(
@@ -47,23 +47,23 @@ def evaluate(
     """Roll out each problem `protocol.samples` times and score the rollouts.
 
     Args:
-        problems: at least one, with different ids.
-        engine: with the prompts, tools, limits and sampling that the protocol states.
-        backend: generates.
-        scorer: says what a rollout is worth; a verifier stands for one that goes by its verdicts.
-        protocol: how many samples, how they are drawn.
-        about: which model and problems; goes into the result.
-        max_concurrency: rollouts under way at once; None: as many as the backend takes.
-        journal: where samples are kept until all are there. If it holds some of the same evaluation, only the others
+        problems: at least one problem; ids must differ.
+        engine: generates rollouts, with the prompts, tools, limits and sampling that the protocol states.
+        backend: generates tokens.
+        scorer: scores rollouts; a verifier stands for a scorer that uses only its verdicts.
+        protocol: the number of samples per problem, and how they are sampled.
+        about: the model and problems; stored in the result.
+        max_concurrency: number of concurrent rollouts; None: as many as the backend takes.
+        journal: file for the samples until all are done. If it holds samples of the same evaluation, only the others
             are generated. Delete it once the result is written.
-        progress: told about scored samples.
+        progress: called for each scored sample.
         keep_trajectories: whether the result holds the rollouts themselves, with their tokens.
 
     Raises:
-        RewardError: a reward function gave something that is no reward.
-        VerifierError: the verifier broke.
-        BackendError: the model is unavailable. What was verified is in the journal.
-        SandboxError: samples whose sandbox failed, twice; the others are in the journal.
+        RewardError: a reward function returned something that is not a reward.
+        VerifierError: the verifier failed.
+        BackendError: the model is unavailable. Verified samples are in the journal.
+        SandboxError: the sandbox failed twice for some samples; the others are in the journal.
         ConfigError: the journal belongs to another evaluation.
     """
     scorer = scorer if isinstance(scorer, Scorer) else Scorer(scorer)
@@ -75,7 +75,7 @@ def evaluate(
 
 @dataclass
 class _Evaluation:
-    """One evaluation under way."""
+    """One evaluation in progress."""
 
     problems: Sequence[Problem]
     engine: RolloutEngine
@@ -90,11 +90,11 @@ class _Evaluation:
 
     @property
     def total(self) -> int:
-        """Samples in all."""
+        """Total number of samples."""
         return len(self.problems) * self.protocol.samples
 
     async def run(self, path: Path | None) -> EvalResult:
-        """To its end, or to what stops it."""
+        """Run to the end, or until an error stops it."""
         start = time.perf_counter()
         journal = Journal(path, {"protocol": asdict(self.protocol), **self.about})
         try:
@@ -104,7 +104,7 @@ class _Evaluation:
             if missing := [n for n in range(self.total) if n not in journal.samples]:
                 raise SandboxError(
                     f"a tool or environment failed twice for {len(missing)} of {self.total} samples"
-                    + (f"; the others are in {path}, and the same command goes on from there" if path else "")
+                    + (f"; the others are in {path}, and the same command continues from there" if path else "")
                 )
             samples = [journal.samples[n] for n in range(self.total)]
             await asyncio.to_thread(self._count_votes, samples)
@@ -133,7 +133,7 @@ class _Evaluation:
         return self.problems[number // self.protocol.samples]
 
     async def _roll_out(self, numbers: Sequence[int], journal: Journal) -> None:
-        """Generate samples and verify them as they end, beside the generation of the others."""
+        """Generate samples and verify each as it ends, while the others are generated."""
         ended: asyncio.Queue[tuple[int, Trajectory] | None] = asyncio.Queue()
         verifying = asyncio.create_task(self._verify(ended, journal))
         rolling = asyncio.create_task(
@@ -171,7 +171,7 @@ class _Evaluation:
                 self.progress(len(journal.samples), self.total, journal.passed)
 
     def _score(self, trajectories: Mapping[int, Trajectory], journal: Journal) -> None:
-        """Score rollouts, given by their numbers, and keep them."""
+        """Score rollouts, given by number, and write them to the journal."""
         problems = [self._problem(number) for number in trajectories]
         rows = [{**problem.fields, "extras": dict(problem.extras)} for problem in problems]
         rollouts = list(trajectories.values())
@@ -191,7 +191,7 @@ class _Evaluation:
             raise VerifierError(broken.note)
 
     def _count_votes(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Gives each sample's answer the number of its class: 0 for those that pass, then the others by equivalence."""
+        """Number the classes of the samples' answers: 0 for those that pass, then the others by equivalence."""
         for sample in samples:
             sample["vote"] = None
         verifier = self.scorer.verifier
@@ -220,7 +220,7 @@ class _Evaluation:
 
 
 def sample_record(problem: Problem, number: int, trajectory: Trajectory, scored: Scored) -> dict[str, Any]:
-    """A sample as it stands in the result file."""
+    """The record of a sample in the result file."""
     verdict = scored.verdict
     return {
         "problem_id": problem.id,

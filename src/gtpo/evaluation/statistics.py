@@ -7,7 +7,7 @@ pass@k
     1 - C(n-c, k) / C(n, k) for c of n passing (Chen et al. 2021, arXiv 2107.03374).
 maj@k
     Mean over problems of the chance that the most frequent answer of k samples is right (Wang et al. 2022, arXiv
-    2203.11171). Samples without an answer do not vote; of several answers that are equally frequent, one is drawn.
+    2203.11171). Samples without an answer do not vote; ties are broken at random.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 import scipy  # its parts are imported when they are first used: scipy.stats takes a second
 
 SUBSETS = 5000
-"""maj@k looks at all subsets of the samples if there are no more than this, else at as many drawn ones."""
+"""maj@k uses all subsets of the samples if there are no more than this, else this many random ones."""
 DRAWS = 20_000
-"""Resamples of a bootstrap, and sign flips of a permutation test that has more than these."""
+"""Number of bootstrap resamples, and of random sign flips in a permutation test with more possible flips than this."""
 _FEW = 5
 
 
@@ -41,7 +41,7 @@ class Estimate:
 
 
 def pass_at_k(passed: int, samples: int, k: int) -> float:
-    """The chance that one of k samples passes, of which `passed` of `samples` did; unbiased.
+    """Unbiased estimate of the chance that at least one of k samples passes, if `passed` of `samples` passed.
 
     Raises:
         ValueError: not 0 <= passed <= samples, or not 1 <= k <= samples.
@@ -55,9 +55,9 @@ def maj_at_k(votes: Sequence[int | None], right: Sequence[bool], k: int) -> floa
     """The chance that the most frequent answer of k samples is right.
 
     Args:
-        votes: for each sample the class of its answer, or None if it has none.
-        right: whether each sample passed. Samples of one class pass together or not at all.
-        k: samples that vote, 1 to all of them.
+        votes: for each sample, the class of its answer, or None if it has no answer.
+        right: whether each sample passed. The samples of one class must all pass or all fail.
+        k: number of samples that vote, from 1 to all of them.
 
     Raises:
         ValueError: lengths differ, or k is out of range.
@@ -84,16 +84,16 @@ def _vote(votes: Sequence[int | None], right: Sequence[bool]) -> float:
 
 
 def mean_with_interval(values: Sequence[float], samples: int = 1) -> Estimate:
-    """The mean of values in [0, 1], one a problem, with a 95 % interval that never is empty.
+    """The mean of values in [0, 1], one per problem, with a 95 % interval that is never empty.
 
-    A Wilson interval at the effective number of observations, p (1 - p) over the variance of the mean as the problems'
-    spread gives it, with Student's quantile (as surveys do it: Korn and Graubard 1998; Franco et al. 2019,
-    doi:10.1093/jssam/smy019). Where passes or failures amount to fewer than five problems, the spread is taken with one
-    problem more that passes and one that fails [ours]: it would else be guessed too small, or as 0.
+    A Wilson interval at the effective number of observations, which is p (1 - p) over the variance of the mean
+    estimated from the problems' spread, with Student's quantile (as in surveys: Korn and Graubard 1998; Franco et al.
+    2019, doi:10.1093/jssam/smy019). If passes or failures amount to fewer than five problems, the spread is computed
+    with one more problem that passes and one that fails [ours]; otherwise it would be estimated too small, or as 0.
 
     Args:
-        values: at least one.
-        samples: behind each value; no more than that many observations are made of a problem.
+        values: at least one value.
+        samples: number of samples behind each value; a problem counts as at most this many observations.
     """
     count, mean = len(values), fmean(values)
     if count == 1:
@@ -111,7 +111,7 @@ def mean_with_interval(values: Sequence[float], samples: int = 1) -> Estimate:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over problems of numbers of any size, with Student's 95 % interval; None where one problem gives none."""
+    """A mean over problems of unbounded numbers, with Student's 95 % interval; its bounds are None for one problem."""
 
     value: float
     low: float | None
@@ -120,7 +120,7 @@ class Mean:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of finite values, one per problem, at least one."""
+    """The mean of finite values, one per problem; at least one value."""
     count, mean = len(values), fmean(values)
     if count == 1:
         return Mean(mean, None, None, 1)
@@ -151,11 +151,11 @@ class Difference:
 def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
     """Compare values of the same problems in the same order.
 
-    The p-value is the share of sign flips of the problems' differences whose mean is at least as far from 0: of all of
-    them if at most 14 problems differ, else of 20,000 drawn ones and the observed one.
+    The p-value is the share of sign flips of the problems' differences whose mean is at least as far from 0 as the
+    observed mean: of all sign flips if at most 14 problems differ, else of 20,000 random ones and the observed one.
 
     Raises:
-        ValueError: different lengths, or none.
+        ValueError: the lengths differ, or there are no values.
     """
     if len(first) != len(second) or not first:
         raise ValueError(f"{len(first)} and {len(second)} values; give the same problems, at least one")

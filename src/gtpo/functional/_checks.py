@@ -1,4 +1,4 @@
-"""Checks that the public functions share, and the dtype they compute in. Messages name the argument."""
+"""Checks shared by the public functions, and the dtype that they compute in. Messages name the argument."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def active_turns(num_turns_B: Tensor, num_rollouts: int, max_turns: int) -> Tens
 
 
 def turn_values(name: str, values_B_K: Tensor, num_turns_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of turns in the dtype to compute in, 0 past each rollout's last turn; and the mask of its turns."""
+    """Values of turns in the dtype for computing, with 0 past each rollout's last turn; and the mask of its turns."""
     check_shape(name, values_B_K, (None, None))
     check_floating(name, values_B_K)
     active = active_turns(num_turns_B, *values_B_K.shape)
@@ -64,5 +64,5 @@ def turn_values(name: str, values_B_K: Tensor, num_turns_B: Tensor) -> tuple[Ten
 
 
 def widen(values: Tensor) -> Tensor:
-    """The values in the dtype to compute in: float64 as it is, every other float dtype as float32."""
+    """The values in the dtype for computing: float64 unchanged, every other float dtype as float32."""
     return values if values.dtype == torch.float64 else values.float()

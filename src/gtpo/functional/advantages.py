@@ -22,14 +22,14 @@ from gtpo.functional.returns import masked_returns
 from gtpo.functional.segments import spread_to_tokens
 
 NORMALIZE_OVER = ("all_turns", "first_turns", "same_turn")
-"""The sets that returns can be normalised over; see `group_advantages`."""
+"""The sets over which returns can be normalised; see `group_advantages`."""
 
 PAPER: Mapping[str, str | bool | float] = MappingProxyType(
     {"normalize_over": "all_turns", "zero_uniform_groups": False, "advantage_clip": 0.0}
 )
-"""Options for the formulas as they stand: `F.gtpo_advantages(..., **F.PAPER)`.
+"""Options for the unmodified formulas: `F.gtpo_advantages(..., **F.PAPER)`.
 
-The paper names none of the three [O]: all turns are normalised together, no group is silenced, nothing is clipped.
+The paper names none of the three [O]: all turns are normalised together, no group is zeroed, nothing is clipped.
 """
 
 MIN_DEVIATION = 1e-8
@@ -58,29 +58,29 @@ def group_advantages(
         first_turns  the returns R[k,1] of all rollouts k of i's group
         same_turn    the returns R[k,j] of those rollouts k of i's group that reach turn j
 
-    Under `zero_uniform_groups` groups whose rollouts all passed or all failed are silenced: of their returns only
-    `own_returns_B_K` is left, the part that comes from turn rewards of one's own, and it is centred, not scaled,
+    Under `zero_uniform_groups`, groups whose rollouts all passed or all failed keep only `own_returns_B_K`, the part of
+    their returns that comes from user-defined turn rewards. It is centred and not scaled,
     A[i,j] = clip(R_own[i,j] - mean(S), -c, c): divided by their deviation, the smallest rewards would count as much as
-    success does elsewhere, whatever their weight. Without any, A is 0 there.
+    success does elsewhere, whatever their weight. Without such rewards, A is 0 in these groups.
 
     Source: normalised over the group [P]; over which set is unknown, the three are readings by third parties
-    [T]. Sample deviation, eps (the one of TRL's GRPO), the guard, silencing uniform groups, the clip and the
-    defaults are ours [O], by the evidence in docs/results.md. `PAPER` has the formulas as they stand.
+    [T]. Sample deviation, eps (that of TRL's GRPO), the guard, zeroing uniform groups, the clip and the
+    defaults are ours [O], by the evidence in docs/results.md. `PAPER` has the unmodified formulas.
 
-    Known trouble: `all_turns` turns the first turn of a success negative once a group's success rate passes
-    gamma^(T-1) / mean_k gamma^k, and long rollouts weigh more; `first_turns` has no spread in a group of
-    successes of equal length, and divides later turns' returns by the spread of first ones, which the clip
-    bounds; under `same_turn` late turns are singletons. In a group of failures the format penalty is the only
-    signal, and the division by the deviation brings it to full size: hence `zero_uniform_groups`.
+    Known problems: `all_turns` makes the first turn of a success negative once a group's success rate exceeds
+    gamma^(T-1) / mean_k gamma^k, and long rollouts weigh more. `first_turns` has no spread in a group of successes of
+    equal length, and divides later turns' returns by the spread of first turns; the clip bounds the result. Under
+    `same_turn`, late turns are singletons. In a group of failures the format penalty is the only signal, and the
+    division by the deviation scales it to full size: hence `zero_uniform_groups`.
 
     Args:
         returns_B_K: float, one return per turn. Padding is ignored.
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
         passed_B: bool, True iff the rollout's final answer is verified. Needed for `zero_uniform_groups`.
-        own_returns_B_K: float, what of the returns comes from turn rewards of one's own. Padding is ignored.
+        own_returns_B_K: float, the part of the returns that comes from user-defined turn rewards. Padding is ignored.
         normalize_over: "all_turns", "first_turns" or "same_turn".
-        zero_uniform_groups: whether outcome, shaping and format count for nothing in groups of one outcome.
+        zero_uniform_groups: whether to ignore outcome, shaping and format in groups with a single outcome.
         advantage_clip: at least 0, largest magnitude of an advantage; 0: no bound.
         eps: at least 0, added to the deviation.
 
@@ -89,7 +89,7 @@ def group_advantages(
 
     Raises:
         ValueError: shapes or dtypes don't fit, a number of turns lies outside 1..K, a return is not finite,
-            an option is unknown or out of range, or `zero_uniform_groups` comes without `passed_B`.
+            an option is unknown or out of range, or `zero_uniform_groups` is given without `passed_B`.
     """
     returns, active = turn_values("returns_B_K", returns_B_K, num_turns_B)
     if not (math.isfinite(advantage_clip) and advantage_clip >= 0):
@@ -108,7 +108,9 @@ def group_advantages(
             silenced_B = _has_uniform_outcome(passed, group_B, num_groups)
             returns = torch.where(silenced_B[:, None], own, returns)
     elif zero_uniform_groups:
-        raise ValueError("zero_uniform_groups=True needs passed_B, which rollouts passed; or set it to False")
+        raise ValueError(
+            "zero_uniform_groups=True needs passed_B, which says which rollouts passed; or set it to False"
+        )
     advantages = normalised(returns, active, group_B, num_groups, normalize_over, eps, centred_B=silenced_B)
     if advantage_clip:
         advantages = advantages.clamp(-advantage_clip, advantage_clip)
@@ -134,7 +136,7 @@ def gtpo_advantages(
 
     with A[i,j] from `group_advantages` of `discounted_returns`.
 
-    Source: return-based advantage [P], formulas [T]; what is ours is said there.
+    Source: return-based advantage [P], formulas [T]; these functions say what is ours.
 
     Args:
         rewards_B_K: float, one reward per turn (`turn_rewards`). Padding is ignored.
@@ -195,7 +197,7 @@ def grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
 
 
 def number_groups(group_ids_B: Tensor, num_rollouts: int) -> tuple[Tensor, int]:
-    """Each rollout's group as an index from 0 on, and the number of groups."""
+    """Each rollout's group as an index from 0, and the number of groups."""
     check_shape("group_ids_B", group_ids_B, (num_rollouts,))
     check_integer("group_ids_B", group_ids_B)
     groups, group_B = torch.unique(group_ids_B, return_inverse=True)
@@ -212,7 +214,7 @@ def normalised(
     *,
     centred_B: Tensor | None = None,
 ) -> Tensor:
-    """Centre and scale each return by the set it belongs to; those of rollouts in `centred_B` keep their scale."""
+    """Centre and scale each return by the set it belongs to; returns of rollouts in `centred_B` are only centred."""
     if normalize_over not in NORMALIZE_OVER:
         raise ValueError(f"normalize_over must be one of {NORMALIZE_OVER}, got {normalize_over!r}")
     if not (math.isfinite(eps) and eps >= 0):

@@ -1,7 +1,7 @@
 """Other estimators of the advantage, for comparison only: none of them is GTPO.
 
-They take what GTPO and GRPO take and give what they give, so that one training run differs from another in nothing
-else. The surrogate objective is not here: Dr. GRPO, for one, also changes how the loss is averaged over tokens.
+They take the same inputs as GTPO and GRPO and return the same kind of result, so that training runs differ in nothing
+else. The surrogate objective is not included: Dr. GRPO, for one, also changes how the loss is averaged over tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def dr_grpo_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
 
 
 def rloo_advantages(rewards_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """RLOO's advantage of every rollout: its reward less the mean of the others.
+    """RLOO's advantage of every rollout: its reward minus the mean of the others.
 
         A[i] = r[i] - mean(S without i), and 0 if i is alone
 
@@ -78,8 +78,8 @@ def mt_grpo_advantages(
     A_outcome is GRPO's advantage of the outcome; A_turn is the turn's own reward, not its return, normalised over
     those rollouts of the group that reach turn j.
 
-    Source: Zeng et al. 2025, arXiv 2505.11821, which has two turns: one that calls a tool, and the answer. More turns
-    than two are our extension [O].
+    Source: Zeng et al. 2025, arXiv 2505.11821, which has two turns: one that calls a tool, and the answer. More than
+    two turns are our extension [O].
 
     Args:
         turn_rewards_B_K: float, rewards of turns without the outcome. Padding is ignored.
@@ -114,15 +114,15 @@ def mt_grpo_advantages(
 
 
 def leave_one_out_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Returns of turns less a baseline that the rollout itself has no part in.
+    """Returns of turns minus a baseline that does not include the rollout itself.
 
         A[i,j] = R[i,j] - b[i,j], and 0 if i is alone in its group
         b[i,j] = mean of R[k,j] over the other rollouts k of i's group that reach turn j
                  mean of R[k,T_k] over all others, if none of them does
 
-    With returns that depend on their own rollout alone (no shaping, alpha 0) the baseline does not depend on i. So it
-    leaves the expected gradient as it is also where the policy chooses when to stop, which a mean that i itself is part
-    of does not: there a turn that few rollouts reach is weighed down. No division by a deviation, which biases too.
+    If returns depend only on their own rollout (no shaping, alpha 0), the baseline does not depend on i. So it does not
+    change the expected gradient, even if the policy chooses when to stop. A mean that includes i does: it gives less
+    weight to a turn that few rollouts reach. There is no division by a deviation, which also biases.
 
     Source: ours [O]; the leave-one-out baseline is RLOO's, per turn.
 
@@ -151,7 +151,7 @@ def leave_one_out_advantages(returns_B_K: Tensor, num_turns_B: Tensor, group_ids
 
 
 def _groups(values_B: Tensor, group_ids_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The values in the dtype to compute in, and for each of them the sum and the size of its group."""
+    """The values in the dtype for computing, and for each of them the sum and the size of its group."""
     check_shape("rewards_B", values_B, (None,))
     check_floating("rewards_B", values_B)
     check_finite("rewards_B", values_B)

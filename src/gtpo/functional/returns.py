@@ -9,16 +9,16 @@ from gtpo.functional._checks import turn_values
 
 
 def discounted_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float = 0.9) -> Tensor:
-    """What a rollout earns from a turn on, discounted by turns.
+    """The return of every turn: the sum of the rewards from this turn on, discounted per turn.
 
         R[i,j] = sum over m = j..T_i of gamma^(m-j) * r[i,m]
 
     Source: return-based advantage [P], formula and gamma = 0.9 [T].
 
     Args:
-        rewards_B_K: float, one reward a turn. Padding is ignored.
+        rewards_B_K: float, one reward per turn. Padding is ignored.
         num_turns_B: integer, 1..K, the T_i of the equation.
-        gamma: 0..1, discount from one turn to the next; 0 leaves each turn its own reward.
+        gamma: 0..1, discount from one turn to the next; with 0, a turn's return is its own reward.
 
     Returns:
         returns_B_K: in the dtype of `rewards_B_K`. 0 past a rollout's last turn.
@@ -31,18 +31,18 @@ def discounted_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float
 
 
 def gamma_for_turns(turns: int, *, first_share: float = 0.7) -> float:
-    """The discount under which the first turn of a success of `turns` turns keeps this share of its reward.
+    """The discount with which the first turn of a success of `turns` turns keeps this share of the reward.
 
         gamma = first_share^(1 / (turns - 1)), and 1 if there is one turn
 
-    With a share above alpha no failure is shaped to more than the first turn of a success without format penalties.
+    With a share above alpha, shaping gives no failure more than the first turn of a success without format penalties.
 
     Source: ours [O]; 0.7 by the exact bench (docs/results/tabular.md). At gamma 0.9 the first of 8 turns keeps 0.48,
-    less than a failure can be shaped to with the paper's alpha, 0.5.
+    less than shaping can give a failure with the paper's alpha, 0.5.
 
     Args:
-        turns: at least 1, of the longest rollout.
-        first_share: in (0, 1].
+        turns: number of turns of the longest rollout, at least 1.
+        first_share: the share, in (0, 1].
 
     Raises:
         ValueError: an argument is out of range.
@@ -53,7 +53,7 @@ def gamma_for_turns(turns: int, *, first_share: float = 0.7) -> float:
 
 
 def masked_returns(rewards_B_K: Tensor, num_turns_B: Tensor, *, gamma: float) -> Tensor:
-    """`discounted_returns` in the dtype it is computed in."""
+    """`discounted_returns` in the dtype in which it is computed."""
     rewards, _ = turn_values("rewards_B_K", rewards_B_K, num_turns_B)
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in 0..1, got {gamma}")

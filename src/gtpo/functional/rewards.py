@@ -30,16 +30,16 @@ def turn_rewards(
     outcome_B: Tensor | None = None,
     own_B_K: Tensor | None = None,
 ) -> Tensor:
-    """Turn-level rewards: the outcome at the last turn, a penalty at every badly formatted one.
+    """Turn-level rewards: the outcome at the last turn, and a penalty at every badly formatted turn.
 
         r[i,j] = r_acc[i,j] + r_format[i,j] + own[i,j]
         r_acc[i,j] = outcome[i] if j is i's last turn, else 0; if i failed and is shaped, max(outcome[i], shaped[i])
         r_format[i,j] = format_penalty if invalid[i,j], or if j = 1 and not first_turn_has_call[i]; else 0
 
-    With neither outcome nor own rewards, outcome[i] is 1 if passed[i], else 0, and the formula is the paper's.
+    Without `outcome_B` and `own_B_K`, outcome[i] is 1 if passed[i], else 0, and the formula is the paper's.
 
-    Source: turn-level rewards [P], formula and the value -0.1 [T]. A turn gets one penalty at most [T]. Graded
-    outcomes and turn rewards of one's own are ours [O].
+    Source: turn-level rewards [P], formula and the value -0.1 [T]. A turn gets at most one penalty [T]. Graded
+    outcomes and user-defined turn rewards are ours [O].
 
     Args:
         passed_B: bool, True iff the rollout's final answer is verified.
@@ -47,14 +47,13 @@ def turn_rewards(
         invalid_B_K: bool, True iff the turn holds one or more invalid tool calls. Padding is ignored.
         first_turn_has_call_B: bool, False iff the rollout made no tool call at all, valid or invalid, in any
             of its turns; that is our reading of "the first turn of a rollout without any tool call" [O].
-            Where a turn without a call ends the rollout, it comes to whether the first turn holds a call,
-            hence the name; a host that lets the model go on after such a turn must pass whether the rollout
-            made any call.
+            If a turn without a call ends the rollout, this equals whether the first turn has a call, hence
+            the name. If the model continues after such a turn, pass whether the rollout made any call.
         format_penalty: at most 0.
         shaped_B: float, accuracy reward of a rollout that didn't pass (`shaped_accuracy`), 0 for one that
-            did or that is not shaped. None is 0 everywhere.
+            did or that is not shaped. None: 0 everywhere.
         outcome_B: float, the graded outcome of each rollout, any finite number. None: 1 if it passed, else 0.
-        own_B_K: float, turn rewards of one's own, any finite number per turn. Padding is ignored. None: none.
+        own_B_K: float, user-defined turn rewards, any finite number per turn. Padding is ignored. None: none.
 
     Returns:
         rewards_B_K: in the dtype of `shaped_B`, else torch's default dtype. 0 past a rollout's last turn.
@@ -93,7 +92,7 @@ def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor, *, outcome_B: Tensor | N
 
         r[i] = min(r_acc[i], r_format[i]), both 0 or 1
 
-    With graded outcomes: outcome[i] if the format is right, else min(outcome[i], 0), which is the same for 0 and 1.
+    With graded outcomes: outcome[i] if the format is right, else min(outcome[i], 0), which is equal for 0 and 1.
 
     Source: [T]; graded outcomes are ours [O].
 
@@ -118,18 +117,19 @@ def grpo_rewards(passed_B: Tensor, format_ok_B: Tensor, *, outcome_B: Tensor | N
 def information_gain(
     answer_logprobs_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor, *, eps: float = 1e-4
 ) -> Tensor:
-    """How much likelier each turn, with what it brought back, made the gold answer, normalised over the group.
+    """How much each turn, with its observation, raised the likelihood of the gold answer, normalised over the group.
 
         gain[i,j] = p[i,j+1] - p[i,j] for j < T_i, with p[i,j] = exp(l[i,j])
         r[i,j] = (gain[i,j] - mean(S)) / (std(S) + eps) for j < T_i, else 0; and 0 if S has one member or no spread
 
     with l[i,j] the mean log-probability of the gold answer's tokens before turn j, S the gains of all rollouts of i's
-    group, and std the sample deviation. The last turn answers, and is judged by the outcome.
+    group, and std the sample deviation. The last turn is the answer, which the outcome rewards.
 
     Source: information gain of IGPO (Wang et al. 2025, arXiv 2510.14967): the difference of probabilities as in its
-    first version (its second takes that of the logarithms), normalised apart from the outcome as in its second. There
-    the outcome is normalised before the two are discounted, too; here it is not, and what comes of both is normalised
-    as a return [O]. Not normalised, gains taught a tiny model to make no call (docs/results/information-gain.md).
+    first version (the second uses that of the logarithms), normalised separately from the outcome as in its second.
+    There the outcome is also normalised before the two are discounted; here it is not, and the return of both is
+    normalised [O]. Without normalisation, gains taught a tiny model to make no calls
+    (docs/results/information-gain.md).
 
     Args:
         answer_logprobs_B_K: float, at most 0: l. Padding is ignored.
@@ -152,7 +152,7 @@ def information_gain(
 
 
 def _accuracy(passed: Tensor, shaped_B: Tensor | None, outcome_B: Tensor | None) -> Tensor:
-    """Accuracy reward of each rollout, in the dtype to compute in."""
+    """Accuracy reward of each rollout, in the dtype for computing."""
     outcome = widen(passed.to(torch.get_default_dtype()))
     if outcome_B is not None:
         check_shape("outcome_B", outcome_B, tuple(passed.shape))

@@ -16,8 +16,8 @@ def turn_ids_from_mask(mask_B_T: Tensor) -> Tensor:
 
         turn_ids[i,t] = (number of runs of 1 in mask[i,0..t]) - 1 if mask[i,t] = 1, else -1
 
-    Source: a turn is what the model generates between two observations [P]; reading it off a mask is ours
-    [O]. Two turns with nothing between them become one: where the spans are known, use those.
+    Source: a turn is what the model generates between two observations [P]; inferring it from a mask is ours
+    [O]. Two turns with nothing between them become one: if the spans are known, use those.
 
     Args:
         mask_B_T: bool, integer or float, 1 on tokens that the model sampled, 0 on prompt, observation and
@@ -43,9 +43,9 @@ def spread_to_tokens(values_B_K: Tensor, turn_ids_B_T: Tensor) -> Tensor:
     Source: every token of turn j gets A[i,j], observation tokens are masked [T].
 
     Args:
-        values_B_K: float, one value a turn. Differentiable.
-        turn_ids_B_T: integer, -1..K-1. Ids past a rollout's own last turn aren't detected: they pick up
-            padding.
+        values_B_K: float, one value per turn. Differentiable.
+        turn_ids_B_T: integer, -1..K-1. Ids past a rollout's own last turn aren't detected: they get the value of
+            the padding.
 
     Returns:
         values_B_T: in the dtype of `values_B_K`.
@@ -69,15 +69,14 @@ def spread_to_tokens(values_B_K: Tensor, turn_ids_B_T: Tensor) -> Tensor:
 
 
 def sum_over_turns(values_B_T: Tensor, turn_ids_B_T: Tensor) -> Tensor:
-    """Add up the values of each turn's tokens, for hosts whose rewards sit on tokens.
+    """Add up the values of each turn's tokens, for frameworks whose rewards are per token.
 
         values[i,j] = sum over t with turn_ids[i,t] = j of values[i,t]
 
     Source: ours [O].
 
     Args:
-        values_B_T: float, one value a token; values where `turn_ids_B_T` is -1 are left out, whatever they
-            hold.
+        values_B_T: float, one value per token; values where `turn_ids_B_T` is -1 are ignored.
         turn_ids_B_T: integer, -1 or a 0-based turn.
 
     Returns:

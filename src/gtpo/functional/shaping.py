@@ -13,16 +13,16 @@ def shaped_accuracy(similarity_G_G: Tensor, passed_G: Tensor, has_code_G: Tensor
         shaped[i] = (alpha / |P|) * sum over p in P of sim(c_i, c_p) if i failed and has code, else 0
 
     with P the group's passing rollouts, and sim(c_i, c_p) = clip(similarity[i,p], 0, 1), 0 if p has no code.
-    No passing rollout: 0 everywhere. Every value lies in [0, alpha].
+    Without a passing rollout, all values are 0. Every value lies in [0, alpha].
 
-    Source: self-supervised reward shaping [P], formula and alpha = 0.5 [T]; clipping, and what holds without
-    code or without a passing rollout, is ours [O].
+    Source: self-supervised reward shaping [P], formula and alpha = 0.5 [T]; clipping, and the rules for rollouts
+    without code and groups without a passing rollout, are ours [O].
 
     Args:
         similarity_G_G: float, cosine similarity of the rollouts' code; row i is rollout i. Entries that the
-            formula doesn't use (another column than a passing rollout's, a rollout without code) are ignored.
+            formula doesn't use (columns of rollouts that did not pass, rollouts without code) are ignored.
         passed_G: bool, True iff the rollout's final answer is verified.
-        has_code_G: bool, True iff the rollout has code, the code of all its turns taken together.
+        has_code_G: bool, True iff the rollout has code in any of its turns.
         alpha: 0..1, the reward of a failed rollout whose code equals that of every passing one.
 
     Returns:

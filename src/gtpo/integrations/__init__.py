@@ -1,1 +1,1 @@
-"""Other training frameworks that run our rollouts and credit. Each needs its own extra."""
+"""Other training frameworks that run gtpo's rollouts and credit assignment. Each needs its own extra."""

@@ -1,4 +1,4 @@
-"""Memory and time of a run before it is run: `gtpo plan`. Formulas and assumptions stand where they are used."""
+"""Estimates of a run's memory and time: `gtpo plan`. Formulas and assumptions are documented where they are used."""
 
 from gtpo.planning.hardware import HARDWARE, Hardware
 from gtpo.planning.plan import Plan, Workload, make_plan

@@ -1,4 +1,4 @@
-"""Devices: memory, arithmetic and bandwidth, as their makers state them (dense, 16 bit; no sparsity)."""
+"""Devices: memory, peak arithmetic and bandwidth from the makers' data sheets (dense, 16 bit; no sparsity)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Hardware:
     """One device.
 
     Attributes:
-        memory_gib: of the device.
-        tflops: at 16 bit, dense.
-        bandwidth_gbs: of the memory, GB per second.
+        memory_gib: memory of the device, in GiB.
+        tflops: peak arithmetic at 16 bit, dense, in TFLOP/s.
+        bandwidth_gbs: memory bandwidth, in GB/s.
     """
 
     memory_gib: float
@@ -33,4 +33,4 @@ HARDWARE: dict[str, Hardware] = {
     "h200": Hardware(141e9 / GIB, 989, 4800),
     "b200": Hardware(180e9 / GIB, 2250, 8000),
 }
-"""By the name that `--device` takes. Sources: the data sheets of the makers."""
+"""Devices by the name that `--device` takes. Sources: the makers' data sheets."""

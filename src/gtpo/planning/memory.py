@@ -1,4 +1,4 @@
-"""Bytes that training and generation take on one device."""
+"""Bytes that training and generation need on one device."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from gtpo.planning.shape import ModelShape
 
 LOGIT_TILE = 4096 * 32768
-"""Logits that TRL holds at a time (`trl.kernels.chunked_logprob`, TRL 1.16): never tokens x vocabulary."""
+"""Number of logits that TRL holds at a time (`trl.kernels.chunked_logprob`, TRL 1.16): never tokens x vocabulary."""
 
 TILES = 2
-"""Tiles at a time where TRL's kernel runs: one in place, and one of slack."""
+"""Number of tiles at a time with TRL's kernel: one in place, and one as a margin."""
 TILES_ON_CPU = 9
-"""The same with torch's operators, which make temporary ones; measured (`benchmarks/plan.py`)."""
+"""The same with torch's operators, which create temporary tiles; measured (`benchmarks/plan.py`)."""
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """What is spread over how many devices."""
+    """Which states are sharded, and over how many devices."""
 
     weights: int = 1
     gradients: int = 1
@@ -34,18 +34,18 @@ class Sharding:
 def static_bytes(
     shape: ModelShape, trainable: int, weight_bytes: int, trainable_bytes: int, state_bytes: int, sharding: Sharding
 ) -> dict[str, float]:
-    """Weights, gradients and optimizer.
+    """Bytes of weights, gradients and optimizer.
 
-    Gradients and Adam's two moments have the dtype of what is trained (torch's AdamW); an 8-bit optimizer has 2 bytes a
-    weight in all.
+    Gradients and Adam's two moments have the dtype of the trained weights (torch's AdamW); an 8-bit optimizer needs
+    2 bytes per weight in all.
 
     Args:
-        shape: of the model.
-        trainable: weights that are trained: all, or the adapter's.
-        weight_bytes: of one weight as it is loaded.
-        trainable_bytes: of one that is trained.
-        state_bytes: of the optimizer, a trained weight.
-        sharding: over devices.
+        shape: shape of the model.
+        trainable: number of trained weights: all, or the adapter's.
+        weight_bytes: bytes per weight as loaded.
+        trainable_bytes: bytes per trained weight.
+        state_bytes: bytes of the optimizer per trained weight.
+        sharding: sharding over devices.
     """
     adapter = trainable if trainable != shape.parameters else 0
     return {
@@ -56,11 +56,11 @@ def static_bytes(
 
 
 def layer_token_bytes(shape: ModelShape, bits16: bool) -> float:
-    """What the backward pass of one layer keeps of a token, without attention scores (flash attention or SDPA).
+    """Bytes per token that one layer keeps for the backward pass, without attention scores (flash attention or SDPA).
 
-    Inputs of the linear maps, queries, keys and values before and after rotation, the attention's output and products
-    of the gated MLP in compute dtype; the norms' inputs and normalised values in float32. The count is ours, in the
-    way of Korthikanti et al. (arXiv 2205.05198).
+    In the compute dtype: inputs of the linear maps, queries, keys and values before and after rotation, the attention's
+    output and products of the gated MLP. In float32: the norms' inputs and normalised values. The count is ours, in the
+    manner of Korthikanti et al. (arXiv 2205.05198).
     """
     size = 2 if bits16 else 4
     attention = shape.hidden + 2 * shape.queries + 3 * shape.keys + shape.queries
@@ -72,11 +72,11 @@ def layer_token_bytes(shape: ModelShape, bits16: bool) -> float:
 def activation_bytes(
     shape: ModelShape, tokens: int, bits16: bool, checkpointing: bool, head_trained: bool = True, tiles: int = TILES
 ) -> float:
-    """Of a forward and backward pass over so many tokens (a micro-batch of sequences, padded).
+    """Bytes of activations in a forward and backward pass over a number of tokens (a padded micro-batch of sequences).
 
-    With gradient checkpointing each layer's input stays and one layer is computed anew; without it every layer keeps
-    its own. The head's logits are made in tiles; the gradients of the head and of its input are summed up in float32,
-    and the input embedding's is as large as the embedding.
+    With gradient checkpointing, each layer's input is kept and one layer is recomputed at a time; without it, every
+    layer keeps its activations. The head's logits are computed in tiles; the gradients of the head and of its input are
+    accumulated in float32, and the gradient of the input embedding is as large as the embedding.
     """
     size = 2 if bits16 else 4
     layer = layer_token_bytes(shape, bits16) * tokens
@@ -87,5 +87,5 @@ def activation_bytes(
 
 
 def kv_bytes_per_token(shape: ModelShape, element_bytes: int = 2) -> int:
-    """Keys and values of one token, over all layers."""
+    """Bytes of the keys and values of one token, over all layers."""
     return 2 * shape.layers * shape.keys * element_bytes

@@ -11,42 +11,44 @@ from gtpo.planning.memory import Sharding, activation_bytes, kv_bytes_per_token,
 from gtpo.planning.shape import ModelShape
 
 OVERHEAD_GIB = 1.5
-"""CUDA context, NCCL buffers, fragmentation; a device."""
+"""GiB per device for the CUDA context, NCCL buffers and fragmentation."""
 USABLE = 0.92
-"""Share of a device's memory that can be planned with."""
+"""Share of a device's memory that a plan may use."""
 RECORDED_BYTES_PER_TOKEN = 3.5
-"""Of a recorded rollout, compressed; 3.3 were measured for English and Python with random log-probabilities."""
+"""Bytes per token of a compressed rollout; 3.3 were measured for English and Python with random log-probabilities."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step does, and on what.
+    """The work of a step, and the devices for it.
 
     Attributes:
-        rollouts: of a step, over all devices.
-        micro_batch: sequences of a forward and backward pass, a device.
-        prompt_tokens, completion_tokens: of the longest rollout: what has to fit.
-        mean_completion_tokens: of an ordinary one: what takes time. Sampled tokens and observations.
-        turns: of an ordinary one.
-        tool_s: seconds of a turn's call.
+        rollouts: number of rollouts per step, over all devices.
+        micro_batch: sequences per forward and backward pass on each device.
+        prompt_tokens, completion_tokens: lengths for the longest rollout, which must fit into memory.
+        mean_completion_tokens: length of an average rollout (sampled tokens and observations), which determines the
+            time.
+        turns: number of turns of an average rollout.
+        tool_s: seconds of the call in a turn.
         sharding: none (DDP), zero2, zero3 or fsdp2.
-        devices: that train.
-        generation: transformers (in the trainer), colocate (vLLM beside it) or server (vLLM on devices of its own).
-        generation_devices: of a server.
-        tensor_parallel: devices that share one copy of the model in generation.
-        gpu_memory_utilization: vLLM's share of a device.
-        rollout_batch: rollouts that transformers generates at a time, a device.
-        weight_bytes: of a weight in training, as loaded.
+        devices: number of training devices.
+        generation: transformers (in the trainer), colocate (vLLM on the same devices) or server (vLLM on its own
+            devices).
+        generation_devices: number of devices of a server.
+        tensor_parallel: number of devices that share one copy of the model in generation.
+        gpu_memory_utilization: vLLM's share of a device's memory.
+        rollout_batch: rollouts that transformers generates at a time on each device.
+        weight_bytes: bytes per weight in training, as loaded.
         bits16: whether matrices are multiplied in 16 bit.
-        trainable: weights that are trained; None: all.
-        state_bytes: of the optimizer, a trained weight.
-        trainable_bytes: of a trained weight.
-        checkpointing: of gradients.
+        trainable: number of trained weights; None: all.
+        state_bytes: bytes of the optimizer per trained weight.
+        trainable_bytes: bytes per trained weight.
+        checkpointing: whether gradient checkpointing is used.
         reference: whether a second model gives reference log-probabilities (beta above 0, without an adapter).
-        passes: passes without gradient before the update: old log-probabilities, reference ones.
-        iterations: times each rollout is trained on.
-        sleep: whether a colocated vLLM gives its memory back for the update.
-        mfu: share of a device's arithmetic that training reaches.
+        passes: number of passes without gradient before the update, for old and reference log-probabilities.
+        iterations: number of times each rollout is trained on.
+        sleep: whether a colocated vLLM frees its memory for the update.
+        mfu: share of a device's peak arithmetic that training reaches.
         bandwidth_share: share of the bandwidth that decoding reaches.
         record_every, record_tokens: how often rollouts are recorded, and how many tokens of them; 0 tokens: all.
     """
@@ -86,15 +88,15 @@ class Plan:
     """The outcome.
 
     Attributes:
-        training_gib: of a training device, by part, while it updates.
-        rollout_gib: of a training device, by part, while it generates; empty with a server.
-        server_gib: of a device of the server, by part; empty without one.
-        step_s: seconds by phase; rollouts wait for their tools once a turn.
-        rollouts_at_once: that one copy of the model generates at full length.
-        tokens: of a step: sampled and observed.
-        recorded_gb: what the rollouts of 1,000 steps take on disk.
-        problems: what does not fit, and what would help; empty if all does.
-        assumptions: that the times rest on.
+        training_gib: memory of a training device by part, during the update.
+        rollout_gib: memory of a training device by part, during generation; empty with a server.
+        server_gib: memory of a device of the server by part; empty without a server.
+        step_s: seconds by phase; rollouts wait for their tools once per turn.
+        rollouts_at_once: number of full-length rollouts that one copy of the model generates at a time.
+        tokens: tokens per step, sampled and observed.
+        recorded_gb: disk space for the rollouts of 1,000 steps, in GB.
+        problems: what does not fit, and what would help; empty if everything fits.
+        assumptions: the assumptions behind the times.
     """
 
     training_gib: dict[str, float]
@@ -160,7 +162,7 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
         if at_once < 1:
             problems.append(
                 f"vLLM has no room for one rollout of {longest:,} tokens in {work.gpu_memory_utilization:.0%} of a "
-                "device: raise vllm_gpu_memory_utilization or the tensor parallelism, or shorten rollouts"
+                "device: raise vllm_gpu_memory_utilization, use more tensor parallelism, or shorten rollouts"
             )
     for what, parts in (("the update", update), ("rollouts", rollout)):
         if (need := sum(parts.values())) > budget:
@@ -182,14 +184,14 @@ def make_plan(shape: ModelShape, work: Workload, device: Hardware) -> Plan:
 
 
 def _recorded_gb(work: Workload) -> float:
-    """Compressed rollouts of 1,000 steps: whole groups of about `record_tokens` completion tokens per recorded step."""
+    """GB for rollouts of 1,000 steps, compressed: about `record_tokens` completion tokens per recorded step."""
     tokens = work.rollouts * work.mean_completion_tokens
     per_step = min(tokens, work.record_tokens) if work.record_tokens else tokens
     return 1000 * per_step * RECORDED_BYTES_PER_TOKEN / work.record_every / 1e9 if work.record_every else 0.0
 
 
 def _help(parts: dict[str, float], work: Workload) -> str:
-    """What takes the most, and what makes it smaller."""
+    """The largest part, and how to make it smaller."""
     largest = max(parts, key=lambda name: parts[name])
     advice = {
         "activations": "smaller micro-batches (per_device_train_batch_size)"
@@ -209,11 +211,11 @@ def _seconds(
 ) -> tuple[dict[str, float], list[str]]:
     """Time by phase.
 
-    Decoding a token of every rollout under way reads the weights once and each rollout's keys and values (a memory
-    bound), or does 2 operations per weight and rollout (a compute bound): the larger counts. Training does 6 operations
-    per weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter spares the 2 for the
-    gradients of weights. Attention adds, for each 2 operations per weight, 2 per query and token of context (half of 4:
-    it is causal).
+    Decoding a token for every rollout in progress reads the weights once and each rollout's keys and values (memory
+    bound), and does 2 operations per weight and rollout (compute bound): the slower of the two counts. Training does 6
+    operations per weight and token, 2 more for checkpointing and 2 for each pass without gradient; an adapter saves the
+    2 for the gradients of weights. Attention adds, for each 2 operations per weight, 2 per query and token of context
+    (half of 4, since it is causal).
     """
     arithmetic = device.tflops * 1e12
     tokens = work.rollouts * (work.prompt_tokens + work.mean_completion_tokens)
@@ -247,14 +249,14 @@ def table(name: str, plan: Plan, shape: ModelShape, work: Workload, device: Hard
     """The plan for the terminal."""
     lines = [f"{name}: {shape.parameters / 1e9:.2f} billion weights, {work.rollouts} rollouts per step"]
     for title, parts in (
-        (f"memory of a training device ({work.devices} of them), in the update", plan.training_gib),
-        ("... while it generates", plan.rollout_gib),
-        (f"memory of a server's device ({work.generation_devices} of them)", plan.server_gib),
+        (f"memory of a training device ({work.devices} of them), during the update", plan.training_gib),
+        ("... during generation", plan.rollout_gib),
+        (f"memory of a server device ({work.generation_devices} of them)", plan.server_gib),
     ):
         if parts:
             lines += ["", f"{title}:", *_rows(parts, "GiB")]
     lines.append(
-        f"  {'of':24}{device.memory_gib:10.1f} GiB, {USABLE:.0%} to be planned with, {OVERHEAD_GIB} for the rest"
+        f"  {'of':24}{device.memory_gib:10.1f} GiB, of which {USABLE:.0%} may be used, {OVERHEAD_GIB} for the rest"
     )
     recorded = f"{plan.recorded_gb:.1f} GB of rollouts per 1,000 steps (record_every, record_max_tokens)"
     lines += [

@@ -1,4 +1,4 @@
-"""What a model's size follows from."""
+"""The shape of a model, from which its size follows."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gtpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A decoder of the Llama kind: grouped-query attention and a gated MLP.
+    """A Llama-style decoder: grouped-query attention and a gated MLP.
 
     Attributes:
-        layers, hidden, mlp: layers, width of the residual stream, width of the MLP.
-        heads, kv_heads, head_dim: attention.
-        vocab: tokens.
+        layers, hidden, mlp: number of layers, width of the residual stream, width of the MLP.
+        heads, kv_heads, head_dim: number of query heads and of key-value heads, and their width.
+        vocab: size of the vocabulary.
         tied: whether input and output embeddings are one matrix.
         qkv_bias: whether queries, keys and values have biases.
     """
@@ -34,12 +34,12 @@ class ModelShape:
 
     @property
     def queries(self) -> int:
-        """Width of all queries."""
+        """Total width of the queries."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of all keys, and of all values."""
+        """Total width of the keys, and of the values."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -57,25 +57,25 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Weights of the model."""
+        """Number of weights of the model."""
         layer = sum(n * m for n, m in self.matrices.values()) + 2 * self.hidden
         layer += (self.queries + 2 * self.keys) * self.qkv_bias
         return self.layers * layer + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights that a token only looks up."""
+        """Number of weights that a token only looks up."""
         return 0 if self.tied else self.vocab * self.hidden
 
     def lora_parameters(self, rank: int, targets: Sequence[str]) -> int:
-        """Weights of a LoRA adapter.
+        """Number of weights of a LoRA adapter.
 
         Args:
-            rank: of the adapter.
+            rank: rank of the adapter.
             targets: names of linear maps; "all-linear" for all of a layer.
 
         Raises:
-            ConfigError: a target that is none of the layer's maps.
+            ConfigError: a target is not a linear map of a layer.
         """
         names = list(self.matrices) if "all-linear" in targets else list(targets)
         if unknown := sorted(set(names) - set(self.matrices)):
@@ -95,7 +95,7 @@ KNOWN: dict[str, ModelShape] = {
     "meta-llama/Llama-3.1-8B-Instruct": ModelShape(32, 4096, 14336, 32, 8, 128, 128256),
     "meta-llama/Llama-3.2-1B-Instruct": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, True),
 }
-"""From the models' `config.json`, so that a plan needs no network. The base models have the same shapes."""
+"""Shapes from the models' `config.json`, so that a plan needs no network. The base models have the same shapes."""
 
 
 def shape_of(name: str) -> ModelShape:
@@ -105,7 +105,7 @@ def shape_of(name: str) -> ModelShape:
         name: one of `KNOWN`, a folder, or another Hub id.
 
     Raises:
-        ConfigError: its configuration is unavailable, or it is no decoder of the Llama kind.
+        ConfigError: its configuration is unavailable, or it is not a Llama-style decoder.
     """
     if name in KNOWN:
         return KNOWN[name]
@@ -123,7 +123,7 @@ def shape_of_config(config: Any) -> ModelShape:
     """The shape that a `transformers` configuration describes.
 
     Raises:
-        ConfigError: it is not of the Llama kind.
+        ConfigError: the model is not a Llama-style decoder.
     """
     config = config.get_text_config()
     if any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")):

@@ -1,4 +1,4 @@
-"""The credit inspector: what a run did, turn by turn, as one HTML page, a page that follows a run, and data frames.
+"""The credit inspector: a run turn by turn, as one HTML page, a live page for a running one, and data frames.
 
 `load` is for notebooks; `write_page` and `serve` are behind `gtpo report`.
 """

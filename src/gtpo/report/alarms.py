@@ -1,4 +1,4 @@
-"""Things known to be bad, looked for in the figures of a run. Each says what it saw and what it means."""
+"""Checks of a run's metrics for known problems. Each alarm says what was observed and what it means."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from gtpo.advice import where_success_is_rare
 
 Metrics = Sequence[Mapping[str, float]]
-"""One mapping a step."""
+"""One mapping per step."""
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something that should be looked at.
+    """An observation that needs attention.
 
     Attributes:
-        name: short.
-        sentence: what was seen, and what it means.
-        metric: the figure in which it shows.
+        name: a short name.
+        sentence: what was observed, and what it means.
+        metric: the metric that shows it.
     """
 
     name: str
@@ -32,9 +32,9 @@ def alarms(metrics: Metrics, settings: Mapping[str, Any], void_share: float | No
     """The alarms of a run.
 
     Args:
-        metrics: of its steps.
-        settings: of its algorithm.
-        void_share: of the last recorded rollouts, those that ended with neither a call nor an answer; None if unknown.
+        metrics: the metrics of its steps.
+        settings: the settings of its algorithm.
+        void_share: share of the last recorded rollouts that ended with neither a call nor an answer; None if unknown.
     """
     found = [alarm for check in _CHECKS for alarm in check(metrics, settings)]
     if void_share is not None and void_share > 0.1:
@@ -68,8 +68,8 @@ def _calls_fall(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm
     if calls[1] < 0.7 * calls[0] and reward[1] > reward[0] and passed[1] < passed[0] + 0.05:
         yield Alarm(
             "fewer calls, more reward",
-            f"Calls a rollout fell from {calls[0]:.2f} to {calls[1]:.2f} while the reward rose and the pass rate did "
-            "not (first and last third of the steps). Penalties may be avoided by giving up the tool.",
+            f"Calls per rollout fell from {calls[0]:.2f} to {calls[1]:.2f} while the reward rose and the pass rate did "
+            "not (first and last third of the steps). The model may avoid penalties by giving up the tool.",
             "calls",
         )
 
@@ -87,8 +87,9 @@ def _similarity_rises(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator
     if similar and passed and similar[1] > similar[0] + 0.1 and passed[1] < passed[0] + 0.02:
         yield Alarm(
             "similarity without success",
-            f"Failures resemble successes more and more ({similar[0]:.2f} to {similar[1]:.2f}) and do not become any: "
-            "the shaped reward may be earned by looks. A lower alpha takes the reason away.",
+            f"Failures resemble successes more and more ({similar[0]:.2f} to {similar[1]:.2f}), but the pass rate does "
+            "not rise: the model may earn the shaped reward with code that only resembles a success. A lower alpha "
+            "removes this incentive.",
             "reward/shaped",
         )
 
@@ -100,8 +101,8 @@ def _negative_on_success(metrics: Metrics, settings: Mapping[str, Any]) -> Itera
         yield Alarm(
             "successes are punished",
             f"{ends[1]:.0%} of the turns of successes have a negative advantage, up from {ends[0]:.0%}. "
-            "With normalize_over all_turns the first turns of successes turn negative once most of a group succeeds, "
-            "and long ones sooner.",
+            "With normalize_over all_turns the first turns of successes become negative once most of a group succeeds, "
+            "earlier for long rollouts.",
             name,
         )
 
@@ -119,8 +120,7 @@ def _all_fail(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
     share = _last(metrics, "groups/frac_all_failed")
     if share is not None and share > 0.5:
         meaning = (
-            where_success_is_rare(settings)
-            or "They have no effect on the model; easier problems or larger groups would."
+            where_success_is_rare(settings) or "They do not change the model; easier problems or larger groups help."
         )
         yield Alarm(
             "most groups fail altogether", f"{share:.0%} of the groups in the last steps. {meaning}", "pass_rate"
@@ -132,11 +132,32 @@ def _entropy_falls(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Al
     if ends and ends[0] > 0 and ends[1] < 0.1 * ends[0]:
         yield Alarm(
             "entropy collapsed",
-            f"From {ends[0]:.3f} to {ends[1]:.3f} (first and last third of the steps): rollouts of a group have become "
-            "alike, and groups without differences have no effect.",
+            f"From {ends[0]:.3f} to {ends[1]:.3f} (first and last third of the steps): the rollouts of a group have "
+            "become alike, and groups without differences in reward do not change the model.",
             "entropy",
         )
 
+
+def _failures(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
+    for kind, what in _FAILING.items():
+        share = _last(metrics, f"failures/{kind}")
+        if share is not None and share > 0.01:
+            yield Alarm(
+                f"{what} fails",
+                f"{share:.1%} of the rollouts in the last steps failed because of it and are excluded from the loss. "
+                "Check it before anything else.",
+                f"failures/{kind}",
+            )
+
+
+_FAILING = {
+    "tool": "a tool or the sandbox",
+    "environment": "the environment",
+    "model_server": "the model server",
+    "verifier": "the verifier",
+    "similarity": "the code similarity",
+}
+"""What fails, by kind of `gtpo.failures`. Prompts that are too long and stale rollouts are no such failures."""
 
 _CHECKS: tuple[Callable[[Metrics, Mapping[str, Any]], Iterator[Alarm]], ...] = (
     _calls_fall,
@@ -148,13 +169,8 @@ _CHECKS: tuple[Callable[[Metrics, Mapping[str, Any]], Iterator[Alarm]], ...] = (
         "stop/repetition",
         0.02,
         "turns repeat themselves",
-        "Rollouts end because a turn says the same few tokens over and over, often after an observation: an early sign "
-        "of collapse.",
+        "Rollouts end because a turn repeats the same few tokens, often after an observation: an early sign of "
+        "collapse.",
     ),
-    _above(
-        "rollouts/frac_masked",
-        0.01,
-        "the sandbox fails",
-        "These rollouts are left out of the loss. Look at the sandbox before anything else.",
-    ),
+    _failures,
 )

@@ -1,6 +1,6 @@
-"""What the page holds: figures and an index of all rollouts as they are, the rollouts themselves packed step by step.
+"""The data of the page: metrics and an index of all rollouts uncompressed, the rollouts themselves packed per step.
 
-A step is unpacked in the browser when it is looked at, so a page opens as fast with a hundred steps as with one.
+The browser unpacks a step when it is viewed, so a page opens as fast with a hundred steps as with one.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gtpo.report.alarms import alarms
 from gtpo.run_directory import RunFiles
 
 MAX_BYTES = 50_000_000
-"""Packed rollouts of a page at most; what goes beyond is left out, and the page says so."""
+"""Maximum size of a page's packed rollouts; rollouts beyond it are left out, and the page says so."""
 _WITH_TOKENS = 5
-"""If the page would be too large, so many of the last steps keep the details of their tokens."""
+"""If the page would be too large, this many of the last steps keep their token details."""
 _COLUMNS = (
     "step",
     "rollout",
@@ -43,8 +43,8 @@ def run_document(files: RunFiles, *, max_bytes: int = MAX_BYTES, packed: bool = 
 
     Args:
         files: the run.
-        max_bytes: of packed rollouts.
-        packed: False leaves the rollouts out; a page that is served asks for them step by step.
+        max_bytes: maximum size of the packed rollouts.
+        packed: False leaves the rollouts out; a served page requests them step by step.
     """
     steps = files.steps()
     index, packs, void_share = _index_and_packs(files, steps, packed)
@@ -98,7 +98,7 @@ def _index_and_packs(
 
 
 def _entries(step: int, rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bool]]:
-    """The index rows of a step, with the problem's id in place of its number; and which rollouts are void."""
+    """The index rows of a step, with the problem's id instead of its number; and which rollouts are void."""
     return [_index_row(step, row) for row in rows], [_is_void(row) for row in rows]
 
 
@@ -129,7 +129,7 @@ def _is_void(row: dict[str, Any]) -> bool:
 
 
 def _smaller(files: RunFiles, packs: dict[int, str], max_bytes: int) -> tuple[dict[int, str], dict[str, int]]:
-    """Without the details of tokens but for the last steps; if that is not enough, only some steps, evenly spread."""
+    """Drop token details except in the last steps; if that is not enough, keep only some steps, evenly spread."""
     steps = list(packs)
     bare = {
         step: packs[step] if step in steps[-_WITH_TOKENS:] else pack(files.rollouts(step), tokens=False)

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFrames:
-    """A run.
+    """A run as data frames.
 
     Attributes:
-        settings: those of the algorithm, and a few more.
-        metrics: a row a logged step, a column a figure; indexed by step.
-        rollouts: a row a recorded rollout: step, rollout, group, the problem, outcome, stop reason; and `num_turns`,
-            `num_calls`, `num_invalid`, `tokens`, `reward` (sum over turns), `min_advantage`, `max_advantage`,
-            `similarity` (mean over the group's successes; NaN if it was not compared).
-        turns: a row per turn: step, rollout, group, turn (from 0), and every field of a recorded turn.
+        settings: settings of the algorithm, and a few more.
+        metrics: one row per logged step and one column per metric, indexed by step.
+        rollouts: one row per recorded rollout: step, rollout, group, the problem, outcome, stop reason; and
+            `num_turns`, `num_calls`, `num_invalid`, `tokens`, `reward` (sum over turns), `min_advantage`,
+            `max_advantage`, `similarity` (mean over the group's successes; NaN if it was not compared).
+        turns: one row per turn: step, rollout, group, turn (from 0), and every field of a recorded turn.
     """
 
     settings: dict[str, Any]
@@ -32,14 +32,14 @@ class RunFrames:
 
 
 def load(run: str | Path, *, steps: list[int] | None = None) -> RunFrames:
-    """Read a run's directory. Halves of surrogate pairs, which pandas does not take, become U+FFFD.
+    """Read a run's directory. Lone surrogates, which pandas does not accept, become U+FFFD.
 
     Args:
         run: the directory.
         steps: the recorded steps to read; None reads all.
 
     Raises:
-        DataError: it is no run's directory, or a file of it can't be read.
+        DataError: it is not a run's directory, or one of its files can't be read.
     """
     import pandas as pd
 

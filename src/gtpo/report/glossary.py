@@ -1,4 +1,4 @@
-"""What each metric means: read from `docs/metrics.md`, of which the package carries a copy."""
+"""The meaning of each metric, read from `docs/metrics.md`, of which the package contains a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROW = re.compile(r"\| (`.+?`(?:, `.+?`)*) \| (.*?) \| (.*?) \|")
 
 @cache
 def glossary() -> dict[str, dict[str, str]]:
-    """Unit and meaning by name. A name such as `tool/STATUS` or `time/*_share` stands for all that fit it."""
+    """Unit and meaning by name. A name such as `tool/STATUS` or `time/*_share` stands for all that match it."""
     text = (files("gtpo.report") / "assets" / "metrics.md").read_text(encoding="utf-8")
     found: dict[str, dict[str, str]] = {}
     for names, unit, meaning in _ROW.findall(text):

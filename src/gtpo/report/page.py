@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing else and runs nothing but its own script."""
+"""The page: one self-contained HTML file that runs only its own script."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def write_page(runs: Sequence[str | Path], path: str | Path, *, max_bytes: int =
     """Write the report of runs as one self-contained HTML file.
 
     Args:
-        runs: run directories; their figures are overlaid.
+        runs: run directories; their metrics are overlaid.
         path: the file.
-        max_bytes: of packed rollouts of all runs; what goes beyond is left out, and the page says so.
+        max_bytes: maximum size of the packed rollouts of all runs; the rest is left out, and the page says so.
 
     Returns:
         The size of the file in bytes.
 
     Raises:
-        DataError: a directory is no run, or a file of it can't be read.
+        DataError: a directory is not a run's, or one of its files can't be read.
         ConfigError: the page can't be written.
     """
     found = [RunFiles(run) for run in runs]
@@ -47,12 +47,12 @@ def write_page(runs: Sequence[str | Path], path: str | Path, *, max_bytes: int =
 
 
 def header() -> dict[str, Any]:
-    """What the page holds besides runs."""
+    """The contents of the page besides runs."""
     return {"live": False, "version": installed_versions()["gtpo"], "glossary": glossary()}
 
 
 def page(document: dict[str, Any]) -> str:
-    """The page with a document in it. Whatever the document holds stays data: see `as_data`."""
+    """The page with a document in it. The contents of the document are never executed: see `as_data`."""
     assets = files("gtpo.report") / "assets"
     style = (assets / "style.css").read_text(encoding="utf-8")
     parts = [(assets / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS]
@@ -65,6 +65,6 @@ def page(document: dict[str, Any]) -> str:
 
 
 def as_data(document: dict[str, Any]) -> str:
-    """JSON that can stand in a script element: no `<`, `>` or `&`, ASCII only, halves of surrogate pairs escaped."""
+    """JSON that is safe in a script element: no `<`, `>` or `&`, ASCII only, lone surrogates escaped."""
     text = json.dumps(document, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,4 +1,4 @@
-"""Shows runs while they train: the page on the loopback address, which asks for what is new every few seconds."""
+"""Shows runs while they train: the page on the loopback address, which polls for new data every few seconds."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ADDRESS = "127.0.0.1"
 def serve(runs: Sequence[str | Path], port: int = 0) -> ThreadingHTTPServer:
     """A server for the page; `serve_forever` runs it. `server_address` has the port.
 
-    It listens on the loopback address only and answers nobody who came by another name, so that a web page elsewhere
-    can't reach it through a name that it made point here.
+    It listens on the loopback address only and refuses requests for other host names, so that a web page elsewhere
+    can't reach it through a host name that resolves to this machine.
 
     Args:
         runs: run directories.
-        port: 0 takes a free one.
+        port: the port; 0 takes a free one.
 
     Raises:
-        ConfigError: the port is taken.
-        DataError: a directory is no run.
+        ConfigError: the port is in use.
+        DataError: a directory is not a run's.
     """
     files = [RunFiles(run) for run in runs]
     try:
@@ -46,10 +46,10 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*args)
 
     def do_GET(self) -> None:
-        """The page, the figures, or the rollouts of a step."""
+        """Send the page, the metrics, or the rollouts of a step."""
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
         if host not in (ADDRESS, "localhost"):
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", "only for this machine")
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "only this machine may use this server")
             return
         url = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
@@ -84,4 +84,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal belongs to the run."""
+        """Log nothing, to keep the terminal free for the run."""

@@ -1,4 +1,4 @@
-"""Multi-turn rollouts with exact tokens: what was sampled is what is trained on."""
+"""Multi-turn rollouts with exact tokens: training uses the token ids that were sampled."""
 
 from gtpo.rollout.build import build_encoder, build_engine, build_prompts, fitting
 from gtpo.rollout.chat_encoder import ChatEncoder

@@ -1,8 +1,8 @@
-"""The process in which a function of the user's own is called: one call after another, asked for over pipes, in JSON.
+"""The process in which a user's function is called: one call after another, requested over pipes, in JSON.
 
 It loads the function by its name, from its module or its file, and nothing of gtpo. What the function prints goes to
-stderr. It ends with its parent even inside of C code: the kernel sends SIGIO, which nothing here handles, when the
-other end of the lifeline, a pipe on which nothing is ever sent, is closed.
+stderr. It ends with its parent even inside C code: the kernel sends SIGIO, which nothing here handles, when the other
+end of the lifeline, a pipe on which nothing is ever sent, is closed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _loaded(module: str, name: str, file: str | None, path: list[str]) -> Any:
     else:
         spec = importlib.util.spec_from_file_location(module, file)
         if spec is None or spec.loader is None:
-            raise ImportError(f"{file} is no Python file")
+            raise ImportError(f"{file} is not a Python file")
         found = sys.modules[module] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(found)
     for part in name.split("."):

@@ -26,14 +26,14 @@ def build_engine(
     sandbox: Sandbox | None = None,
     environments: Environments | None = None,
 ) -> RolloutEngine:
-    """Everything that a rollout needs besides a model: prompts, encoder, tools, environments, limits, sampling.
+    """Build all that a rollout needs besides a model: prompts, encoder, tools, environments, limits, sampling.
 
     Args:
-        config: the configuration; every field of it but `verifier` has its effect here.
-        tokenizer: with a chat template.
-        tools: in place of those that the configuration asks for.
-        sandbox: for Python, in place of the one that the configuration asks for.
-        environments: in place of those that the configuration asks for.
+        config: the configuration; of `verifier`, only what it says about the form of the answer takes effect here.
+        tokenizer: a tokenizer with a chat template.
+        tools: used instead of the tools that the configuration asks for.
+        sandbox: runs Python, instead of the sandbox that the configuration asks for.
+        environments: used instead of those that the configuration asks for.
 
     Raises:
         ConfigError, DataError, SandboxError: see `RolloutConfig.make_tools` and `make_environments`.
@@ -57,12 +57,12 @@ def build_engine(
 def build_prompts(
     config: RolloutConfig, tool_format: ToolFormat | None = None, environments: Environments | None = None
 ) -> Prompts:
-    """What makes the prompts of problems.
+    """Build the object that makes the prompts of problems.
 
     Args:
         config: the configuration.
-        tool_format: the syntax of calls, with the tools; by default the one that the configuration names.
-        environments: one that gives the outcome reward decides what an answer is, so the prompt does not say it.
+        tool_format: the tool-call syntax, with the tools; by default the one that the configuration names.
+        environments: if they give the outcome reward, they decide what an answer is, and the prompt does not say it.
 
     Raises:
         ConfigError: the file of instructions can't be used, or the format depends on the model and was not given.
@@ -74,10 +74,10 @@ def build_prompts(
 
 
 def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec]) -> Encoder:
-    """The encoder of conversations with these tools.
+    """Build the encoder of conversations with these tools.
 
     Raises:
-        ConfigError: a tool that the format can't express.
+        ConfigError: the format can't express a tool.
         TemplateError: see `gtpo.rollout.choosing.make_encoder`.
     """
     from gtpo.rollout.choosing import make_encoder  # loads the library `renderers`, which takes most of a second
@@ -89,16 +89,16 @@ def build_encoder(config: PromptConfig, tokenizer: Any, specs: Sequence[ToolSpec
 def fitting(
     problems: Sequence[Problem], engine: RolloutEngine, max_context: int, say: Callable[[str], None]
 ) -> list[Problem]:
-    """The problems whose prompts leave room in the context; says which ones are left out, and why.
+    """The problems whose prompts leave room in the context; reports which ones are left out, and why.
 
     Args:
         problems: the problems.
         engine: makes their prompts.
-        max_context: longest context, in tokens.
-        say: told of those that are left out.
+        max_context: maximum context length, in tokens.
+        say: called with a line for each problem that is left out.
 
     Raises:
-        DataError: none does.
+        DataError: no prompt leaves room.
     """
     too_long: dict[str, str] = {}
     for problem in problems:
@@ -107,7 +107,10 @@ def fitting(
             too_long[problem.id] = f"its prompt of {length} tokens leaves no room in a context of {max_context}"
     left = [problem for problem in problems if problem.id not in too_long]
     if not left:
-        raise DataError(f"the prompts of all {len(problems)} problems fill the context of {max_context} tokens")
+        raise DataError(
+            f"the prompts of all {len(problems)} problems fill the context of {max_context} tokens; shorten them or "
+            "raise max_context"
+        )
     for problem_id, why in too_long.items():
         say(f"left out: problem {problem_id}: {why}")
     return left

@@ -69,13 +69,13 @@ def without_thoughts(text: str) -> str:
 
 
 def foreign_call(text: str, expected: str, specs: Sequence[ToolSpec], own: str = "") -> tuple[InvalidCall, ...]:
-    """One invalid call if a turn that holds no call of its own format is written in another one's syntax.
+    """One invalid call if a turn that has no call in its own format has one in the syntax of another format.
 
     Args:
         text: the turn; what is in `<think>` tags is not looked at.
         expected: how calls are written here.
         specs: the tools, to recognise a bare JSON call.
-        own: text that holds the marks of the format itself, which are none of another one.
+        own: text that contains the format's own marks, which do not count as those of another format.
     """
     text = without_thoughts(text)
     for match in _FOREIGN_MARK.finditer(text):
@@ -88,7 +88,7 @@ def foreign_call(text: str, expected: str, specs: Sequence[ToolSpec], own: str =
 
 
 def bare_json_call(text: str, specs: Sequence[ToolSpec]) -> bool:
-    """Whether a text is nothing but a JSON object that names one of the tools and gives arguments."""
+    """Whether a text is only a JSON object that names one of the tools and gives arguments."""
     try:
         found = load_json(text.strip())
     except ValueError:
@@ -98,7 +98,7 @@ def bare_json_call(text: str, specs: Sequence[ToolSpec]) -> bool:
 
 
 def is_call(found: object, specs: Sequence[ToolSpec]) -> bool:
-    """Whether JSON that stands in a text is meant as a call: it gives arguments, or names one of the tools."""
+    """Whether JSON in a text is meant as a call: it gives arguments, or names one of the tools."""
     name, arguments = _name_and_arguments(found) if isinstance(found, dict) else (None, None)
     return arguments is not None or name in {spec.name for spec in specs}
 
@@ -137,7 +137,7 @@ _DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant)
 
 
 def json_call(call: object, specs: Sequence[ToolSpec]) -> ToolCall | InvalidCall:
-    """The call that a JSON value stands for.
+    """The call that a JSON value represents.
 
     Accepted besides `{"name": ..., "arguments": {...}}`: the arguments as a string of JSON, `parameters` for
     `arguments`, both within `"function"`, and further keys, such as `id` and `type`.

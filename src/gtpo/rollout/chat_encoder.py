@@ -1,8 +1,8 @@
-"""An encoder on the frames of a chat template, for templates that no renderer of the library `renderers` is for.
+"""An encoder for chat templates that no renderer of the library `renderers` supports.
 
-The frame of an observation, and that of a user's reply, is taken from the template once, by comparing a small
-conversation with and without it. So a history is never rendered again, and templates that rewrite history (dropping
-old thoughts, say) can't change what was sampled.
+The frames of an observation and of a user's reply are taken from the template once, by comparing a small conversation
+with and without them. So a history is never rendered again, and templates that rewrite history (by dropping old
+thoughts, for example) can't change what was sampled.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _
 
 
 class ChatEncoder(Encoder):
-    """An encoder on the frames of a chat template.
+    """An encoder that puts what was sampled into the frames of a chat template.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
@@ -33,8 +33,8 @@ class ChatEncoder(Encoder):
         template_kwargs: passed on to `apply_chat_template` (e.g. `enable_thinking`).
 
     Raises:
-        TemplateError: no chat template; one that ignores the tools the format needs, or that writes calls in another
-            syntax; one in which a turn does not end with a special token, or that can't continue after an observation.
+        TemplateError: there is no chat template; it ignores the tools that the format needs, or writes calls in another
+            syntax; its turns do not end with a special token, or it can't continue after an observation.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ChatEncoder(Encoder):
         return self.parse(self.text(token_ids))
 
     def parse(self, text: str) -> Calls:
-        """The calls of a turn. Drafts within a thought are none, also where the prompt opened it."""
+        """The calls of a turn. Drafts within a thought do not count, even if the prompt opened the thought."""
         return self.format.parse(f"<think>{text}" if self._opens_thought else text)
 
     @cached_property
@@ -118,7 +118,7 @@ class ChatEncoder(Encoder):
         return self._template.render([{"role": "user", "content": _USER}]).rstrip().endswith("<think>")
 
     def _check_calls(self) -> None:
-        """Whether the format reads a call as the template writes it."""
+        """Check that the format reads a call as the template writes it."""
         written = self._template.written_turn("", self._call)
         if not any(isinstance(call, ToolCall) for call in self.format.parse(written)):
             raise TemplateError(
@@ -128,7 +128,7 @@ class ChatEncoder(Encoder):
 
     @property
     def _argument(self) -> Any:
-        """Of the call in a history: a text that is found again, if it may be one."""
+        """The argument of the call in a history: a text that can be found again, if the argument may be a text."""
         sample = typical(self.format.specs).sample
         return _CALL if isinstance(sample, str) else sample
 
@@ -159,7 +159,7 @@ class ChatEncoder(Encoder):
 
     @cached_property
     def _after_plain_turn(self) -> str:
-        """The conversation from the text of a turn without a call on, with a reply and where the model goes on."""
+        """The conversation from the text of a turn without a call on, with a reply and the generation prompt."""
         rendered = self._template.render([*_PLAIN, {"role": "user", "content": _REPLY}])
         return rendered[max(rendered.rfind(_TURN), 0) :]
 
@@ -203,7 +203,7 @@ class ChatEncoder(Encoder):
         return self.tokenizer.convert_tokens_to_ids(match[0]), followed[: match.end()]
 
     def _after_turn(self, marks: Sequence[str]) -> str:
-        """The conversation from its turn's text or call on: what is before may change with the turn's place."""
+        """The conversation from its turn's text or call on: what is before may change with the turn's position."""
         history, anchor = self._history
         rendered = self._template.render([*history, *self.format.observation_messages(marks)])
         return rendered[max(rendered.rfind(anchor), 0) :]
@@ -237,7 +237,7 @@ class ChatEncoder(Encoder):
 
 
 def _cut(pieces: Sequence[tuple[str, bool]], cut: Callable[[str], list[str]]) -> list[str]:
-    """The text of all pieces, cut where those that are literal are to be."""
+    """The text of all pieces, with the literal pieces cut by `cut`."""
     parts = [""]
     for piece, literal in pieces:
         first, *more = (cut(piece) or [""]) if literal else [piece]

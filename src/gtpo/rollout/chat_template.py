@@ -26,7 +26,7 @@ class ChatTemplate:
         self.tokenizer, self.tools, self.options = tokenizer, tools, dict(options)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, generate: bool = True, tools: Any = ...) -> str:
-        """The conversation as text, with the place where the model goes on behind it if `generate`.
+        """The conversation as text, followed by the generation prompt if `generate`.
 
         Raises:
             TemplateError: the template does not take the messages.
@@ -53,7 +53,7 @@ class ChatTemplate:
         return message
 
     def written_turn(self, text: str, function: Mapping[str, Any] | None = None) -> str:
-        """What the template writes for a turn after a prompt, with what ends it.
+        """What the template writes for a turn after a prompt, including the end of the turn.
 
         Raises:
             TemplateError: the template does not take such a turn.
@@ -77,7 +77,7 @@ class ChatTemplate:
 
     @cached_property
     def _in_parts(self) -> bool:
-        """Whether the template wants a message's text as a list of parts, as some of models with images do."""
+        """Whether the template needs a message's text as a list of parts, as some templates for images do."""
         probe = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _TEXT}]
         for in_parts in (False, True):
             try:

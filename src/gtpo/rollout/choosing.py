@@ -1,14 +1,14 @@
-"""Which tool format a model gets: the one that it was made for, if that is known.
+"""Chooses the tool format of a model: the one that it was made for, if that is known.
 
-`auto` looks, in this order, for
+`auto` takes the first of these that applies:
 
-1. a family of the library `renderers`: by the model's name, or because the tokenizer's chat template renders
-   conversations with tools just as the family's renderer does (`native`);
-2. a chat template that writes calls in a way that is known here: JSON in `<tool_call>` tags (`tool_call`), or what
-   transformers or TRL declare for it, or a list of calls between two marks (`declared`);
-3. else it takes `fenced`, which needs no help from the template.
+1. a family of the library `renderers` (`native`), found by the model's name or because the tokenizer's chat template
+   renders conversations with tools exactly as the family's renderer does;
+2. a known syntax in which the chat template writes calls: JSON in `<tool_call>` tags (`tool_call`), the
+   syntax of a family, or a list of calls between two marks (`declared`);
+3. `fenced`, which needs no help from the template.
 
-`native` stands for the first two and refuses the third. A renderer's name, as `qwen3.5`, asks for that family.
+`native` accepts only the first two. A renderer's name, such as `qwen3.5`, selects that family.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from gtpo.rollout.tool_spec import PYTHON, ToolSpec, typical
 from gtpo.types import InvalidCall
 
 _DATED = {"llama-3": {"date_string": "26 Jul 2024"}}
-"""Options of a template that would write today's date, with the date that the renderer writes."""
+"""Options of templates that would write today's date: the date that the renderer writes."""
 
 _DOWNLOADED = {"gpt-oss": {"<|channel|>", "<|call|>", "<|return|>"}}
-"""Renderers that download a vocabulary, and special tokens without which they need not be tried."""
+"""Renderers that download a vocabulary, each tried only if the tokenizer has these special tokens."""
 
 
 def make_encoder(
@@ -43,16 +43,16 @@ def make_encoder(
     *,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """The encoder of a tool format; `Encoder.choice` says which one it is and why.
+    """Make the encoder of a tool format; `Encoder.choice` says which format was chosen and why.
 
     Args:
-        tokenizer: with a chat template, or of a family that needs none.
+        tokenizer: a tokenizer with a chat template, or of a family that needs none.
         tool_format: `auto`, `native`, a name in `FORMATS`, or the name of a renderer.
         specs: the tools.
         template_kwargs: options of the chat template.
 
     Raises:
-        ConfigError: an unknown format, an option that the family does not have, or a tool that does not fit.
+        ConfigError: the format is unknown, the family lacks an option, or a tool does not fit the format.
         TemplateError: the tokenizer can't be used with the format.
     """
     check_tool_format(tool_format)
@@ -72,11 +72,11 @@ def make_encoder(
                 return _chosen(build(), name, why)
             except TemplateError as error:
                 refused.append(f"{name}: {error}")
-    because = "; ".join(refused) or "its calls are in no syntax that is known here"
+    because = "; ".join(refused) or "the syntax of its calls is unknown"
     if tool_format == "native":
         raise TemplateError(
-            f"no native tool format is known for {_name_of(tokenizer)} ({because}). Use --tool_format fenced, or name "
-            f"a renderer: {', '.join(FAMILIES)}"
+            f"no native tool format is known for {_name_of(tokenizer)} ({because}). Use --tool_format fenced, or the "
+            f"name of a renderer: {', '.join(FAMILIES)}"
         )
     made = ChatEncoder(tokenizer, get_format("fenced", specs), end_ids=ends, template_kwargs=template_kwargs)
     return _chosen(made, "fenced", "no native format is known for this chat template")
@@ -127,7 +127,7 @@ def _by_renderer(
 def _alike(
     tokenizer: Any, family: str, specs: Sequence[ToolSpec], ends: Iterable[int], template_kwargs: Mapping[str, Any]
 ) -> Iterator[_Attempt]:
-    """The family if the chat template renders as it does, with or without thoughts by default."""
+    """The family if the chat template renders as its renderer does, with or without thoughts by default."""
     for defaults in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
         kwargs = {**defaults, **template_kwargs}
         try:
@@ -159,10 +159,10 @@ def _by_template(
 
 
 def renders_alike(encoder: RendererEncoder, template_kwargs: Mapping[str, Any]) -> bool:
-    """Whether the tokenizer's own chat template gives what a renderer gives.
+    """Whether the tokenizer's own chat template renders the same as a renderer.
 
-    Compared are prompts, with tools; a turn with a call and one without; and what follows a turn with a call. How
-    turns change once others follow them is not: no turn is ever rendered again.
+    Compares prompts with tools, a turn with a call and one without, and what follows a turn with a call. It does not
+    compare how turns change once others follow them, because no turn is ever rendered again.
     """
     spec = typical(encoder.format.specs or (PYTHON,))
     template = ChatTemplate(encoder.tokenizer, encoder.tools, template_kwargs)
@@ -189,7 +189,7 @@ def renders_alike(encoder: RendererEncoder, template_kwargs: Mapping[str, Any]) 
 
 
 def _same_turn(encoder: RendererEncoder, template: ChatTemplate, messages: Messages) -> bool:
-    """Whether the last message is written alike, but for an end token that only one of the two writes at the end."""
+    """Whether both write the last message alike, apart from a final end token that only one of them writes."""
     own, other = encoder.rendered(messages), _encoded(encoder, template.render(messages, generate=False))
     return own in (other, other[:-1]) if other and other[-1] in encoder.end_ids else own == other
 

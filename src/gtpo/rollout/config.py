@@ -1,7 +1,7 @@
-"""How rollouts are made: one description for every command, trainer and plugin, option by option.
+"""The options of rollouts, shared by every command, trainer and plugin.
 
-`RolloutConfig` is the whole of it; `PromptConfig` and `SandboxConfig` are the parts that the cold start and the trace
-makers need. The help text of a field is its documentation. `gtpo.rollout.build` makes an engine of a configuration.
+`RolloutConfig` holds all of them; `PromptConfig` and `SandboxConfig` are the parts that the cold start and the trace
+makers need. The help text of a field is its documentation. `gtpo.rollout.build` makes an engine from a configuration.
 """
 
 from __future__ import annotations
@@ -49,26 +49,24 @@ _OF_MCP = {item.name for item in fields(MCPConfig)}
 
 @dataclass
 class SandboxConfig:
-    """Where the model's programs run, and with what limits."""
+    """Options of the sandbox that runs the model's programs, and its limits."""
 
     sandbox: str = field(
         default="local",
         metadata={
-            "help": "Where Python runs: local, or the URL of a SandboxFusion server; several separated by commas."
+            "help": "Where Python runs: local, or the URL of a SandboxFusion server; separate several with commas."
         },
     )
     sandbox_require: Require = field(
         default="landlock",
-        metadata={"help": "Weakest isolation that is accepted of the local sandbox; below it the run does not start."},
+        metadata={"help": "Minimum isolation of the local sandbox; with weaker isolation the run does not start."},
     )
-    tool_wall_s: float = field(
-        default=8.0, metadata={"help": "Time limit of a Python call, in seconds of wall-clock time."}
-    )
-    tool_cpu_s: float = field(default=4.0, metadata={"help": "Time limit of a Python call, in seconds of CPU time."})
-    tool_memory_mb: int = field(default=512, metadata={"help": "Memory limit of a Python call, in MB."})
+    tool_wall_s: float = field(default=8.0, metadata={"help": "Time limit per Python call, in wall-clock seconds."})
+    tool_cpu_s: float = field(default=4.0, metadata={"help": "Time limit per Python call, in CPU seconds."})
+    tool_memory_mb: int = field(default=512, metadata={"help": "Memory limit per Python call, in MB."})
 
     def tool_limits(self) -> Limits:
-        """What one Python call may use.
+        """The limits of one Python call.
 
         Raises:
             ConfigError: a limit is out of range.
@@ -80,7 +78,7 @@ class SandboxConfig:
 
         Raises:
             ConfigError: `sandbox` is neither `local` nor a URL.
-            SandboxError: the local one can't start, or does not hold what `sandbox_require` asks for; no
+            SandboxError: the local sandbox can't start, or its isolation is weaker than `sandbox_require`; no
                 SandboxFusion server answers at the URL.
         """
         if self.sandbox == "local":
@@ -94,25 +92,26 @@ class SandboxConfig:
 
 @dataclass
 class PromptConfig(MCPConfig):
-    """What the model is told, and how it writes tool calls."""
+    """Options of prompts, tools and the syntax of tool calls."""
 
     tools: str | None = field(
         default=None,
         metadata={
             "help": "Tools, separated by commas: python, search, your own as MODULE:NAME or ./FILE.py:NAME, "
-            "mcp:COMMAND or mcp:URL for the tools of an MCP server (#TOOL+TOOL for some of them); or none. By default "
-            "python; none beside an --environment."
+            "mcp:COMMAND or mcp:URL for the tools of an MCP server (append #TOOL+TOOL for some of them); or none. By "
+            "default python, or none with --environment."
         },
     )
     environment: str | None = field(
         default=None,
         metadata={
-            "help": "MODULE:CLASS or ./file.py:CLASS: one instance per rollout, with `reset` and methods as tools; "
-            "or verifiers:NAME, an installed environment of verifiers with its problems (docs/environments.md)."
+            "help": "Environment: MODULE:CLASS or ./file.py:CLASS, one instance per rollout, with `reset` and methods "
+            "as tools; or verifiers:NAME, an installed environment of verifiers with its problems "
+            "(docs/environments.md)."
         },
     )
     environment_timeout_s: float = field(
-        default=TIMEOUT_S, metadata={"help": "Wall-clock seconds that a call of the environment may take, above 0."}
+        default=TIMEOUT_S, metadata={"help": "Time limit per call of the environment, in wall-clock seconds, above 0."}
     )
     tool_state: ToolState = field(
         default="stateless",
@@ -121,7 +120,9 @@ class PromptConfig(MCPConfig):
             "globals) or fresh (a process per rollout, new globals for each call)."
         },
     )
-    search_results: int = field(default=3, metadata={"help": "With search: number of passages that a call returns."})
+    search_results: int = field(
+        default=3, metadata={"help": "With search: maximum number of passages per call, at least 1."}
+    )
     tool_format: str = field(
         default="auto",
         metadata={
@@ -132,7 +133,7 @@ class PromptConfig(MCPConfig):
     system_prompt: str | None = field(
         default=None,
         metadata={
-            "help": "System prompt; by default one that describes the tools and the form of the answer. '': none."
+            "help": "System prompt; by default one that describes the tools and the form of the answer; '' for none."
         },
     )
     chat_template_kwargs: dict | str | None = field(
@@ -146,31 +147,31 @@ class PromptConfig(MCPConfig):
         names = self.tool_names()
         if unknown := [name for name in names if name not in ("python", "search") and ":" not in name]:
             known = "python, search, MODULE:FUNCTION, mcp:COMMAND, mcp:URL, none"
-            raise ConfigError(f"tools: there is no {unknown[0]!r}; known: {known}")
+            raise ConfigError(f"tools: unknown tool {unknown[0]!r}; known: {known}")
         if len(set(names)) < len(names):
-            raise ConfigError(f"tools: {self.tools!r} names a tool twice")
+            raise ConfigError(f"tools: {self.tools!r} names a tool twice; name each tool once")
 
     def tool_names(self) -> list[str]:
-        """The tools as they were asked for."""
+        """The names of the tools, as given in `tools`."""
         tools = ("none" if self.environment else "python") if self.tools is None else self.tools
         return split_tools(tools) if tools.strip() not in ("", "none") else []
 
     def specs(self) -> list[ToolSpec]:
-        """What the model is told of the tools, where none is used. Builds tools of the user's own, asks MCP servers.
+        """The descriptions of the tools, for callers that run none. Builds the user's own tools, queries MCP servers.
 
         Raises:
             ConfigError: a tool or environment of the user's own can't be used, a server can't be reached, or two tools
-                have one name.
+                have the same name.
         """
         environments = self.make_environments()
         own = [spec for name in self.tool_names() for spec in self._specs(name)]
         return distinct([*own, *(environments.specs if environments else ())])
 
     def make_environments(self) -> Environments | None:
-        """The environments that the options ask for, if they do; the same object each time.
+        """The environments that the options ask for, or None; the same object on every call.
 
         Raises:
-            ConfigError: the class can't be imported, or is no environment.
+            ConfigError: the class can't be imported, or is not an environment.
         """
         if self.environment is None:
             return None
@@ -188,39 +189,42 @@ class PromptConfig(MCPConfig):
 
 @dataclass
 class RolloutConfig(PromptConfig, SandboxConfig):
-    """How rollouts are made: prompts, tools, limits, sampling. The same names in every command."""
+    """Options of rollouts: prompts, tools, limits and sampling. They have the same names in every command."""
 
     instructions: str | None = field(
         default=None,
         metadata={
-            "help": "YAML file with a sentence per type of answer (math, choice, qa, tests, ...) on how to write it."
+            "help": "YAML file that maps each type of answer (math, choice, qa, tests, ...) to a sentence on how to "
+            "write it."
         },
     )
     verifier: str = field(
         default="auto",
         metadata={
-            "help": "Checks answers: auto (by domain), math, choice, qa, code, reasoning_gym, or your own as "
+            "help": "Verifier of answers: auto (by domain), math, choice, qa, code, reasoning_gym, or your own as "
             "MODULE:FUNCTION or ./FILE.py:FUNCTION."
         },
     )
     passages: str | None = field(
         default=None,
-        metadata={"help": "With search: JSON Lines file of passages with a field text and optionally title."},
+        metadata={"help": "With search: JSON Lines file of passages, with the fields text and, optionally, title."},
     )
-    max_turns: int = field(default=8, metadata={"help": "Largest number of model turns per rollout."})
-    max_turn_tokens: int = field(default=512, metadata={"help": "Largest number of sampled tokens per turn."})
+    max_turns: int = field(default=8, metadata={"help": "Maximum number of model turns per rollout, at least 1."})
+    max_turn_tokens: int = field(
+        default=512, metadata={"help": "Maximum number of sampled tokens per turn, at least 1."}
+    )
     max_completion_length: int | None = field(
         default=2048,
-        metadata={"help": "Largest number of tokens per rollout after the prompt, turns and tool results together."},
+        metadata={"help": "Maximum number of tokens per rollout after the prompt: turns and tool results together."},
     )
     max_context: int | None = field(
         default=None,
         metadata={
-            "help": "Largest number of tokens per rollout, with the prompt; by default the model's context length."
+            "help": "Maximum number of tokens per rollout, prompt included; by default the model's context length."
         },
     )
     max_observation_tokens: int = field(
-        default=512, metadata={"help": "Largest number of tokens of a tool result; of a longer one the middle is cut."}
+        default=512, metadata={"help": "Maximum number of tokens per tool result; longer ones are cut in the middle."}
     )
     max_repeated_tokens: int = field(
         default=256,
@@ -231,8 +235,8 @@ class RolloutConfig(PromptConfig, SandboxConfig):
     max_rollout_s: float | None = field(
         default=None,
         metadata={
-            "help": "End a rollout that is not over after this many wall-clock seconds; what it did until then counts. "
-            "By default no limit."
+            "help": "End a rollout that is still running after this many wall-clock seconds, above 0; what it has done "
+            "until then counts. By default no limit."
         },
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature, at least 0; 0: greedy."})
@@ -242,7 +246,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
     top_k: int = field(default=0, metadata={"help": "Number of most likely tokens to sample from; 0: all."})
     min_p: float | None = field(
         default=None,
-        metadata={"help": "Smallest probability of a token to sample, as a share of the largest one, in [0, 1]."},
+        metadata={"help": "Minimum probability of a token to sample, as a share of the largest one, in [0, 1]."},
     )
     repetition_penalty: float = field(
         default=1.0, metadata={"help": "Penalty on tokens that have occurred before, above 0; 1: none."}
@@ -250,14 +254,15 @@ class RolloutConfig(PromptConfig, SandboxConfig):
     max_concurrency: int | None = field(
         default=None,
         metadata={
-            "help": "Concurrent rollouts per process; by default 64 with transformers, 256 with vLLM or a server."
+            "help": "Maximum number of concurrent rollouts per process; by default 64 with transformers, 256 with vLLM "
+            "or a server."
         },
     )
     deterministic: bool = field(
         default=False,
         metadata={
-            "help": "With vLLM or a server: sample each turn from a seed of its own, so that the same seed gives the "
-            "same rollouts as far as vLLM's batching allows. Rollouts in process always do."
+            "help": "With vLLM or a server: sample each turn with its own seed, so that the same seed gives the same "
+            "rollouts as far as vLLM's batching allows. The transformers backend always does this."
         },
     )
 
@@ -273,7 +278,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
             raise ConfigError("the tool 'search' needs --passages FILE.jsonl")
 
     def limits(self) -> RolloutLimits:
-        """Where a rollout ends at the latest.
+        """The limits of a rollout.
 
         Raises:
             ConfigError: a limit is out of range.
@@ -299,7 +304,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         )
 
     def answer_instructions(self) -> dict[str, str]:
-        """Sentences on how to write the answer, by its type.
+        """Sentences on how to write the answer, by type of answer.
 
         Raises:
             ConfigError: the file can't be used.
@@ -312,25 +317,25 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         except ValueError as error:
             raise ConfigError(f"instructions: {path}: {error}") from error
         if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
-            raise ConfigError(f"instructions: {path}: must map types of answers to sentences")
+            raise ConfigError(f"instructions: {path}: must map types of answer to sentences")
         return found
 
     def make_tools(self, sandbox: Sandbox | None = None) -> list[Tool]:
-        """The tools, each built once.
+        """Build the tools, each once.
 
         Args:
-            sandbox: for Python, in place of the one that the options ask for.
+            sandbox: runs Python, instead of the sandbox that the options ask for.
 
         Raises:
-            ConfigError: a tool can't be imported, two have one name, search or MCP lacks its package, or an MCP server
-                can't be reached.
+            ConfigError: a tool can't be imported, two tools have the same name, the package for search or MCP is not
+                installed, or an MCP server can't be reached.
             DataError: the passages can't be read.
             SandboxError: see `make_sandbox`.
         """
         return self.given_tools(self.tool_names(), sandbox)
 
     def given_tools(self, given: Iterable[Any], sandbox: Sandbox | None = None) -> list[Tool]:
-        """The tools that were given from Python: names as in `tools`, functions, `MCPTools`, and tools of ours.
+        """The tools that were passed from Python: names as in `tools`, functions, `MCPTools`, and `Tool` objects.
 
         Raises:
             ConfigError, DataError, SandboxError: see `make_tools`.
@@ -353,7 +358,7 @@ class RolloutConfig(PromptConfig, SandboxConfig):
         return [_own_tool(imported(given, "tools"), self)]
 
     def recorded(self) -> dict[str, Any]:
-        """What of it decides how rollouts come out, as plain values: for records and comparisons."""
+        """The options that affect the results of rollouts, as plain values, for records and comparisons."""
         names = self.tool_names()
         left_out = _MACHINE if "python" in names else _MACHINE | _OF_PYTHON
         if not any(name.startswith(PREFIX) for name in names):
@@ -372,7 +377,7 @@ def _environments(name: str, timeout_s: float) -> Environments:
 
 
 def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:
-    """What an option named: a function that returns a result is a tool itself, anything else makes one."""
+    """Make a tool of what an option names: a function that returns a result is a tool itself, all else creates one."""
     if config is not None and hasattr(found, "from_options"):
         return cast(Tool, found.from_options(config))
     if inspect.isroutine(found) and (inspect.signature(found).parameters or _says_a_result(found)):
@@ -381,7 +386,7 @@ def _own_tool(found: Callable[..., Any], config: RolloutConfig | None) -> Tool:
 
 
 def _says_a_result(function: Callable[..., Any]) -> bool:
-    """Whether the type hint of what a function returns is there, and is that of no tool."""
+    """Whether a function has a type hint for its return value, and the hint is not a tool."""
     try:
         returned = get_type_hints(function).get("return")
     except NameError:
@@ -390,15 +395,15 @@ def _says_a_result(function: Callable[..., Any]) -> bool:
 
 
 def distinct(specs: Sequence[ToolSpec]) -> list[ToolSpec]:
-    """The specs.
+    """Return the specs; their names must differ.
 
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two have the same name.
     """
     names = [spec.name for spec in specs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(
-            f"tools: two of them are named {twice[0]!r}; give them different names, or leave one of them out"
+            f"tools: two tools are named {twice[0]!r}; give them different names, or leave one of them out"
         )
     return list(specs)
 

@@ -1,4 +1,4 @@
-"""A tokenizer for renderers, which can be told to cut text where markup would come up in it."""
+"""A tokenizer for renderers that can cut text where markup would occur in it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import tokenizers
 from gtpo._text import well_formed
 
 _SHORT, _MOST_KNOWN = 64, 4096
-"""Characters of a text whose ids are kept, and how many texts' ids are kept."""
+"""Length in characters of the longest text whose ids are kept, and number of texts whose ids are kept."""
 
 
 class CutTokenizer:
-    """What a renderer needs of a tokenizer. Inside `cutting`, text is cut where a special character says so.
+    """What a renderer needs of a tokenizer. Inside `cutting`, text is cut at a special character.
 
-    Fast tokenizers are called below the layer of transformers, which takes longer than the encoding of a short text.
+    Fast tokenizers are called directly, because the layer of transformers takes longer than encoding a short text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -34,7 +34,7 @@ class CutTokenizer:
 
     @property
     def unk_token_id(self) -> int | None:
-        """The id of what is not known."""
+        """The id of the unknown token."""
         return self._tokenizer.unk_token_id
 
     @property
@@ -43,7 +43,7 @@ class CutTokenizer:
         return self._tokenizer.eos_token_id
 
     def encode(self, text: str, *args: Any, **kwargs: Any) -> list[int]:
-        """As the tokenizer does without the tokens that it puts around a text, piece by piece."""
+        """Encode a text piece by piece, without the tokens that the tokenizer adds around a text."""
         text = well_formed(text)
         if len(text) <= _SHORT and text in self._known:
             return list(self._known[text])
@@ -60,7 +60,7 @@ class CutTokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
-        """As the tokenizer does, special tokens and spaces as they are."""
+        """Decode ids, with special tokens and spaces unchanged."""
         if self._backend is None:
             return self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return self._backend.decode([token_ids] if isinstance(token_ids, int) else token_ids, skip_special_tokens=False)
@@ -76,7 +76,7 @@ class CutTokenizer:
 
     @contextmanager
     def cutting(self, texts: Sequence[str], pieces: Callable[[str], list[str]]) -> Iterator[list[str]]:
-        """The texts with a character that none of them holds wherever they are to be cut."""
+        """The texts, with a character that none of them contains at each place where they are to be cut."""
         cut = [pieces(text) for text in texts]
         if any(len(parts) > 1 for parts in cut):
             self._cut = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in text for text in texts))

@@ -1,6 +1,6 @@
-"""Calls as a chat template writes them, for templates that no renderer of `renderers` is for.
+"""Calls as a chat template writes them, for templates that no renderer of `renderers` supports.
 
-How a call is written is seen from one that the template writes. It is read
+The syntax of a call is taken from one that the template writes. It is read
 
 - by the reader of a family that reads it back (a template that differs from the family's elsewhere); else
 - as a list of calls between two marks, in JSON or in Python: `[TOOL_CALLS][{"name": ...}]`,
@@ -37,8 +37,8 @@ class DeclaredFormat(TemplateFormat):
     Args:
         template: the template, with the tools.
         specs: the tools.
-        label: what the syntax is called.
-        reader: the calls of a turn's text, valid and invalid.
+        label: the name of the syntax.
+        reader: returns the calls of a turn's text, valid and invalid.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ def declared_formats(
 
 
 def without_ends(turn: str, tokenizer: Any) -> str:
-    """A turn without white space and without the special tokens of a turn's end that the call itself does not close."""
+    """A turn without trailing white space, and without trailing special tokens that end a turn rather than a call."""
     ends = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     ends = {token for token in ends if not re.search(r"tool(?!_response)|action|/|END_", token, re.IGNORECASE)}
     ends |= {tokenizer.eos_token}
@@ -122,7 +122,7 @@ class _Marked:
         closing: the mark after it, or "".
         specs: the tools.
         expected: how a call is written, for the model.
-        payload: the calls that begin at a place of a text, by the name in the mark, and where they end.
+        payload: returns the calls that begin at a place of a text, by the name in the mark, and where they end.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Marked:
 
 
 def _marked_json(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
-    """A reader of calls in JSON that are written so."""
+    """A reader of calls in JSON that are written like `written`."""
     spec = typical(specs)
     for start in (match.start() for match in re.finditer(r"[\[{]", written)):
         try:
@@ -194,15 +194,15 @@ def _json_payload(specs: Sequence[ToolSpec]) -> Any:
 
 
 def _marked_python(written: str, specs: Sequence[ToolSpec]) -> _Marked | None:
-    """A reader of calls in Python, in a list, that are written so."""
+    """A reader of calls in Python, in a list, that are written like `written`."""
     start = written.find(f"[{typical(specs).name}(")
     end = written.rfind(")]")
     if start <= 0 or end < start:
         return None
     if strange := [spec.name for spec in specs if not spec.name.isidentifier()]:
         raise ConfigError(
-            f"tool {strange[0]!r}: this model writes calls as Python, where that is no name of a function; rename it, "
-            "or use --tool_format tool_call"
+            f"tool {strange[0]!r}: this model writes calls as Python, where that is not the name of a function; rename "
+            "it, or use --tool_format tool_call"
         )
     opening, closing = written[:start].strip(), written[end + 2 :].strip()
 

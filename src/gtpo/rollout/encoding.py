@@ -1,14 +1,14 @@
 """From chat messages to token ids, without ever rendering a conversation twice.
 
-A rollout's context is: the prompt, then in turn what the model sampled and what comes between the end of a turn and the
-place where the model goes on (the observation or a user's reply, framed). `Encoder` is the boundary that the rest of
-the project knows; it has two implementations: `gtpo.rollout.native.RendererEncoder` for the families that the library
+A rollout's context is the prompt, followed alternately by what the model sampled and by what comes between the end of a
+turn and the place where the model continues (the observation or a user's reply, framed). The rest of the project only
+uses `Encoder`, which has two implementations: `gtpo.rollout.native.RendererEncoder` for the families that the library
 `renderers` has, and `gtpo.rollout.chat_encoder.ChatEncoder` for every other chat template. Cold-start traces are
 encoded by the same functions, so a trace and a rollout of the same text have the same ids.
 
-Text that came out of a tool or an environment is tokenised without special tokens, and without added ones that look
-like markup (such as "<think>"): it can't close a message or open one, nor hold what the model knows as one token for a
-call or a thought.
+Text from a tool or an environment is tokenised without special tokens, and without added tokens that look like markup
+(such as "<think>"): it can't close a message or open one, and it can't contain a token that the model uses for a call
+or a thought.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Calls = tuple[ToolCall | InvalidCall, ...]
 
 
 class Encoder(ABC):
-    """Between chat messages and token ids, for one tokenizer and one tool format.
+    """Converts between chat messages and token ids, for one tokenizer and one tool format.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
         format: the tool-call syntax.
-        tools: schemas of the tools as the prompt holds them, or None.
+        tools: schemas of the tools as they are in the prompt, or None.
         template_kwargs: options of the chat template.
         end_ids: ids that end a turn.
-        end_id: the one that ends a turn without a call, as the template has it.
-        choice: which format this is, and why, in one line.
+        end_id: the id with which the template ends a turn without a call.
+        choice: which format was chosen, and why, in one line.
     """
 
     format: ToolFormat
@@ -58,11 +58,11 @@ class Encoder(ABC):
 
     @abstractmethod
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """Ids of the conversation so far, up to where the model goes on."""
+        """Ids of the conversation so far, up to where the model continues."""
 
     @abstractmethod
     def parse_turn(self, token_ids: Sequence[int], context: Sequence[int] = ()) -> Calls:
-        """The calls of a turn, valid and invalid, in order. Drafts within a thought are none.
+        """The calls of a turn, valid and invalid, in order. Drafts within a thought do not count.
 
         Args:
             token_ids: the turn, with or without its end-of-turn token.
@@ -73,7 +73,7 @@ class Encoder(ABC):
     def observation_ids(
         self, results: Sequence[str], turn_ids: Sequence[int] = (), context: Sequence[int] = ()
     ) -> list[int]:
-        """Ids between a turn's end token and where the model goes on.
+        """Ids between a turn's end token and where the model continues.
 
         Args:
             results: one for each call of the turn, in order.
@@ -83,7 +83,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def reply_ids(self, text: str, turn_ids: Sequence[int] = (), context: Sequence[int] = ()) -> list[int]:
-        """Ids between the end token of a turn without a call and where the model goes on after a user's reply.
+        """Ids between the end token of a turn without a call and where the model continues after a user's reply.
 
         Args:
             text: the reply.
@@ -93,14 +93,14 @@ class Encoder(ABC):
 
     @abstractmethod
     def check_replies(self) -> None:
-        """Make ready for replies. A turn then ends with the template's own end token, also where there are no tools.
+        """Prepare for replies. A turn then ends with the template's own end token, even if there are no tools.
 
         Raises:
-            TemplateError: the chat template can't go on after a user's reply.
+            TemplateError: the chat template can't continue after a user's reply.
         """
 
     def end_of(self, calls: Calls) -> int:
-        """The id that ends a turn with these calls, as the template has it."""
+        """The id with which the template ends a turn with these calls."""
         return self.end_id
 
     def parse(self, text: str) -> Calls:
@@ -112,7 +112,7 @@ class Encoder(ABC):
         return self.format.observation_messages([self.format.escape(result) for result in results])
 
     def shorten(self, result: str, max_tokens: int) -> str:
-        """A result with its middle replaced by a note, at borders of tokens, if it has more than `max_tokens`."""
+        """A result; if it has more than `max_tokens`, its middle is replaced by a note, at token boundaries."""
         window = 16 * max_tokens
         if len(result) <= 2 * window and len(self._encode_literal(result)) <= max_tokens:
             return result
@@ -129,7 +129,7 @@ class Encoder(ABC):
             keep -= excess
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Decode one turn, without the end-of-turn token. The last tuple's is kept: it is read next."""
+        """Decode one turn, without the end-of-turn token. The text of the last tuple is kept: it is read next."""
         if not isinstance(token_ids, tuple):
             return self.decode(self._without_end(token_ids))
         if self._decoded[0] is not token_ids:
@@ -137,7 +137,7 @@ class Encoder(ABC):
         return self._decoded[1]
 
     def ended(self, token_ids: Sequence[int]) -> bool:
-        """Whether a turn was ended by the model."""
+        """Whether the model ended a turn."""
         return bool(token_ids) and token_ids[-1] in self.end_ids
 
     def trace(self, messages: Messages) -> Trajectory:
@@ -153,7 +153,7 @@ class Encoder(ABC):
         """
         first = next((i for i, m in enumerate(messages) if m.get("role") == "assistant"), None)
         if first is None or messages[-1].get("role") != "assistant":
-            raise DataError("a trace must hold assistant messages, and end with one", field="messages")
+            raise DataError("a trace must have assistant messages, and end with one", field="messages")
         prompt_ids = self.prompt_ids(messages[:first])
         context = list(prompt_ids)
         turns: list[Turn] = []
@@ -191,7 +191,7 @@ class Encoder(ABC):
             return replace(turn, observation=Observation("\n".join(results), ("ok",) * len(results), ids))
         if len(pending) > 1 or turn.calls:
             raise DataError(
-                "a user message may follow an assistant message without a call, by itself", field="messages"
+                "a user message must follow an assistant message without a call, as the only message", field="messages"
             )
         return replace(turn, observation=self.reply(results[0], turn.token_ids, before))
 
@@ -200,7 +200,7 @@ class Encoder(ABC):
         return Observation(text, (), tuple(self.reply_ids(text, turn_ids, context)), results=(text,), role="user")
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens and spaces as they are."""
+        """Ids as text, with special tokens and spaces unchanged."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _without_end(self, token_ids: Sequence[int]) -> list[int]:
@@ -211,7 +211,7 @@ class Encoder(ABC):
         return self.tokenizer.encode(well_formed(text), add_special_tokens=False) if text else []
 
     def _encode_literal(self, text: str) -> list[int]:
-        """Encode text in which no markup may come up, by cutting each one that would after its first character."""
+        """Encode text in which no markup may occur, by cutting each piece of markup after its first character."""
         encoded = (
             self.tokenizer(piece, add_special_tokens=False, split_special_tokens=True)
             for piece in self._pieces(well_formed(text))

@@ -1,19 +1,19 @@
-"""Environments as TRL's `environment_factory` has them: one instance per rollout, whose public methods are tools.
+"""Environments as in TRL's `environment_factory`: one instance per rollout, whose public methods are tools.
 
     class Game:
         def reset(self, **columns): ...        # None, or text that is appended to the prompt
         def move(self, to: str) -> str: ...    # a tool: any public method with type hints and a docstring
         def get_reward(self) -> float: ...     # optional: the outcome reward
 
-Beyond TRL, each of them optional: `get_turn_reward()`, called once after each turn; `done`, an attribute or property
-that ends the rollout after the turn in which it became true; and `respond(message)`, called with a turn that makes no
-call (without its thoughts), whose text is the next user message; None ends the rollout.
+Three optional additions to TRL: `get_turn_reward()` is called once after each turn; `done`, an attribute or property,
+ends the rollout after the turn in which it became true; `respond(message)` is called with each turn that makes no call
+(without its thoughts) and returns the text of the next user message, or None to end the rollout.
 
-One call of an instance is made at a time. A sync method runs in a thread of its own, an async one in the event loop of
-a thread that all instances share. A call past its time limit is ended; a sync one goes on in its thread, the instance
-takes no other call until it returns, and no other rollout gets it.
-What a tool raises is told to the model. What any other method raises is a failure of the environment, which masks the
-rollout (`gtpo.failures`); a value of the wrong type is a mistake of the class, which ends the run.
+An instance runs one call at a time. A sync method runs in its own thread, an async method in the event loop of a thread
+that all instances share. A call that exceeds its time limit is ended; a sync call goes on in its thread, the instance
+takes no other call until it returns, and no other rollout gets the instance.
+An exception in a tool is shown to the model. An exception in any other method is a failure of the environment, which
+masks the rollout (`gtpo.failures`); a value of the wrong type is an error in the class, which ends the run.
 """
 
 from __future__ import annotations
@@ -41,31 +41,32 @@ from gtpo.turn_rewards import checked
 from gtpo.types import ToolCall, Trajectory
 
 RESERVED = ("reset", "get_reward", "get_turn_reward", "respond", "done")
-"""Names of an environment that are no tools."""
+"""Names of an environment's methods and attributes that are not tools."""
 
 
 class Environments:
-    """Makes the environments of a run, and lends each to one rollout at a time.
+    """Creates the environments of a run, and gives each to one rollout at a time.
 
-    An instance that a rollout gave back is used again, after `reset`, as in TRL.
+    An instance whose rollout has ended is used again, after `reset`, as in TRL.
 
     Args:
-        factory: a class, or anything that returns an environment without arguments. It is called once to see what the
-            environment has.
-        timeout_s: wall-clock seconds that a call of an environment may take.
+        factory: a class, or a callable without arguments that returns an environment. It is called once to find out
+            which methods the environment has.
+        timeout_s: time limit per call of an environment, in wall-clock seconds, above 0.
         specs: the methods that are tools; by default all public ones.
 
     Raises:
-        ConfigError: it can't be made, or lacks `reset`, or a public method can't be a tool; names the class.
+        ConfigError: the environment can't be created, lacks `reset`, or has a public method that can't be a tool; the
+            message names the class.
 
     Attributes:
-        name: of the class; what its rewards are logged as.
-        specs: what the model is told of the methods.
+        name: name of the class, under which its rewards are logged.
+        specs: the descriptions of the methods for the model.
         has_reward, has_turn_reward, has_respond: whether the class has these methods.
     """
 
     takes_trajectory = False
-    """Whether `get_reward` gets the prompt and the finished rollout, as environments of other libraries need it."""
+    """Whether `get_reward` gets the prompt and the finished rollout, as environments of other libraries require."""
 
     def __init__(
         self, factory: Callable[[], Any], timeout_s: float = TIMEOUT_S, *, specs: Sequence[ToolSpec] | None = None
@@ -81,7 +82,7 @@ class Environments:
             instance = factory()
         except Exception as error:
             name = getattr(factory, "__name__", repr(factory))
-            raise ConfigError(f"environment {name}: can't be made: {described(error)}") from error
+            raise ConfigError(f"environment {name}: can't be created: {described(error)}") from error
         kind = type(instance)
         self.name = kind.__name__
         methods = dict(inspect.getmembers(kind, predicate=inspect.isfunction))
@@ -101,44 +102,44 @@ class Environments:
         self._held: dict[int, Any] = {}
 
     def check_columns(self, names: Sequence[str]) -> None:
-        """Whether `reset` takes columns of these names.
+        """Check that `reset` accepts columns of these names.
 
         Raises:
-            ConfigError: it does not; names the class and the remedy.
+            ConfigError: it does not; the message names the class and the remedy.
         """
         try:
             self._takes.bind(**dict.fromkeys(names))
         except TypeError as error:
             raise ConfigError(
-                f"environment {self.name}: reset{self._takes} does not fit the columns {', '.join(names) or '(none)'}: "
-                f"{error}. Name the columns that it needs, and add **columns for the others"
+                f"environment {self.name}: reset{self._takes} can't take the columns {', '.join(names) or '(none)'}: "
+                f"{error}. Name the columns that it needs as parameters, and add **columns for the others"
             ) from error
 
     def problems(self) -> list[Problem]:
-        """The problems that the environment brings; empty if it needs a data set."""
+        """The problems that come with the environment; empty if it needs a data set."""
         return []
 
     def open(self) -> EnvironmentUse:
         """An environment for one rollout.
 
         Raises:
-            EnvironmentFailedError: it can't be made, or too many are stuck in a call.
+            EnvironmentFailedError: it can't be created, or too many environments are stuck in a call.
         """
         self._stuck = [use for use in self._stuck if use.busy]
         if len(self._stuck) >= MOST_STUCK:
             raise EnvironmentFailedError(
-                f"environment {self.name}: {len(self._stuck)} of them are in a call that goes on after its "
-                f"{self.timeout_s:g} s, and a thread can't be ended: let the method give up by itself"
+                f"environment {self.name}: {len(self._stuck)} instances are in a call that exceeded its time limit of "
+                f"{self.timeout_s:g} s, and Python can't end a thread: let the method time out by itself"
             )
         with contextlib.suppress(IndexError):  # none is free
             return EnvironmentUse(self, self._free.pop())
         try:
             return EnvironmentUse(self, self._factory())
         except Exception as error:
-            raise EnvironmentFailedError(f"environment {self.name}: can't be made: {described(error)}") from error
+            raise EnvironmentFailedError(f"environment {self.name}: can't be created: {described(error)}") from error
 
     def close(self, use: EnvironmentUse, *, hold: bool = False) -> None:
-        """The rollout is over; its environment can be used again, with `hold` after `release`."""
+        """Take back the environment of a rollout that is over; with `hold`, it is used again only after `release`."""
         if use.busy:
             self._stuck.append(use)
         elif not use.failed:
@@ -147,13 +148,13 @@ class Environments:
                 self.release([use.instance])
 
     def release(self, instances: Sequence[Any]) -> None:
-        """Environments that were held can be used again, but for those that failed."""
+        """Let held environments be used again, except those that failed."""
         held = [self._held.pop(id(instance), None) for instance in instances]
         self._free += [instance for instance in held if instance is not None]
 
 
 class EnvironmentUse:
-    """An environment in the hands of one rollout; made by `Environments.open`."""
+    """An environment while one rollout uses it; created by `Environments.open`."""
 
     def __init__(self, of: Environments, instance: Any) -> None:
         self._of, self.instance = of, instance
@@ -167,16 +168,16 @@ class EnvironmentUse:
         return self._running is not None and not self._running.done()
 
     async def reset(self, columns: Mapping[str, Any]) -> str | None:
-        """Begin anew with a row of the data set; the text that belongs to the prompt.
+        """Start over with a row of the data set; returns the text to append to the prompt, if any.
 
         Raises:
             EnvironmentFailedError: it raised or took too long.
-            ConfigError: it returned something else than text or None.
+            ConfigError: it returned something other than text or None.
         """
         return self._text("reset", await self._asked("reset", **columns))
 
     async def respond(self, message: str) -> str | None:
-        """The user's reply to a turn without a call; None: the dialogue is over. Raises as `reset` does."""
+        """The user's reply to a turn without a call; None: the dialogue is over. Raises the same errors as `reset`."""
         return self._text("respond", await self._asked("respond", message))
 
     async def reward(self, prompt: Sequence[Mapping[str, Any]], trajectory: Trajectory) -> float | None:
@@ -184,7 +185,7 @@ class EnvironmentUse:
 
         Raises:
             EnvironmentFailedError: it raised or took too long.
-            RewardError: it returned something else than a finite number or None.
+            RewardError: it returned something other than a finite number or None.
         """
         if not self._of.has_reward:
             return None
@@ -193,7 +194,7 @@ class EnvironmentUse:
         return None if value is None else checked(value, f"environment {self._of.name}", "get_reward")
 
     async def turn_reward(self) -> float | None:
-        """The reward of the turn that has just ended, None if the class gives none. Raises as `reward` does."""
+        """The reward of the turn that has just ended; None if the class gives none. Raises the errors of `reward`."""
         if not self._of.has_turn_reward:
             return None
         value = await self._asked("get_turn_reward")
@@ -209,7 +210,7 @@ class EnvironmentUse:
             return bool(getattr(self.instance, "done", False))
 
     async def run(self, call: ToolCall, spec: ToolSpec) -> ToolResult:
-        """Carry out a call of a method."""
+        """Run a call of a method."""
         try:
             return as_result(await self._call(call.name, **arguments_of(call, spec)))
         except LateError:
@@ -227,7 +228,7 @@ class EnvironmentUse:
         return value
 
     async def _asked(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What a method returns that is no tool."""
+        """The return value of a method that is not a tool."""
         with self._failing(method):
             return await self._call(method, *args, **kwargs)
 
@@ -246,11 +247,11 @@ class EnvironmentUse:
             raise EnvironmentFailedError(said) from error
 
     async def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method, after the calls before it.
+        """Call a method, once the calls before it have returned.
 
         Raises:
-            LateError: it, or one before it that is still running, took too long.
-            ToolStuckError: too many async calls went on after their time.
+            LateError: the call, or an earlier one that is still running, took too long.
+            ToolStuckError: too many async calls are still running after their time limit.
         """
         method = getattr(self.instance, name)
         async with self._lock:
@@ -267,7 +268,7 @@ class EnvironmentUse:
             return running.result()
 
     async def _within_time(self, running: Future[Any]) -> None:
-        """Wait for a call, as long as one may take."""
+        """Wait for a call, up to its time limit."""
         waiting = asyncio.wrap_future(running)
         waiting.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else asyncio would report it
         done, _ = await asyncio.wait([waiting], timeout=self._of.timeout_s)
@@ -286,7 +287,7 @@ class EnvironmentTool:
         self._environment, self._spec = environment, spec
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Carry out one call."""
+        """Run one call."""
         return await self._environment.run(call, self._spec)
 
     async def aclose(self) -> None:

@@ -1,9 +1,9 @@
 """The format `fenced`: a block that opens with a line ```` ```python ```` and closes with a line ```` ``` ````.
 
-No help from the chat template is needed, so it works with any chat model. Read as CommonMark has it, and as models
-write it: fences of backticks or tildes, in any case and under the usual names of the language, with a title or
-attributes after the label, indented (the code is dedented). A fence within an open triple-quoted string of Python is
-part of the code. Blocks in a thought or in `<answer>` tags are no calls.
+It needs no help from the chat template, so it works with any chat model. Blocks are read as in CommonMark, and as
+models write them: with fences of backticks or tildes, labels in any case and under the usual names of the language, a
+title or attributes after the label, and indented (the code is dedented). A fence within an open triple-quoted string of
+Python is part of the code. Blocks in a thought or in `<answer>` tags are not calls.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OTHER_TOOLS = {"bash", "sh", "shell", "javascript", "js", "c", "cpp", "c++", "j
 
 @dataclass(frozen=True)
 class FencedFormat:
-    """A fenced block per call; it holds the tool's one text, or is empty. Results are one `user` message."""
+    """One fenced block per call; it contains the tool's one text, or is empty. Results are one `user` message."""
 
     specs: tuple[ToolSpec, ...] = (PYTHON,)
     name = "fenced"
@@ -53,7 +53,7 @@ class FencedFormat:
             if not spec.is_python and _label(spec.name) != (spec.name, ""):
                 raise ConfigError(
                     f"tool {spec.name!r} can't be the label of a fenced block, which is read in lower case and up to a "
-                    "blank; rename it, or use tool_call"
+                    "space; rename it, or use --tool_format tool_call"
                 )
 
     def usage(self, spec: ToolSpec) -> str:
@@ -65,7 +65,7 @@ class FencedFormat:
         )
 
     def parse(self, text: str) -> tuple[ToolCall | InvalidCall, ...]:
-        """See `ToolFormat.parse`. Blocks without a label, or labelled as text or output, are no calls."""
+        """See `ToolFormat.parse`. Blocks without a label, or labelled as text or output, are not calls."""
         if not self.specs:
             return ()
         calls = _Reader(self.specs, text.replace("\r\n", "\n")).calls()
@@ -73,7 +73,7 @@ class FencedFormat:
         return tuple(calls) or foreign_call(text, blocks, self.specs)
 
     def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `user` message with an output block a call."""
+        """One `user` message with one output block per call."""
         blocks = [f"```output\n{result}\n```" for result in results]
         return [{"role": "user", "content": "\n".join(blocks)}]
 
@@ -91,7 +91,7 @@ class FencedFormat:
 
 
 class _Reader:
-    """Goes through a text line by line, from where the last block, thought or answer ended."""
+    """Reads a text line by line, from where the last block, thought or answer ended."""
 
     def __init__(self, specs: Sequence[ToolSpec], text: str) -> None:
         self.specs, self.text = specs, text

@@ -1,8 +1,8 @@
-"""Tool-call syntaxes: how a turn's text holds calls, which of them are invalid, and how results are told.
+"""Tool-call syntaxes: how calls are written in a turn's text, which calls are invalid, and how results are returned.
 
 A call is *invalid* (docs/algorithm.md, "Turn rewards") if it can't be carried out as a call: unclosed or malformed, in
 another family's syntax, of an unknown tool, with missing or surplus arguments, or with empty code. Code that runs and
-raises is a valid call. Calls in thoughts are drafts, and no calls. A format without tools knows no calls at all.
+raises is a valid call. Calls in thoughts are drafts and do not count. A format without tools finds no calls at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ToolFormat(Protocol):
         ...
 
     def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the chat messages that tell the (escaped) results of a turn's calls, in order."""
+        """Return the chat messages with the (escaped) results of a turn's calls, in order."""
         ...
 
     def escape(self, result: str) -> str:
@@ -67,10 +67,10 @@ FORMATS: dict[str, type[ToolCallFormat] | type[FencedFormat]] = {
 
 
 def check_tool_format(name: str) -> None:
-    """Whether `name` can be asked for as a tool format: `auto`, `native`, one of `FORMATS`, or a family.
+    """Check that `name` can be used as a tool format: `auto`, `native`, one of `FORMATS`, or a family.
 
     Raises:
-        ConfigError: it can't; names those that can.
+        ConfigError: it can't; the message lists the names that can.
     """
     if name in ("auto", "native") or name in FORMATS:
         return

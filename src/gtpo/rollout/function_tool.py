@@ -1,4 +1,4 @@
-"""Any Python function as a tool: its name, type hints and docstring are what the model is told, as in TRL."""
+"""Any Python function as a tool: its name, type hints and docstring describe it to the model, as in TRL."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ TIMEOUT_S = 30.0
 
 
 class FunctionTool:
-    """Calls a function, sync or async, beside the event loop. What it raises, and a call past its time, are shown.
+    """Calls a function, sync or async, outside the event loop. Its exceptions and timeouts are shown to the model.
 
-    It returns text, anything that JSON can say, or a `ToolResult`; with `ToolResult(..., final=True)` the rollout ends.
-    An async function runs in an event loop of the tool's own. At its limit it is cancelled, where it waits for
-    something; a sync function, or an async one that blocks, can't be ended: it goes on in its thread, for which nothing
-    waits, and when too many do so, further calls fail (`gtpo.rollout.tool_threads`). C code that holds the interpreter
-    lock stops the trainer while it runs. With `process=True` calls are made in processes of the function's own, which
-    are killed at the limit, whatever they do (`gtpo.rollout.tool_process`).
+    The function returns text, anything that JSON can represent, or a `ToolResult`; `ToolResult(..., final=True)` ends
+    the rollout. An async function runs in the tool's own event loop and is cancelled at its time limit if it is waiting
+    for something. A sync function, or an async one that blocks, can't be ended: it goes on in its thread, which nothing
+    waits for, and when too many do so, further calls fail (`gtpo.rollout.tool_threads`). C code that holds the
+    interpreter lock stops the trainer while it runs. With `process=True`, calls run in separate processes, which are
+    killed at the limit, whatever they do (`gtpo.rollout.tool_process`).
 
     Args:
-        function: with type hints, and a docstring in Google style that describes it and its arguments.
-        timeout_s: wall-clock seconds that a call may take; above 0.
-        process: call it in processes of its own. It must be defined at the top of a module or file; arguments and
-            result cross as JSON.
+        function: a function with type hints, and a docstring in Google style that describes it and its arguments.
+        timeout_s: time limit per call, in wall-clock seconds, above 0.
+        process: run calls in separate processes. The function must be defined at the top of a module or file; arguments
+            and result are passed as JSON.
 
     Raises:
         ConfigError: the docstring or a type hint is missing, a process can't load the function, or `timeout_s` is not
-            above 0; names the function and what to do.
+            above 0; the message names the function and what to do.
     """
 
     def __init__(self, function: Callable[..., Any], timeout_s: float = TIMEOUT_S, *, process: bool = False) -> None:
@@ -73,14 +73,14 @@ class FunctionTool:
 
 
 def spec_of(function: Callable[..., Any], what: str) -> ToolSpec:
-    """What the model is told of a function: its name, type hints and docstring.
+    """The description of a function for the model: its name, type hints and docstring.
 
     Args:
         function: the function, or a bound method.
-        what: names it in messages.
+        what: names the function in messages.
 
     Raises:
-        ConfigError: the docstring or a type hint is missing; says what to add.
+        ConfigError: the docstring or a type hint is missing; the message says what to add.
     """
     try:
         schema = get_json_schema(function)["function"]
@@ -101,12 +101,12 @@ def spec_of(function: Callable[..., Any], what: str) -> ToolSpec:
 
 
 def arguments_of(call: ToolCall, spec: ToolSpec) -> dict[str, Any]:
-    """The arguments of a call by name; of the tool `python` the program."""
+    """The arguments of a call by name; for the tool `python`, the program."""
     return dict(call.arguments) or ({"code": call.code} if spec.is_python else {})
 
 
 def as_result(returned: Any) -> ToolResult:
-    """What a function returned, as the model is told it: text as it is, anything else as JSON."""
+    """What a function returned, as shown to the model: text unchanged, anything else as JSON."""
     if isinstance(returned, ToolResult):
         return returned
     text = returned if isinstance(returned, str) else json.dumps(returned, default=str, ensure_ascii=False)
@@ -114,11 +114,11 @@ def as_result(returned: Any) -> ToolResult:
 
 
 def raised(error: Exception) -> ToolResult:
-    """What a function raised, as the model is told it."""
+    """What a function raised, as shown to the model."""
     said = str(error) if isinstance(error, RaisedError) else f"{type(error).__name__}: {text_of(error)}"
     return ToolResult(said, "error")
 
 
 def timed_out(timeout_s: float) -> ToolResult:
-    """What the model is told of a call that was cut off."""
+    """The result, as shown to the model, of a call that exceeded its time limit."""
     return ToolResult(f"TimeoutError: no result within {timeout_s:g} s", "timeout")

@@ -1,30 +1,31 @@
-"""The multi-turn loop: generate a turn, run its calls, append the observation, go on until the rollout ends.
+"""The multi-turn loop: generate a turn, run its calls, append the observation, continue until the rollout ends.
 
-Each rollout is a coroutine of its own and moves on as soon as its own turn or its own calls are done.
+Each rollout is its own coroutine and continues as soon as its own turn or its own calls are done.
 
 After each turn the endings are checked in this order:
 
-1. the turn became a repetition of itself: `REPETITION` (`gtpo.rollout.repetition` says when);
-2. the turn did not end by itself: `CONTEXT`, `TOTAL_TOKENS` or `TURN_TOKENS`, whichever limit was the tightest (in
-   this order if several are equal);
-3. it holds no call, valid or not: `ANSWER`, unless the rollout has an environment that replies;
-4. it was the last allowed turn: `TURNS`; its calls are not carried out;
-5. a tool failed (not: the code that it ran): `TOOL_FAILURE`;
-6. a tool says that its result is the end: `FINAL`;
+1. the turn repeats itself: `REPETITION` (`gtpo.rollout.repetition` defines when);
+2. the turn has no end token: `CONTEXT`, `TOTAL_TOKENS` or `TURN_TOKENS`, whichever limit was the tightest (in this
+   order if several are equal);
+3. the turn has no call, valid or invalid: `ANSWER`, unless the rollout has an environment that replies;
+4. it was the last allowed turn: `TURNS`; its calls are not run;
+5. a tool failed (not the code that it ran): `TOOL_FAILURE`;
+6. a tool marks its result as final: `FINAL`;
 7. the environment is done: `DONE`;
 8. no room is left for the observation and one more token: `CONTEXT` or `TOTAL_TOKENS`; the observation is dropped.
 
-With an environment that replies (`gtpo.rollout.environment`), a turn without a call is given to it, also the last
-allowed one, and then: it has no reply: `ANSWER`; it is done: `DONE`; it was the last allowed turn: `TURNS`; no room is
-left for the reply: as above. Wherever an environment fails: `ENVIRONMENT_FAILURE`.
+An environment that replies (`gtpo.rollout.environment`) gets each turn without a call, including the last allowed
+one. Then the checks are: it does not reply: `ANSWER`; it is done: `DONE`; it was the last allowed turn: `TURNS`; no
+room is left for the reply: as above. If an environment fails at any point: `ENVIRONMENT_FAILURE`.
 
-A rollout that is not over `max_rollout_s` after it began ends as it is (`TIME`): a turn that is being generated is
-dropped, and the last whole turn has no observation. Without a whole turn there is nothing to train on, and it counts
-as a failing model server. Calls of an environment are not cut short: the limit is looked at when they return.
+A rollout that is still running `max_rollout_s` after its start ends as it is (`TIME`): a turn that is being generated
+is dropped, and the last complete turn has no observation. Without a complete turn there is nothing to train on, and
+the rollout counts as a failure of the model server. Calls of an environment are not cut short: the limit is checked
+when they return.
 
-An invalid call gets an observation that says what was wrong, and the rollout goes on. Under `mask_failures` a model
-server that fails ends the rollouts that it concerns (`MODEL_FAILURE`), and so does a prompt that fills the context
-(`PROMPT_TOO_LONG`); otherwise each ends the batch. `gtpo.failures` says what follows.
+An invalid call gets an observation that says what was wrong, and the rollout continues. With `mask_failures`, a
+failing model server ends the affected rollouts (`MODEL_FAILURE`), and a prompt that fills the context ends its rollout
+(`PROMPT_TOO_LONG`); without it, either ends the batch. `gtpo.failures` describes the consequences.
 """
 
 from __future__ import annotations
@@ -56,13 +57,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """Finished rollouts in the order of their prompts, and where the time went.
+    """Finished rollouts in the order of their prompts, and how long they waited for what.
 
     Attributes:
-        trajectories: one a prompt.
-        generation_s: wall seconds in which some rollout waited for the model.
-        tools_s: wall seconds in which rollouts waited for tools and environments only.
-        environments: one a prompt, if the engine has any and was told to hold them; None where none could be made.
+        trajectories: one per prompt.
+        generation_s: wall-clock seconds during which at least one rollout waited for the model.
+        tools_s: wall-clock seconds during which rollouts waited only for tools and environments.
+        environments: one per prompt, if the engine has environments and `hold_environments` was set; None for a rollout
+            whose environment could not be created.
     """
 
     trajectories: tuple[Trajectory, ...]
@@ -72,10 +74,10 @@ class RolloutBatch:
 
 
 class RolloutSession:
-    """Rollouts on one backend, begun one by one; made by `RolloutEngine.session`.
+    """Rollouts on one backend, started one by one; created by `RolloutEngine.session`.
 
     Attributes:
-        clock: where the time went so far.
+        clock: how long rollouts have waited for what so far.
     """
 
     def __init__(
@@ -99,17 +101,17 @@ class RolloutSession:
         row: Mapping[str, Any] | None = None,
         on_rollout_end: OnRolloutEnd | None = None,
     ) -> asyncio.Task[Trajectory]:
-        """Begin a rollout as soon as there is a place for it; arguments as in `RolloutEngine.run`.
+        """Start a rollout as soon as `max_concurrency` allows it; arguments as in `RolloutEngine.run`.
 
         Args:
-            number: of the rollout; no other of the session has it.
-            prompt: a conversation up to where the model goes on.
-            row: of the data set, which its environment is reset with.
-            on_rollout_end: given the rollout when it ends.
+            number: the number of the rollout, unique in the session.
+            prompt: a conversation up to the place where the model continues.
+            row: the row of the data set with which the rollout's environment is reset.
+            on_rollout_end: called with the rollout when it ends.
 
         Raises:
-            DataError: a prompt that fills the context, unless failures are masked.
-            ConfigError: the environment does not take the row's columns.
+            DataError: the prompt fills the context, and failures are not masked.
+            ConfigError: the environment does not accept the row's columns.
         """
         engine, row = self._engine, row or {}
         ids = engine.encoder.prompt_ids(prompt)
@@ -137,33 +139,33 @@ class RolloutSession:
         return task
 
     def environment_of(self, task: asyncio.Task[Trajectory]) -> Any:
-        """The environment of a rollout itself, if environments are held; None if there was none."""
+        """The environment object of a rollout, if environments are held; None if there was none."""
         return self._rollouts[task].held if self._holds else None
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Cancel the rollouts that are still running."""
         for task in self._rollouts:
             task.cancel()
         await asyncio.gather(*self._rollouts, return_exceptions=True)
 
 
 class RolloutEngine:
-    """Rolls out conversations with tools.
+    """Runs multi-turn rollouts with tools.
 
     Args:
-        encoder: between chat messages and token ids.
-        tools: carry out valid calls, one for each tool that the format knows; a bare sandbox is a `PythonTool` that
-            runs each call in a process of its own.
-        limits: where a rollout ends at the latest.
-        prompts: makes the prompts of problems, where the engine rolls out problems.
+        encoder: converts between chat messages and token ids.
+        tools: run valid calls, one for each tool that the format describes; a bare sandbox becomes a `PythonTool` that
+            runs each call in its own process.
+        limits: the limits of a rollout.
+        prompts: makes the prompts, if the engine rolls out problems.
         sampling: the sampling distribution.
-        max_concurrency: rollouts under way at once; None: all. With thousands of them, a server that takes requests
-            in turn would begin all before it ends one, and each would have lost its place in the prefix cache.
-        environments: one for each rollout, besides the tools.
+        max_concurrency: maximum number of concurrent rollouts; None: all. With thousands of them, a server that takes
+            requests in turn would start all before it finishes one, and each would lose its place in the prefix cache.
+        environments: provide one environment per rollout, in addition to the tools.
 
     Raises:
-        ConfigError: the tools, and the methods of the environments, are not those that the format tells the model of.
-        TemplateError: the environments reply, and the chat template can't go on after a user's message.
+        ConfigError: the tools and the methods of the environments are not those that the format describes to the model.
+        TemplateError: the environments reply, but the chat template can't continue after a user's message.
     """
 
     def __init__(
@@ -187,7 +189,10 @@ class RolloutEngine:
         told = {spec.name for spec in encoder.format.specs}
         there = {*self.tools, *(spec.name for spec in (environments.specs if environments else ()))}
         if told != there:
-            raise ConfigError(f"the prompt describes the tools {sorted(told)}, but the engine has {sorted(there)}")
+            raise ConfigError(
+                f"the prompt describes the tools {sorted(told)}, but the engine has {sorted(there)}; build the encoder "
+                "with the engine's tools"
+            )
         if environments and environments.has_respond:
             encoder.check_replies()
 
@@ -210,29 +215,30 @@ class RolloutEngine:
         """Roll out each prompt once; repeat a prompt to get a group.
 
         Args:
-            prompts: conversations up to where the model goes on, as chat messages.
+            prompts: conversations up to the place where the model continues, as chat messages.
             backend: generates the turns.
             sampling: the sampling distribution; by default the engine's.
-            seed: of the sampling. Rollout i gets the i-th of its streams of random numbers.
+            seed: seed of the sampling. Rollout i uses the i-th random number stream of this seed.
             rollout_ids: numbers of the rollouts, all different; by default 0, 1, 2 and so on.
-            max_concurrency: rollouts under way at once; by default the engine's.
-            progress: told how many rollouts have ended.
-            on_rollout_end: given each rollout when it ends, in the event loop.
-            partial_path: where finished rollouts are written, as JSON Lines, if the others can't be finished.
-            mask_failures: a failing model server ends the rollouts that it concerns and not the batch, as a failing
-                tool or environment always does.
-            columns: for each prompt the row of the data set that its environment is reset with.
-            hold_environments: no other rollout gets the environments before `Environments.release`;
-                `RolloutBatch.environments` has them.
+            max_concurrency: maximum number of concurrent rollouts; by default the engine's.
+            progress: called with the number of rollouts that have ended.
+            on_rollout_end: called in the event loop with each rollout when it ends.
+            partial_path: file to which finished rollouts are written, as JSON Lines, if the others can't be finished.
+            mask_failures: a failing model server ends only the affected rollouts, not the batch, as a failing tool or
+                environment always does.
+            columns: for each prompt, the row of the data set with which its environment is reset.
+            hold_environments: keep the environments from other rollouts until `Environments.release`;
+                `RolloutBatch.environments` holds them.
 
         Returns:
             The trajectories in the order of the prompts.
 
         Raises:
-            DataError: a prompt that fills the context, unless `mask_failures`.
-            BackendError: the model is unavailable, unless `mask_failures`; the message says where the finished
+            DataError: a prompt fills the context, and `mask_failures` is false.
+            BackendError: the model is unavailable, and `mask_failures` is false; the message says where the finished
                 rollouts are.
-            ConfigError, RewardError: an environment does not take the columns, or gives what it must not; names it.
+            ConfigError, RewardError: an environment does not accept the columns, or returns an invalid value; the
+                message names it.
         """
         return run_async(
             self.run_async(
@@ -252,7 +258,7 @@ class RolloutEngine:
         )
 
     def max_context(self, backend: Backend) -> int:
-        """Longest context on this backend, in tokens."""
+        """Maximum context length on this backend, in tokens."""
         return min(self.limits.max_context or backend.max_context, backend.max_context)
 
     async def run_async(
@@ -310,11 +316,11 @@ class RolloutEngine:
         mask_failures: bool = False,
         hold_environments: bool = False,
     ) -> AsyncIterator[RolloutSession]:
-        """For callers that begin rollouts one by one; those under way when the context ends are cancelled.
+        """For callers that start rollouts one by one; those still running when the context ends are cancelled.
 
         Args:
             backend: generates the turns.
-            rollouts: how many there will be at once, at most.
+            rollouts: maximum number of rollouts at once.
             sampling, seed, max_concurrency, mask_failures, hold_environments: see `run`.
         """
         serving = backend.serve(rollouts, sampling=sampling or self.sampling, end_ids=self.encoder.end_ids, seed=seed)
@@ -334,7 +340,7 @@ def _as_tools(tools: Sequence[Tool] | Tool | Sandbox) -> Sequence[Tool]:
 
 
 def _with_partial(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]], path: Path | None) -> BackendError:
-    """Keeps the rollouts that have finished; the error with a word on them."""
+    """Write the finished rollouts to `path`; returns the error with a note about them."""
     finished = {i: task.result() for i, task in enumerate(tasks) if task.done() and not task.exception()}
     said = f"{error}; {len(finished)} of {len(tasks)} rollouts had finished"
     if path is None or not finished:
@@ -344,6 +350,6 @@ def _with_partial(error: BackendError, tasks: Sequence[asyncio.Task[Trajectory]]
 
 
 def write_partial(finished: Mapping[int, Trajectory], path: Path) -> None:
-    """Rollouts of a batch that was not finished, as JSON Lines, by their place in the batch."""
+    """Write the finished rollouts of an unfinished batch as JSON Lines, with their place in the batch."""
     lines = (json.dumps({"rollout": i, **asdict(trajectory)}) + "\n" for i, trajectory in finished.items())
     write_text(path, "".join(lines))

@@ -1,12 +1,12 @@
 """The families that the library `renderers` has: their own prompts, calls, thoughts and observations, token by token.
 
-`renderers` (Apache-2.0) holds a renderer per model family. It makes ids of messages, finds the calls in sampled ids
-with a status for each attempt, and extends what was sampled by the next messages without rendering it again. What is
-done here on top of it:
+`renderers` (Apache-2.0) has one renderer per model family. It converts messages to ids, finds the calls in sampled ids
+with a status for each attempt, and extends what was sampled by the next messages without rendering it again. This
+module adds:
 
 - a call's arguments are checked against the tool's schema, and each invalid call says why in words;
 - calls of families that write JSON in `<tool_call>` tags are read by `gtpo.rollout.tagged_json`, and those of Llama 3
-  by `gtpo.rollout.bare_json`: `renderers` takes fewer of the ways in which models write them;
+  by `gtpo.rollout.bare_json`: `renderers` accepts fewer of the ways in which models write them;
 - a closing tag within a string of code does not end the call;
 - the content of an observation is encoded as plain text (see `gtpo.rollout.encoding`).
 """
@@ -43,7 +43,7 @@ from gtpo.types import InvalidCall, ToolCall
 
 _USER, _THOUGHT, _TURN, _ARGUMENT, _RESULT = "USER-TEXT", "THOUGHT-TEXT", "MODEL-TEXT", "ARGUMENT-TEXT", "TOOL-TEXT"
 FAMILIES = tuple(dict.fromkeys(MODEL_RENDERER_MAP.values()))
-"""Names of the renderers that there are."""
+"""Names of the available renderers."""
 
 _MOST_REPAIRS = 8
 _LOOK_BACK = 16
@@ -51,18 +51,19 @@ _LOOK_BACK = 16
 
 
 class RendererEncoder(Encoder):
-    """An encoder on a renderer of the library `renderers`.
+    """An encoder that uses a renderer of the library `renderers`.
 
     Args:
         tokenizer: a Hugging Face tokenizer with the family's special tokens.
-        family: the renderer's name, as `qwen3.5`.
+        family: the renderer's name, such as `qwen3.5`.
         specs: the tools.
         end_ids: ids that end a turn, besides those of the renderer.
         template_kwargs: options of the family's chat template (e.g. `enable_thinking`).
 
     Raises:
-        ConfigError: there is no such family, or an option that it does not have.
-        TemplateError: the tokenizer lacks the family's special tokens, or the family can't go on after an observation.
+        ConfigError: there is no such family, or it does not have an option.
+        TemplateError: the tokenizer lacks the family's special tokens, or the family can't continue after an
+            observation.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RendererEncoder(Encoder):
         return self._ids(messages, generate=True)
 
     def rendered(self, messages: Messages) -> list[int]:
-        """Ids of a conversation as the family's template has it."""
+        """Ids of a conversation as the family's template renders it."""
         return self._ids(messages)
 
     def end_of(self, calls: Calls) -> int:
@@ -101,7 +102,7 @@ class RendererEncoder(Encoder):
         return self._end_of_call if calls else self.end_id
 
     def parse_turn(self, token_ids: Sequence[int], context: Sequence[int] = ()) -> Calls:
-        """See `Encoder.parse_turn`. Without a context the turn is one that follows a prompt."""
+        """See `Encoder.parse_turn`. Without a context, the turn follows a prompt."""
         if not self.format.specs:
             return ()
         ids = self._without_end(token_ids)
@@ -121,19 +122,19 @@ class RendererEncoder(Encoder):
     def observation_ids(
         self, results: Sequence[str], turn_ids: Sequence[int] = (), context: Sequence[int] = ()
     ) -> list[int]:
-        """See `Encoder.observation_ids`. After a turn that the family can't go on from, as after one that it can."""
+        """See `Encoder.observation_ids`. A turn that the family can't continue from is treated as one that it can."""
         found = self._bridged(results, turn_ids, context) if turn_ids and context else None
         return found if found is not None else self._frame_after_call(results)
 
     def reply_ids(self, text: str, turn_ids: Sequence[int] = (), context: Sequence[int] = ()) -> list[int]:
-        """See `Encoder.reply_ids`. What a small conversation has after its turn; the same after every turn."""
+        """See `Encoder.reply_ids`. The ids after the turn of a small conversation; the same after every turn."""
         with self._plain.cutting([text], self._pieces) as contents:
             return self._conversation_with_reply(contents[0])[self._reply_start :]
 
     def check_replies(self) -> None:
         """See `Encoder.check_replies`."""
         if _RESULT not in self.decode(self.reply_ids(_RESULT)):
-            raise TemplateError(f"the renderer {self.family} can't go on after a user's reply")
+            raise TemplateError(f"the renderer {self.family} can't continue after a user's reply")
 
     def _conversation_with_reply(self, reply: Any) -> list[int]:
         turn = {"role": "assistant", "content": _TURN}
@@ -150,7 +151,7 @@ class RendererEncoder(Encoder):
         return end + 1
 
     def _without_draft(self, ids: list[int], context: Sequence[int]) -> list[int]:
-        """The turn without its thought if that holds a call: some renderers take the call for the thought's end."""
+        """The turn without its thought if that contains a call: some renderers take the call for the thought's end."""
         close, opening = (self.tokenizer.convert_tokens_to_ids(tag) for tag in (CLOSE_THOUGHT, OPEN_THOUGHT))
         if close not in self._added or close not in ids:
             return ids
@@ -166,7 +167,7 @@ class RendererEncoder(Encoder):
         return re.sub(r"\s*\n\s*", " ", written).strip()
 
     def written_turn(self, text: str, argument: Any = None, spec: ToolSpec | None = None) -> str:
-        """A turn as the family's template has it after a prompt, up to its end token."""
+        """A turn as the family's template writes it after a prompt, up to its end token."""
         ids = self._turn_ids(text, argument, spec, followed=False)
         stop = next((k for k, i in enumerate(ids) if i in self._stop_ids), len(ids))
         return self.decode(ids[:stop])
@@ -217,7 +218,7 @@ class RendererEncoder(Encoder):
 
     @cached_property
     def _reader(self) -> Any:
-        """The reader of ours that reads the family's calls, if one does."""
+        """The reader of gtpo that reads the family's calls, if one does."""
         spec = typical(self.format.specs)
         text = self.written_turn("", spec.sample, spec)
         for reader in (read_tagged_calls, read_bare_calls):
@@ -229,7 +230,7 @@ class RendererEncoder(Encoder):
     def _parsed(self, ids: Sequence[int], context: Sequence[int]) -> tuple[Calls, str, bool]:
         """The calls that `renderers` finds, the text that is neither call nor thought, and whether all are whole.
 
-        A call is whole if it is valid and no closing tag stands in it more often than it has arguments.
+        A call is whole if it is valid and no closing tag occurs in it more often than it has arguments.
         """
         parsed = self._renderer.parse_response(list(ids), tools=self.tools, prompt_ids=list(context))
         calls = tuple(self._call(attempt) for attempt in parsed.tool_calls)
@@ -246,7 +247,7 @@ class RendererEncoder(Encoder):
 
     @cached_property
     def _marks(self) -> re.Pattern[str]:
-        """Matches what only a call holds: the special tokens of one, and words in <>."""
+        """Matches what only a call contains: its special tokens, and words in <>."""
         written = self.format.render_call("", typical(self.format.specs))
         marks = {self.decode([i]) for i in self._encode(written) if i in self._added}
         marks |= set(re.findall(r"<[^\s<>]+>", written))
@@ -271,9 +272,9 @@ class RendererEncoder(Encoder):
         return [self.decode([i]) for i in self._tags[1]]
 
     def _repaired(self, ids: Sequence[int], context: Sequence[int]) -> Calls:
-        """The calls if closing tags that stand in a string of code are read as text; none if that makes none whole.
+        """The calls if closing tags within a string of code are read as text; none if that makes none whole.
 
-        A closing tag can be one that stands in a string only if another one follows before the next call opens.
+        A closing tag can be within a string only if another one follows before the next call opens.
         """
         opening, closing = self._tags
         tags = [k for k, i in enumerate(ids) if i in closing or i in opening]
@@ -295,7 +296,7 @@ class RendererEncoder(Encoder):
         return self._rendered_frame(results) if found is None else found
 
     def _rendered_frame(self, results: Sequence[str]) -> list[int]:
-        """What a small conversation has after its turn with a call, for families that never extend what there is."""
+        """The ids after the turn with a call of a small conversation, for families that never extend a conversation."""
         spec = typical(self.format.specs)
         function = {"name": spec.name, "arguments": spec.arguments(spec.sample)}
         call_ids = [f"functions.{spec.name}:{number}" for number in range(len(results))]
@@ -309,11 +310,11 @@ class RendererEncoder(Encoder):
             ids = self._ids([{"role": "user", "content": _USER}, turn, *tools], generate=True)
         start = shared_length(ids, self._prompt)
         if self._end_of_call not in ids[start:]:
-            raise TemplateError(f"the renderer {self.family} can't go on after an observation")
+            raise TemplateError(f"the renderer {self.family} can't continue after an observation")
         return ids[ids.index(self._end_of_call, start) + 1 :]
 
     def _bridged(self, results: Sequence[str], turn_ids: Sequence[int], context: Sequence[int]) -> list[int] | None:
-        """What `renderers` puts after a turn, or None where it would change what is before."""
+        """What `renderers` puts after a turn, or None if it would change what is before."""
         turn, context = list(turn_ids), list(context)
         if turn[-1] != self._end_of_call and turn[-1] in self.end_ids:
             turn[-1] = self._end_of_call  # another end token of the family: it goes on as after the usual one
@@ -358,7 +359,7 @@ def _renderer(tokenizer: CutTokenizer, family: str, template_kwargs: Mapping[str
     try:
         config = config_from_name(family)
     except ValueError as error:
-        raise ConfigError(f"tool_format: there is no renderer {family!r}") from error
+        raise ConfigError(f"tool_format: unknown renderer {family!r}") from error
     try:
         config = merge_chat_template_kwargs(config, dict(template_kwargs or {}))
     except (ValueError, TypeError) as error:
@@ -366,6 +367,6 @@ def _renderer(tokenizer: CutTokenizer, family: str, template_kwargs: Mapping[str
     try:
         return create_renderer(tokenizer, config)
     except (AssertionError, ValueError) as error:
-        raise TemplateError(f"the tokenizer is none of the family {family}: {error}") from error
+        raise TemplateError(f"the tokenizer is not one of the family {family}: {error}") from error
     except HarmonyError as error:
-        raise TemplateError(f"the renderer {family} needs a vocabulary from the network: {error}") from error
+        raise TemplateError(f"the renderer {family} needs to download a vocabulary: {error}") from error

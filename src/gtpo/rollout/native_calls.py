@@ -1,4 +1,4 @@
-"""What is wrong with a call that `renderers` could not read, and arguments that it would cut short."""
+"""Words for what is wrong with a call that `renderers` could not read, and arguments that it would cut short."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IN_TAGS = {
 
 
 def whole_arguments(attempt: ParsedToolCall) -> object:
-    """The arguments of a call; a string in tags reaches to the closing tag that no other text follows."""
+    """The arguments of a call; a string in tags extends to the closing tag that no other text follows."""
     arguments = attempt.arguments or {}
     if not isinstance(arguments, dict):
         return arguments

@@ -1,4 +1,4 @@
-"""One rollout: a coroutine that goes from turn to turn. `gtpo.rollout.loop` runs many, and says where one ends."""
+"""One rollout: a coroutine that goes from turn to turn. `gtpo.rollout.loop` runs many and documents how one ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OnRolloutEnd = Callable[[int, Trajectory], None]
 
 @dataclass
 class Clock:
-    """Sorts wall time by what rollouts wait for."""
+    """Measures wall-clock time by what rollouts wait for."""
 
     generation_s: float = 0.0
     tools_s: float = 0.0
@@ -66,12 +66,12 @@ class Clock:
 
 
 class OneRollout:
-    """One rollout under way; the engine's arguments are documented there.
+    """One running rollout; see `RolloutEngine` for the engine's arguments.
 
     Args:
-        number: of the rollout.
-        prompt, prompt_ids: the prompt, before an environment adds to it.
-        row: what the environment is reset with.
+        number: the number of the rollout.
+        prompt, prompt_ids: the prompt, before an environment appends to it.
+        row: the row with which the environment is reset.
         encoder, limits, tools, environments, server, clock, max_context, mask_failures: of the engine and its batch.
         hold_environment: whether the environment must not be used again after the rollout.
     """
@@ -109,11 +109,11 @@ class OneRollout:
 
     @property
     def held(self) -> Any:
-        """The rollout's environment itself; None if there was none."""
+        """The rollout's environment object; None if there was none."""
         return self.environment.instance if self.environment else None
 
     async def run(self, places: asyncio.Semaphore, on_rollout_end: OnRolloutEnd | None) -> Trajectory:
-        """To its end, as soon as there is a place for it."""
+        """Run the rollout to its end, as soon as a place is free."""
         try:
             async with places:
                 if self.limits.max_rollout_s is not None:
@@ -145,7 +145,7 @@ class OneRollout:
         return stop_reason
 
     async def _begin(self, environments: Environments) -> None:
-        """Reset the rollout's environment, and put what it says behind the prompt, as TRL does."""
+        """Reset the rollout's environment, and append its text to the prompt, as TRL does."""
         self.environment = environment = environments.open()
         for spec in environments.specs:
             self.tools[spec.name] = EnvironmentTool(environment, spec)
@@ -155,7 +155,10 @@ class OneRollout:
         self.suffix = text = well_formed(text)
         last = self.messages[-1]
         if not isinstance(last["content"], str):
-            raise ConfigError(f"environment {environments.name}: the text of reset needs a prompt that is text")
+            raise ConfigError(
+                f"environment {environments.name}: reset returned text, but the prompt's last message is not text; use "
+                "text prompts, or return None"
+            )
         self.messages[-1] = {**last, "content": last["content"] + text}
         self.prompt = list(self.messages)
         self.prompt_ids = self.encoder.prompt_ids(self.messages)
@@ -164,7 +167,7 @@ class OneRollout:
             check_room(len(self.prompt_ids), self.max_context)
 
     async def _rewarded_turn(self) -> StopReason | None:
-        """One turn with what follows it, and the environment's reward for it."""
+        """Run one turn and what follows it, then ask the environment for the turn's reward."""
         turns = len(self.turns)
         try:
             async with asyncio.timeout_at(self.ends_at) as limit:
@@ -181,10 +184,10 @@ class OneRollout:
         return stop_reason
 
     def _late(self) -> StopReason:
-        """Why a rollout ends whose time was over before the turn under way was whole."""
+        """The stop reason of a rollout whose time was over before its current turn was complete."""
         if self.turns:
             return StopReason.TIME
-        self.note = f"no whole turn within max_rollout_s {self.limits.max_rollout_s:g}"
+        self.note = f"no complete turn within max_rollout_s ({self.limits.max_rollout_s:g} s)"
         return StopReason.MODEL_FAILURE
 
     def _trajectory(self, stop_reason: StopReason) -> Trajectory:
@@ -202,15 +205,15 @@ class OneRollout:
         ]
 
     async def _turn(self, limit: asyncio.Timeout) -> StopReason | None:
-        """One turn and its observation; why the rollout ends with it, or None.
+        """Run one turn and its observation; returns the stop reason if the rollout ends with it, else None.
 
         Args:
-            limit: cancels the turn when the rollout's time is over; taken off while an environment is called, whose
-                calls have a limit of their own.
+            limit: cancels the turn when the rollout's time is over; lifted while an environment is called, whose calls
+                have their own limit.
         """
         room, tightest = min(self._budgets(), key=lambda budget: budget[0])
         if room < 1:  # only a prompt can leave no room: an observation that does is dropped
-            self.note = f"a prompt of {len(self.prompt_ids)} tokens in a context of {self.max_context}"
+            self.note = f"a prompt of {len(self.prompt_ids)} tokens leaves no room in a context of {self.max_context}"
             return StopReason.PROMPT_TOO_LONG
         request = Request(
             self.number, len(self.turns), self.context, room, self.messages, self.limits.max_repeated_tokens
@@ -248,7 +251,7 @@ class OneRollout:
         return StopReason.TIME if stop_reason is None and late else stop_reason
 
     async def _observe(self, turn: Turn) -> StopReason | None:
-        """Run the calls of a turn at the same time and append what came back, in their order."""
+        """Run the calls of a turn concurrently and append their results, in the order of the calls."""
         start = time.perf_counter()
         results = await asyncio.gather(*(self._call(call) for call in turn.calls))
         texts, statuses = tuple(result.text for result in results), tuple(result.status for result in results)
@@ -290,7 +293,7 @@ class OneRollout:
         return self.environment is not None and self.environment.done()
 
     def _append(self, observation: Observation, messages: Messages) -> StopReason | None:
-        """Put what followed the last turn into the context, if there is room."""
+        """Append what followed the last turn to the context, if there is room."""
         room, tightest = min(self._budgets()[:2], key=lambda budget: budget[0])
         if room <= len(observation.token_ids):
             return tightest
@@ -314,7 +317,7 @@ class OneRollout:
 
 
 def check_room(prompt_tokens: int, max_context: int) -> None:
-    """Whether a prompt leaves room in the context.
+    """Check that a prompt leaves room in the context.
 
     Raises:
         DataError: it does not.

@@ -1,4 +1,4 @@
-"""How a problem is put to the model: the system prompt tells of the tools and of how to write the answer."""
+"""The prompts of problems: the system prompt describes the tools and how to write the answer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ class Prompts:
 
     Attributes:
         tool_format: the tool-call syntax, with the tools.
-        setting: a system prompt for all problems; "" for none; None for the default one, by kind of answer.
-        instructions: sentences by kind of answer, in place of those in `gtpo.tasks.answer_types`.
-        verifier: the verifier, if one was chosen for all problems; else each problem says or implies its own.
-        asks_for_answer: whether the default system prompt says how to write the answer; False: it tells of tools only.
+        setting: a system prompt for all problems; "" for none; None for the default, which depends on the kind of
+            answer.
+        instructions: sentences by kind of answer, which replace those in `gtpo.tasks.answer_types`.
+        verifier: the verifier, if one was chosen for all problems; otherwise each problem names or implies its own.
+        asks_for_answer: whether the default system prompt says how to write the answer; False: it only describes tools.
     """
 
     tool_format: ToolFormat
@@ -32,7 +33,7 @@ class Prompts:
     asks_for_answer: bool = True
 
     def system_prompt(self, kind: str = "math") -> str | None:
-        """The system prompt for problems that want this kind of answer."""
+        """The system prompt for problems that require this kind of answer."""
         if self.setting is not None:
             return self.setting or None
         if not self.asks_for_answer:
@@ -43,7 +44,7 @@ class Prompts:
         return " ".join([_TASK, *map(self.tool_format.usage, self.tool_format.specs), answer + ending])
 
     def answer_type(self, problem: Problem) -> str:
-        """The kind of answer that a problem wants; "none" where the prompts ask for none."""
+        """The kind of answer that a problem requires; "none" if the prompts ask for none."""
         if not self.asks_for_answer:
             return "none"
         return answer_type(problem, self.verifier)

@@ -1,4 +1,4 @@
-"""Degenerate repetition: a turn that says the same few tokens over and over."""
+"""Degenerate repetition: a turn that repeats the same few tokens over and over."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 LONGEST_PERIOD = 32
-"""Tokens of the longest block whose repetition is seen."""
+"""Length in tokens of the longest block whose repetition is detected."""
 
 
 def degenerate_at(tokens: Sequence[int], limit: int) -> int | None:
     """Number of tokens after which a turn is degenerate, or None.
 
-    A turn is degenerate once its last `limit` tokens all equal the token p places before, for one p of at most
-    `LONGEST_PERIOD`; so a block of p tokens has then stood there limit / p + 1 times.
+    A turn is degenerate once each of its last `limit` tokens equals the token p places before it, for one p of at most
+    `LONGEST_PERIOD`. A block of p tokens has then occurred limit / p + 1 times.
 
     Args:
         tokens: the turn.
-        limit: repeated tokens that are too many; 0 never is.
+        limit: number of repeated tokens at which a turn is degenerate; 0: never.
     """
     if not limit or len(tokens) <= limit:
         return None
@@ -32,7 +32,7 @@ def degenerate_at(tokens: Sequence[int], limit: int) -> int | None:
 
 
 def _first_run(ones: np.ndarray, others: np.ndarray, length: int) -> int | None:
-    """How many entries there are up to the end of the first run of so many equal ones, or None."""
+    """Number of entries up to the end of the first run of `length` equal ones, or None."""
     if not (ones[length - 1 :: length] == others[length - 1 :: length]).any():  # every run covers one of these places
         return None
     equal = ones == others

@@ -1,4 +1,4 @@
-"""Search over a file of passages: a tool beside Python, and an example of one. Needs the extra `search`."""
+"""Search over a file of passages: a tool besides Python, and an example of a tool. Needs the extra `search`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Passage:
 
 
 def search_spec(results: int) -> ToolSpec:
-    """The search tool, which returns that many passages."""
+    """The description of the search tool, which returns up to `results` passages."""
     return ToolSpec(
         "search",
         "Search a collection of passages and return the best ones.",
@@ -38,19 +38,23 @@ def search_spec(results: int) -> ToolSpec:
 
 
 class SearchTool:
-    """BM25 over passages held in memory, with the package bm25s. One for all rollouts; safe to call from any thread.
+    """BM25 search over passages in memory, with the package bm25s. One for all rollouts; any thread may call it.
 
     Args:
-        passages: what is searched; at least one.
-        results: passages that a call returns, the best first; those that share no word with the query are left out.
+        passages: the passages to search, at least one.
+        results: maximum number of passages per call, the best first; those that share no word with the query are left
+            out.
 
     Raises:
-        ConfigError: no passage, none with a word to search for, `results` below 1, or bm25s is not installed.
+        ConfigError: there is no passage, none has a word that can be searched for, `results` is below 1, or bm25s is
+            not installed.
     """
 
     def __init__(self, passages: Sequence[Passage], results: int = 3):
         if not passages or results < 1:
-            raise ConfigError(f"search needs a passage at least, and results >= 1 (got {len(passages)}, {results})")
+            raise ConfigError(
+                f"search needs at least one passage, and results >= 1 (got {len(passages)} passages, results {results})"
+            )
         try:
             import bm25s
         except ImportError as error:
@@ -65,10 +69,10 @@ class SearchTool:
 
     @classmethod
     def from_file(cls, path: str | Path, results: int = 3) -> SearchTool:
-        """Over the passages of a JSON Lines file: `text`, and `title` if there is one; other fields are ignored.
+        """Search the passages of a JSON Lines file: `text`, and `title` if there is one; other fields are ignored.
 
         Raises:
-            DataError: the file or one of its lines can't be used; names it.
+            DataError: the file or one of its lines can't be used; the message names it.
         """
         path = Path(path)
         passages = []

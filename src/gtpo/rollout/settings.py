@@ -9,16 +9,16 @@ from gtpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class RolloutLimits:
-    """Where a rollout ends at the latest; each limit has its `StopReason`.
+    """Limits of a rollout; each limit that ends it has its own `StopReason`.
 
     Attributes:
-        max_turns: model turns.
+        max_turns: model turns per rollout.
         max_turn_tokens: sampled tokens per turn.
-        max_completion_length: completion tokens in all: turns and observations.
-        max_context: prompt and completion tokens; None takes the model's context length.
-        max_observation_tokens: tokens of one call's result that the model sees; the middle is cut.
-        max_repeated_tokens: repeated tokens after which a turn is degenerate and ended; 0: never.
-        max_rollout_s: wall-clock seconds from when the rollout began; None: no limit.
+        max_completion_length: completion tokens per rollout: turns and observations together.
+        max_context: prompt and completion tokens per rollout; None: the model's context length.
+        max_observation_tokens: tokens of each call's result that the model sees; a longer result is cut in the middle.
+        max_repeated_tokens: repeated tokens after which a turn counts as degenerate and is ended; 0: never.
+        max_rollout_s: wall-clock seconds from the start of the rollout; None: no limit.
     """
 
     max_turns: int = 8
@@ -45,7 +45,7 @@ class Sampling:
     """The sampling distribution. `temperature=0` is greedy decoding.
 
     Attributes:
-        deterministic: an engine that has a stream of random numbers of its own samples each turn from a seed instead.
+        deterministic: an engine that has its own random number stream samples each turn from a seed instead.
     """
 
     temperature: float = 1.0

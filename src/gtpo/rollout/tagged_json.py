@@ -1,8 +1,8 @@
-"""The format `tool_call`: JSON in `<tool_call>` tags, as the chat templates of Qwen and Hermes have it.
+"""The format `tool_call`: JSON in `<tool_call>` tags, as in the chat templates of Qwen and Hermes.
 
-`renderers` reads these tags too, by token id; it takes a tag within a string of code for the end of the call, and
-none of the other ways to write the JSON that `gtpo.rollout.call_syntax.json_call` accepts. So calls of the families
-that use these tags are read here, also under `native`.
+`renderers` reads these tags too, by token id. But it takes a tag within a string of code for the end of the call, and
+accepts none of the other ways to write the JSON that `gtpo.rollout.call_syntax.json_call` accepts. So calls of the
+families that use these tags are read here, also with `native`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read_tagged_calls(text: str, specs: Sequence[ToolSpec]) -> tuple[ToolCall | 
 
 
 def _draft_end(text: str, at: int) -> int:
-    """Where the thought ends that is open at `at`. Whole drafts of calls in it are stepped over."""
+    """Where the thought ends that is open at `at`. Whole drafts of calls in it are skipped."""
     while (opening := text.find(_OPEN, at)) >= 0 and opening < text.find(CLOSE_THOUGHT, at):
         at = _whole_call(text, opening + len(_OPEN))[1] or opening + len(_OPEN)
     return thought_end(text, at)
@@ -96,9 +96,10 @@ def _whole_call(text: str, start: int) -> tuple[Any, int | None]:
 
 
 def _body_end(text: str, start: int) -> tuple[int, bool]:
-    """Where the body of a call that can't be read ends, and whether a closing tag is there.
+    """Where the body of a call that can't be read ends, and whether it has a closing tag.
 
-    Tags within strings don't count, unless quotes don't match; a further closing tag before the next call is its own.
+    Tags within strings don't count, unless quotes don't match; of several closing tags before the next call, the last
+    one counts.
     """
     last: int | None = None
     for match in _STRING_OR_TAG.finditer(text, start):
@@ -134,12 +135,12 @@ class ToolCallFormat:
         return read_tagged_calls(text, self.specs) if self.specs else ()
 
     def observation_messages(self, results: Sequence[str]) -> list[dict[str, Any]]:
-        """One `tool` message a call."""
+        """One `tool` message per call."""
         return [{"role": "tool", **self._sender, "content": result} for result in results]
 
     @property
     def _sender(self) -> dict[str, str]:
-        """With several tools the messages name none: which of them answered is not known here."""
+        """With several tools the messages name none: which tool answered is not known here."""
         return {"name": self.specs[0].name} if len(self.specs) == 1 else {}
 
     def escape(self, result: str) -> str:

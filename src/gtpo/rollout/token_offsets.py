@@ -1,4 +1,4 @@
-"""Which characters of a turn's text each of its tokens stands for."""
+"""Which characters of a turn's text each of its tokens represents."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class TokenPieces:
         self._texts: dict[int, str] = {}
 
     def chars(self, ids: Sequence[int], text: str) -> list[int] | None:
-        """How many characters of the text each id stands for; they add up to the text.
+        """How many characters of the text each id represents; the counts add up to the length of the text.
 
         A character that is spread over several ids counts for the last of them. An id past the text's end, such as that
-        of the end of a turn, stands for none.
+        of the end of a turn, represents none.
 
         Returns:
-            One count an id, or None if the text is not what the ids give one by one, as with tokenizers that clean up
-            spaces.
+            One count per id, or None if the ids, decoded one by one, do not give the text, as with tokenizers that
+            clean up spaces.
         """
         try:
             pieces = [self._texts[token] for token in ids]

@@ -1,9 +1,9 @@
-"""Functions of the user's own in processes of their own, which are killed at the limit, whatever they do.
+"""Runs the user's functions in separate processes, which are killed at the time limit, whatever they do.
 
-A process takes one call after another, so a function may keep what it loads; a call that is killed takes its process
-with it, and the next one starts another. What crosses is JSON. Beside `gtpo.rollout.tool_threads`: nothing can block
-the trainer, also no C code that holds the interpreter lock, at the price of a start and of the function's modules
-loaded once more for each process.
+A process takes one call after another, so a function may keep what it loads; killing a call kills its process, and the
+next call starts another. Arguments and results are passed as JSON. Unlike with `gtpo.rollout.tool_threads`, nothing can
+block the trainer, not even C code that holds the interpreter lock; in return, each process has to be started and loads
+the function's modules once more.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gtpo.errors import ConfigError, GtpoError
 from gtpo.rollout.tool_threads import LateError, fulfil
 
 MOST_PROCESSES = 8
-"""At once, of one function; further calls wait, and their time counts once they are begun."""
+"""Maximum number of processes per function; further calls wait, and their time counts from when they begin."""
 START_S = 120.0
-"""In which a process must have loaded the function."""
+"""Seconds within which a process must have loaded the function."""
 
 
 class ToolProcessError(GtpoError, RuntimeError):
-    """A process of a tool can't be started, or ended by itself in the middle of a call."""
+    """A tool's process can't be started, or ended by itself in the middle of a call."""
 
 
 class RaisedError(Exception):
@@ -39,14 +39,14 @@ class RaisedError(Exception):
 
 
 class Processes:
-    """Calls one function in processes.
+    """Calls one function in separate processes.
 
     Args:
         function: defined at the top of a module or file, so that a process can load it by its name.
-        timeout_s: wall-clock seconds that a call may take.
+        timeout_s: time limit per call, in wall-clock seconds.
 
     Raises:
-        ConfigError: it is defined elsewhere.
+        ConfigError: the function is defined elsewhere.
     """
 
     def __init__(self, function: Callable[..., Any], timeout_s: float) -> None:
@@ -59,10 +59,10 @@ class Processes:
         self._finalizer = weakref.finalize(self, _end_all, self._idle, self._owner)
 
     async def call(self, arguments: Mapping[str, Any]) -> Any:
-        """What the function returns, as JSON has it; a `ToolResult` comes as one.
+        """The function's return value, as converted to JSON; a `ToolResult` stays one.
 
         Raises:
-            LateError: it did not within its time; its process was killed.
+            LateError: the function did not return in time; its process was killed.
             ToolProcessError: the process failed.
             RaisedError: what the function raised.
         """
@@ -126,14 +126,14 @@ class _Process:
         if message is None or "error" in message:
             self.kill()
             said = message["error"] if message else f"not loaded within {START_S:g} s"
-            raise ToolProcessError(f"the function can't be loaded in a process of its own: {said}")
+            raise ToolProcessError(f"the function can't be loaded in a separate process: {said}")
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def ask(self, arguments: Mapping[str, Any], timeout_s: float) -> dict[str, Any] | None:
-        """The answer; None if it did not come in time, and the process is gone."""
+        """The answer; None if it did not come in time, in which case the process is gone."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # a process that has ended is told of below
             self._process.stdin.write(json.dumps(dict(arguments)).encode() + b"\n")
@@ -167,11 +167,11 @@ class _Process:
         return found
 
     def end(self) -> None:
-        """End it; who waits for its answer gives everything back."""
+        """End it; whoever waits for its answer releases its resources."""
         self._process.kill()
 
     def kill(self) -> None:
-        """End it and give everything back; may be called twice."""
+        """End it and release its resources; may be called twice."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -209,7 +209,7 @@ def _source(function: Callable[..., Any]) -> dict[str, Any]:
     by_file = module == "__main__" or str(module).startswith("_gtpo_file_")
     if not module or not name or "<" in name or (by_file and not file):
         raise ConfigError(
-            f"tools: the function {name or function!r} can't have a process of its own: define it at the top of a "
+            f"tools: the function {name or function!r} can't run in a separate process: define it at the top of a "
             "module or file, so that the process can load it"
         )
     path = [os.path.abspath(part) if part else os.getcwd() for part in sys.path]

@@ -1,4 +1,4 @@
-"""What the model is told of a tool, and what counts as a call of it."""
+"""The description of a tool for the model, and the check of calls against it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _is(value: object, kind: str) -> bool:
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """One tool.
+    """The description of one tool.
 
     Attributes:
-        name: as the model calls it.
+        name: the name by which the model calls it.
         description: one sentence for the tool's schema.
         parameters: the arguments as JSON Schema properties: name to `{"type": ..., "description": ...}`. Only the types
             are checked here (`kinds`); the tool itself checks the rest and answers with a sentence.
@@ -66,7 +66,7 @@ class ToolSpec:
                 "tool 'python': its one argument must be named `code`, the program; rename the argument or the tool"
             )
         if unknown := sorted(set(self.required) - set(self.parameters)):
-            raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is none of its parameters")
+            raise ConfigError(f"tool {self.name!r}: `required` names {unknown[0]!r}, which is not in its `parameters`")
         found = {kind for parameter in self.parameters.values() for kind in kinds(parameter)}
         if strange := sorted(found - set(_TYPES)):
             raise ConfigError(f"tool {self.name!r}: unknown parameter types {strange}; known: {sorted(_TYPES)}")
@@ -93,7 +93,7 @@ class ToolSpec:
 
     @property
     def sample(self) -> Any:
-        """A value for `argument`, to see how a call is written; None without one."""
+        """A value for `argument`, to find out how a call is written; None without an argument."""
         if self.argument is None:
             return None
         kind = next((kind for kind in kinds(self.parameters[self.argument]) if kind != "null"), "string")
@@ -129,7 +129,7 @@ class ToolSpec:
 
 
 def python_spec(keeps_state: bool = False) -> ToolSpec:
-    """The Python tool; `keeps_state`: a call finds what earlier ones of its rollout defined."""
+    """The description of the Python tool; `keeps_state`: a call finds what earlier calls of its rollout defined."""
     return ToolSpec(
         "python",
         "Run a Python program and return what it printed and the value of its last expression.",
@@ -145,7 +145,7 @@ PYTHON = python_spec()
 
 
 def typical(specs: Sequence[ToolSpec]) -> ToolSpec:
-    """The tool by which it is seen how calls are written: one that takes a text, else one that takes anything."""
+    """The tool used to find out how calls are written: one that takes a text, else one that takes any argument."""
     with_text = [spec for spec in specs if isinstance(spec.sample, str)]
     return (with_text or [spec for spec in specs if spec.argument] or list(specs))[0]
 

@@ -1,9 +1,9 @@
-"""Functions of the user's own, called beside the event loop, so that none of them can hold it up.
+"""Runs the user's functions outside the event loop, so that none of them can block it.
 
-Python can't end a thread. What is done at the limit: the caller goes on at once with a time-out; the thread is a
-daemon, so the end of the program does not wait for it; and once `MOST_STUCK` calls of a function are on their way after
-their limit, further ones fail, so that their number stays bounded. C code that holds the interpreter lock stops every
-thread of the process for as long as it likes; only a process of its own ends that (`gtpo.rollout.tool_process`).
+Python can't end a thread. At the time limit, the caller continues at once with a timeout; the thread is a daemon, so
+the program does not wait for it at its end; and once `MOST_STUCK` calls of a function are still running after their
+limit, further calls fail, so that their number stays bounded. C code that holds the interpreter lock stops every thread
+of the process while it runs; only a separate process avoids that (`gtpo.rollout.tool_process`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from gtpo.errors import GtpoError
 
 MOST_STUCK = 32
 _ANSWER_S = 1.0
-"""In which a loop that is not blocked says so."""
+"""Seconds within which a loop that is not blocked answers."""
 
 
 class LateError(Exception):
-    """A call did not end within its time."""
+    """A call did not end within its time limit."""
 
 
 class ToolStuckError(GtpoError, RuntimeError):
-    """Too many calls of a function have not ended at their limit and go on."""
+    """Too many calls of a function are still running after their time limit."""
 
 
 class Threads:
     """Calls one function, sync (a thread for each call) or async (all calls in the event loop of one thread).
 
     Args:
-        function: is called with the call's arguments.
-        timeout_s: wall-clock seconds that a call may take.
+        function: called with the call's arguments.
+        timeout_s: time limit per call, in wall-clock seconds.
     """
 
     def __init__(self, function: Callable[..., Any], timeout_s: float) -> None:
@@ -51,16 +51,17 @@ class Threads:
         """What the function returns.
 
         Raises:
-            LateError: it did not within its time.
-            ToolStuckError: too many calls went on after theirs.
+            LateError: the function did not return in time.
+            ToolStuckError: too many calls are still running after their time limit.
             Exception: what the function raises.
         """
         with self._lock:
             stuck = len(self._stuck)
         if stuck >= MOST_STUCK:
             raise ToolStuckError(
-                f"{stuck} calls go on after their {self._timeout_s:g} s, and a thread can't be ended: let the function "
-                "give up by itself, or run it in processes of its own, FunctionTool(function, process=True)"
+                f"{stuck} calls are still running after their time limit of {self._timeout_s:g} s, and Python can't "
+                "end a thread: let the function time out by itself, or run it in separate processes, "
+                "FunctionTool(function, process=True)"
             )
         if self._is_async:
             return await self._call_async(arguments)
@@ -114,7 +115,7 @@ class Threads:
             return self._loop
 
     async def _leave_if_blocked(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Has later calls take a new loop if a function keeps this one from running."""
+        """Let later calls use a new loop if a function blocks this one."""
         answered: Future[None] = Future()
         loop.call_soon_threadsafe(answered.set_result, None)
         try:
@@ -126,7 +127,7 @@ class Threads:
 
 
 def fulfil(running: Future[Any], function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Call a function and give a future what comes of it."""
+    """Call a function, and set a future to its result or exception."""
     if not running.set_running_or_notify_cancel():
         return
     try:

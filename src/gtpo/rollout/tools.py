@@ -17,14 +17,14 @@ ToolState = Literal["stateless", "session", "fresh"]
 
 @dataclass(frozen=True)
 class ToolResult:
-    """What came of a call.
+    """The result of a call.
 
     Attributes:
-        text: for the model; the middle of a long one is cut later.
-        status: how it ended: "ok", or another word for statistics; of Python the sandbox's. "tool_failure": the tool
-            itself failed, which ends the rollout and masks it.
-        note: of a failing tool, what failed; for logs.
-        final: whether the rollout ends with it.
+        text: shown to the model; a long text is cut in the middle later.
+        status: how the call ended: "ok", or another word for statistics; for Python the sandbox's status.
+            "tool_failure": the tool itself failed, which ends the rollout and masks it.
+        note: for a failing tool, what failed; for logs.
+        final: whether the rollout ends with this result.
     """
 
     text: str
@@ -34,30 +34,30 @@ class ToolResult:
 
 
 class ToolUse(Protocol):
-    """A tool in the hands of one rollout."""
+    """A tool while one rollout uses it."""
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Carry out one call. What goes wrong with the call is a result; an exception is a failure of the tool."""
+        """Run one call. What goes wrong with the call is a result; an exception is a failure of the tool."""
         ...
 
     async def aclose(self) -> None:
-        """The rollout is over; may be called twice."""
+        """Called when the rollout is over; may be called twice."""
         ...
 
 
 class Tool(Protocol):
-    """What a model can call."""
+    """A tool that a model can call."""
 
     @property
     def spec(self) -> ToolSpec:
-        """What the model is told of it, and what counts as a call of it."""
+        """The description for the model, against which calls are checked."""
         ...
 
     def open(self, key: Hashable) -> ToolUse:
         """The tool for one rollout; costs nothing before its first call.
 
         Args:
-            key: of the rollout; a tool that has to choose should let rollouts take turns.
+            key: identifies the rollout; a tool that has to choose between rollouts should let them take turns.
         """
         ...
 
@@ -67,8 +67,8 @@ class PythonTool:
 
     Args:
         sandbox: runs the programs.
-        state: `stateless`: a fresh process a call; `session`: one process a rollout, globals are kept from call to
-            call; `fresh`: one process a rollout, new globals a call. `docs/sandbox.md` has what each costs.
+        state: `stateless`: a fresh process per call; `session`: one process per rollout, globals are kept from call to
+            call; `fresh`: one process per rollout, new globals per call. `docs/sandbox.md` lists what each costs.
 
     Raises:
         ConfigError: `state` is none of these, or the sandbox has no sessions.
@@ -84,19 +84,19 @@ class PythonTool:
             sandbox.session().close()  # one that has none says so now, not in the middle of a run
 
     def open(self, key: Hashable) -> Interpreter:
-        """The Python of one rollout; see `Tool.open`."""
+        """The interpreter of one rollout; see `Tool.open`."""
         session = None if self.state == "stateless" else self.sandbox.session(fresh=self.state == "fresh")
         return Interpreter(self.sandbox, session, key)
 
 
 class Interpreter:
-    """Runs the calls of one rollout; made by `PythonTool.open`, ended by `aclose`."""
+    """Runs the calls of one rollout; created by `PythonTool.open`, closed by `aclose`."""
 
     def __init__(self, sandbox: Sandbox, session: Session | None, key: Hashable) -> None:
         self._sandbox, self._session, self._key = sandbox, session, key
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Runs one call; with a session, after those that were given before it."""
+        """Runs one call; in a session, after the calls before it."""
         if self._session is None:
             result = await self._sandbox.run(call.code, key=self._key)
         else:

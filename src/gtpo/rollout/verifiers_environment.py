@@ -1,14 +1,14 @@
-"""Environments of the library `verifiers` (0.4): their tasks, tools and rewards, in our loop (`verifiers:NAME`).
+"""Environments of the library `verifiers` (0.4): their tasks, tools and rewards, in gtpo's loop (`verifiers:NAME`).
 
-`verifiers` rolls out with a program of its own (a harness) behind a proxy of the model, and records messages. Its
-rollouts don't have the ids that our loop keeps, so what is taken of an installed environment is: the tasks as
+`verifiers` makes rollouts with its own program (a harness) behind a proxy of the model, and records messages. Its
+rollouts don't have the token ids that gtpo's loop keeps. So gtpo uses of an installed environment: the tasks as
 problems; the tools of its `Toolset` servers, called in process; and the rewards and metrics of its `Task`, which get a
-`Trace` made of our rollout. No tool of a harness (such as its shell) is there.
+`Trace` made from gtpo's rollout. The tools of a harness (such as its shell) are not available.
 
-Refused, with the reason: environments with several agents or a harness of their own; tasks that need a container, a
-runtime, or the hooks `setup`, `finalize` and `stage_verifier`; rewards and metrics with a runtime; `stop` and
-`intercept` hooks; endless task sets without `?limit=N`; tool servers at a URL; prompts that are no text. The name is
-that of the installed package, with settings of its `TasksetConfig` and `limit` behind it:
+The following are refused, with the reason: environments with several agents or their own harness; tasks that need a
+container, a runtime, or the hooks `setup`, `finalize` and `stage_verifier`; rewards and metrics with a runtime; `stop`
+and `intercept` hooks; endless task sets without `?limit=N`; tool servers at a URL; prompts that are not text. The name
+is that of the installed package, followed by settings of its `TasksetConfig` and `limit`:
 `verifiers:NAME?limit=100&split=train`.
 """
 
@@ -38,18 +38,19 @@ _STOPS = {
     StopReason.TOTAL_TOKENS: "max_total_tokens",
     StopReason.CONTEXT: "max_total_tokens",
 }
-"""What `verifiers` calls our limits."""
+"""The names that `verifiers` has for gtpo's limits."""
 
 
 class VerifiersEnvironments(Environments):
-    """The rollouts' environments, made of an installed environment of `verifiers`.
+    """The rollouts' environments, made from an installed environment of `verifiers`.
 
     Args:
-        name: of the package, with settings behind `?`.
-        timeout_s: wall-clock seconds that a call may take.
+        name: name of the package, with settings after `?`.
+        timeout_s: time limit per call, in wall-clock seconds.
 
     Raises:
-        ConfigError: `verifiers` or the package is not installed, or something of it can't be carried over; says what.
+        ConfigError: `verifiers` or the package is not installed, or a part of it can't be used here; the message says
+            which.
     """
 
     def __init__(self, name: str, timeout_s: float) -> None:
@@ -85,16 +86,16 @@ class _Source:
         except Exception as error:
             raise ConfigError(f"{self.where}: can't be loaded: {described(error)}") from error
         if not issubclass(kind, vf.SingleAgentEnv) or kind.run is not vf.SingleAgentEnv.run:
-            self.refuse(f"its class {kind.__name__} plays by a program of its own; only one agent and its tools can be")
+            self.refuse(f"its class {kind.__name__} runs its own program; only one agent and its tools are supported")
         if harness == package:
-            self.refuse("it has a harness of its own, whose program makes the rollouts")
+            self.refuse("it has its own harness, whose program makes the rollouts")
         if limit is not None and not (limit.isdigit() and int(limit)):
             raise ConfigError(f"{self.where}: limit must be a number above 0, got {limit!r}")
         if limit is None and not self.taskset.bounded:
-            raise ConfigError(f"{self.where}: has tasks without end; give a number of them, {PREFIX}{package}?limit=N")
+            raise ConfigError(f"{self.where}: its task set is endless; limit it with {PREFIX}{package}?limit=N")
         self.tasks = list(itertools.islice(self.taskset, int(limit) if limit else None))
         if not self.tasks:
-            raise ConfigError(f"{self.where}: has no task")
+            raise ConfigError(f"{self.where}: its task set is empty")
         for task in self.tasks:
             self._check(task)
         self.set_up = False
@@ -102,7 +103,7 @@ class _Source:
         self.specs = [spec for _, spec in self.tools_of([*self.shared, *self.own_toolsets(self.tasks[0])])]
 
     def refuse(self, why: str) -> None:
-        """Say why the environment can't be carried over."""
+        """Raise an error that says why the environment can't be used."""
         raise ConfigError(f"{self.where}: can't be used here: {why}")
 
     def own_toolsets(self, task: Any) -> list[Any]:
@@ -117,7 +118,7 @@ class _Source:
         return list(toolsets)
 
     def tools_of(self, toolsets: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """The tools of servers, under the names that `verifiers` gives them, and what the model is told of each."""
+        """The tools of servers, under the names that `verifiers` gives them, each with what the model is told."""
         from mcp.server.mcpserver.tools.base import Tool
         from verifiers.v1.utils.decorators import discover_decorated
 
@@ -138,13 +139,13 @@ class _Source:
             self.refuse("its tasks need a container")
         for hook in ("setup", "finalize", "stage_verifier"):
             if getattr(kind, hook) is not getattr(base, hook):
-                self.refuse(f"{kind.__name__}.{hook} needs a runtime of verifiers")
+                self.refuse(f"{kind.__name__}.{hook} needs a runtime from verifiers")
         for function in (*task.hooks("reward"), *task.hooks("metric")):
             runtime = inspect.signature(function).parameters.get("runtime")
             if runtime is not None and runtime.default is inspect.Parameter.empty:
-                self.refuse(f"{kind.__name__}.{function.__name__} needs a runtime of verifiers")
+                self.refuse(f"{kind.__name__}.{function.__name__} needs a runtime from verifiers")
         for hook in (*task.hooks("stop"), *discover_decorated(task, "intercept")):
-            self.refuse(f"the hook {kind.__name__}.{hook.__name__} changes or ends rollouts of verifiers")
+            self.refuse(f"the hook {kind.__name__}.{hook.__name__} changes or ends rollouts made by verifiers")
         prompt = task.data.prompt
         if prompt is None or not all(isinstance(text, str) and text for _, text in _messages(task)):
             self.refuse("its tasks have a prompt that is not text")
@@ -159,7 +160,7 @@ class _Rollout:
         self._tools: dict[str, Any] = {}
 
     async def reset(self, task: int, **columns: Any) -> None:
-        """Begin with the task of that number."""
+        """Begin with the task that has this number."""
         for toolset in self._toolsets:
             await toolset._exit_stack.aclose()
         vf, source = self._source.vf, self._source

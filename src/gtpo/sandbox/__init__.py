@@ -1,7 +1,7 @@
-"""Running a model's Python code.
+"""Sandboxes that run a model's Python code.
 
-`LocalSandbox` runs it on this machine; its threat model stands at the top of `gtpo.sandbox.local`.
-`SandboxFusionSandbox` sends it to a server of SandboxFusion's HTTP API.
+`LocalSandbox` runs it on this machine; the module `gtpo.sandbox.local` documents its threat model.
+`SandboxFusionSandbox` sends it to a server with SandboxFusion's HTTP API.
 """
 
 from gtpo.sandbox.base import ExecResult, Limits, Sandbox, Session, Status

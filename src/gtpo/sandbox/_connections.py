@@ -1,7 +1,7 @@
 """Connections of the sandbox's HTTP server: uvicorn's, with limits on time and number for each client.
 
-uvicorn bounds how long a connection may be idle between requests; here are the other ways of holding one: a head that
-never ends, an answer that is never read, a further request before the answer, and too many of them.
+uvicorn limits how long a connection may be idle between requests. This module limits the other ways of holding one: a
+head that never ends, an answer that is never read, a further request before the answer, and too many connections.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 20.0
-"""For the head of a request, from the connection or its first byte on."""
+"""Seconds for the head of a request, from the connection or its first byte on."""
 IDLE_S = 60.0
-"""Between an answer and the next request."""
+"""Seconds between an answer and the next request."""
 READ_S = 60.0
-"""For the client to go on reading an answer."""
+"""Seconds that a client may pause while it reads an answer."""
 END_S = 2.0
-"""For programs that run when the server ends."""
+"""Seconds for programs that run when the server ends."""
 _BACKLOG, _OF_WORKER, _DESCRIPTORS = 512, 32, 65536
-"""Connections that may be accepted at once, descriptors that a worker may need, and those that are asked for in all."""
+"""Connections that may be accepted at once, descriptors that a worker may need, and total descriptors requested."""
 _LOG = logging.getLogger("gtpo.sandbox.serve")
 
 
 def room(workers: int) -> int:
-    """Connections that the process has descriptors for, besides those of its workers; raises its limit where it may."""
+    """Number of connections for which descriptors are left besides the workers'; raises the limit if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -45,12 +45,12 @@ def room(workers: int) -> int:
 
 
 def server(app: Any, most_connections: int, most_in_all: int) -> Server:
-    """A uvicorn server that is not running yet.
+    """Creates a uvicorn server without starting it.
 
     Args:
         app: ASGI application.
-        most_connections: of one client at a time; one more is closed at once.
-        most_in_all: of all clients together.
+        most_connections: maximum number of connections per client; further ones are closed at once.
+        most_in_all: maximum number of connections of all clients together.
     """
     clients: Counter[str] = Counter()
 
@@ -83,14 +83,14 @@ class _Connection(H11Protocol):
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _host: str | None = None
-    """Of the client that the connection is counted for; None: of none."""
+    """The client for which the connection is counted; None if it is not counted."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         host = (self.client or ("",))[0]
         if self.clients[host] >= self.most or self.clients.total() >= self.most_in_all:
-            _LOG.warning("closed a further connection of %s: it has %d", host, self.clients[host])
-            transport.abort()  # not counted: many at once would take the place of other clients
+            _LOG.warning("refused a connection from %s (%d open): too many connections", host, self.clients[host])
+            transport.abort()  # not counted: many at once would take the places of other clients
             return
         self._host = host
         self.clients[host] += 1
@@ -98,7 +98,7 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_pipelined():  # uvicorn would read no more, and so not see that the client has hung up
+        if self._is_pipelined():  # uvicorn would stop reading and not notice that the client disconnects
             self.transport.abort()
         elif self.conn.their_state is h11.IDLE:
             self._await_head()
@@ -136,7 +136,7 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """As SandboxFusion's clients expect it: a length that is no number is a length that is missing."""
+        """As SandboxFusion's clients expect: a length that is not a number counts as missing."""
         length = "Content-Length" in str(sys.exc_info()[1])
         body = json.dumps({"detail": "Content-Length must be a whole number" if length else msg}).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]

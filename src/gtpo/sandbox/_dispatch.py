@@ -1,4 +1,4 @@
-"""Who runs next: a queue for each key, served in turn, over a fixed number of seats."""
+"""Scheduling: one queue per key, served in turn, over a fixed number of seats."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PATIENCE_S = 0.25
 class Dispatcher(Generic[Seat]):
     """Runs jobs in threads, one at a time on each seat.
 
-    Keys take turns, so that one with a thousand jobs does not keep another waiting for all of them. Within a key
-    jobs begin in the order in which they came, except that one which wants a busy seat holds up its key.
+    Keys take turns, so a key with a thousand jobs does not keep another waiting for all of them. The jobs of a key
+    begin in the order in which they were submitted; a job that needs a busy seat delays its key.
 
     Args:
-        seats: the first ones are preferred, so that few are used where few are enough.
-        max_fast_jobs: seats in use at once, without those whose job has run for longer than `PATIENCE_S`; by
-            default all.
-            A few jobs that take very long then hold up nobody, and short ones do not crowd each other.
+        seats: the seats; the first ones are preferred, so that no more are used than needed.
+        max_fast_jobs: maximum number of seats in use at once, not counting those whose job has run for longer than
+            `PATIENCE_S`; default: all. So a few very long jobs do not delay others, and short jobs do not slow each
+            other down.
     """
 
     def __init__(self, seats: Sequence[Seat], max_fast_jobs: int | None = None) -> None:
@@ -47,12 +47,12 @@ class Dispatcher(Generic[Seat]):
         """Queues `work(seat)`.
 
         Args:
-            work: called in a thread with the seat that it got.
-            key: whose turn it takes.
-            seat: the only one that will do, or None for any.
+            work: function that is called in a thread with the assigned seat.
+            key: the queue of the job.
+            seat: the seat that it needs, or None for any.
 
         Returns:
-            The future result; cancelling it before it begins takes it out of the queue.
+            The future result; cancelling it before the job begins removes the job from the queue.
         """
         future: Future[Result] = Future()
 
@@ -72,16 +72,16 @@ class Dispatcher(Generic[Seat]):
         return future
 
     def rest(self, seat: Seat, seconds: float) -> None:
-        """Gives a seat no job for a while but those that want no other; if all rest, they work on nevertheless."""
+        """Gives a seat only jobs that need this seat, for a while; if all seats rest, they work nevertheless."""
         with self._lock:
             self._rests_until[seat] = time.monotonic() + seconds
 
     def rests(self, seat: Seat) -> bool:
-        """Whether a seat gets no job but those that want no other."""
+        """Whether a seat rests: it gets only jobs that need this seat."""
         return self._rests_until.get(seat, 0.0) > time.monotonic()
 
     def shutdown(self) -> None:
-        """Waits until nothing is queued or running, and ends the threads; nothing may be queued any more."""
+        """Waits until nothing is queued or running, then ends the threads; nothing may be submitted afterwards."""
         with self._lock:
             while self._queues or len(self._idle) < self._size:
                 self._settled.wait()
@@ -90,7 +90,7 @@ class Dispatcher(Generic[Seat]):
         self._threads.shutdown(wait=True)
 
     def _start(self) -> None:
-        """Gives idle seats to waiting jobs, one for each key in turn; the lock is held."""
+        """Assigns idle seats to waiting jobs, one per key in turn; the lock is held."""
         now = time.monotonic()
         self._began = {job: began for job, began in self._began.items() if now - began < PATIENCE_S}
         progress = True
@@ -113,13 +113,13 @@ class Dispatcher(Generic[Seat]):
             self._alarm.start()
 
     def _free(self, now: float) -> Seat | None:
-        """The idle seat to be taken next, None if there is none; the lock is held."""
+        """Returns the idle seat to use next, None if there is none; the lock is held."""
         resting = {seat for seat, until in self._rests_until.items() if until > now}
         usable = (seat for seat in reversed(self._idle) if seat not in resting or len(resting) == self._size)
         return next(usable, None)
 
     def _ring(self) -> None:
-        """A job has become one that takes long, or a seat has rested."""
+        """Called when a job has become a long one, or a seat has finished its rest."""
         with self._lock:
             self._alarm = None
             self._start()

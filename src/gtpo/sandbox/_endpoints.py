@@ -1,8 +1,8 @@
-"""Which of several servers gets the next request: the one with the fewest under way among those that answer.
+"""Chooses the server for the next request: among the servers that answer, the one with the fewest in progress.
 
-A server that fails rests, and then is tried with one request at a time until it answers again. The rest doubles with
-every failure that follows a rest; requests that fail together count as one. One that asks for time (status 429) gets
-it, and nothing is held against it. Nothing here knows what a request is.
+A server that fails rests, and is then tried with one request at a time until it answers again. The rest doubles with
+every failure that follows a rest; requests that fail together count as one failure. A server that asks for time (status
+429) gets it, which does not count as a failure. This module does not depend on the kind of request.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Endpoint:
     """A server.
 
     Attributes:
-        url: its base.
-        under_way: requests it has now.
-        failures: in a row, those of one time counted once.
-        rests_until: on the monotonic clock; before, it gets nothing.
-        failed_at: when it last did.
-        answered: whether it ever did.
+        url: base URL.
+        under_way: number of requests in progress.
+        failures: number of consecutive failures; simultaneous ones count once.
+        rests_until: time on the monotonic clock until which it gets no requests.
+        failed_at: time of the last failure.
+        answered: whether it has ever answered.
     """
 
     url: str
@@ -41,11 +41,11 @@ class Endpoint:
 
 
 class Endpoints:
-    """Servers that do the same.
+    """Several equivalent servers.
 
     Args:
-        urls: their bases, at least one.
-        concurrency: requests that each of them has at once, at most.
+        urls: base URLs, at least one.
+        concurrency: maximum number of requests at once per server.
     """
 
     def __init__(self, urls: Sequence[str], concurrency: int) -> None:
@@ -54,11 +54,11 @@ class Endpoints:
         self._changed = threading.Condition()
 
     def take(self, given_up: threading.Event, avoid: Endpoint | None = None) -> Endpoint | None:
-        """A server for one request, as soon as there is room; None if `given_up` is set.
+        """Waits for room and returns a server for one request; None if `given_up` is set.
 
         Args:
             given_up: set by another thread to stop waiting.
-            avoid: the one that has just failed this request; it is taken only if no other is awake.
+            avoid: the server that has just failed this request; it is used only if all others rest.
         """
         with self._changed:
             while not given_up.is_set():
@@ -66,7 +66,7 @@ class Endpoints:
                 awake = [one for one in self.all if one.rests_until <= now]
                 others = [one for one in awake if one is not avoid] or awake
                 able = [one for one in others if one.under_way < (1 if one.failures else self._concurrency)]
-                if able:  # one that has failed is tried first, with one request, so that it can come back
+                if able:  # a server that has failed is tried first, with one request, so that it can recover
                     chosen = min(able, key=lambda one: (not one.failures, one.under_way))
                     chosen.under_way += 1
                     return chosen
@@ -75,20 +75,20 @@ class Endpoints:
             return None
 
     def done(self, endpoint: Endpoint) -> None:
-        """It answered."""
+        """Records that the server answered."""
         with self._changed:
             endpoint.under_way -= 1
             endpoint.failures, endpoint.rests_until, endpoint.answered = 0, 0.0, True
             self._changed.notify_all()
 
     def failed(self, endpoint: Endpoint, began: float, wait_s: float = 0.0) -> None:
-        """It did not answer, or asked to be left alone for a while.
+        """Records that the server did not answer, or asked to wait.
 
         Args:
             endpoint: the server.
-            began: when the request did, on the monotonic clock. One that was under way when the server failed before
-                says nothing new.
-            wait_s: what it asked for; such a request is no failure.
+            began: start of the request on the monotonic clock. A request that was already in progress at an earlier
+                failure does not count again.
+            wait_s: the wait in seconds that the server asked for; such a request is not a failure.
         """
         with self._changed:
             endpoint.under_way -= 1
@@ -105,7 +105,7 @@ class Endpoints:
             self._changed.notify_all()
 
     def drop(self, endpoint: Endpoint) -> None:
-        """The request came to nothing through no fault of the server."""
+        """Records that the request ended without a result, for a reason other than the server."""
         with self._changed:
             endpoint.under_way -= 1
             self._changed.notify_all()

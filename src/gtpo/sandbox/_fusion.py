@@ -1,7 +1,7 @@
-"""What goes to a SandboxFusion server for one program, and what its answer means.
+"""Builds the request to a SandboxFusion server for one program, and interprets its answer.
 
-The API as in that project's `sandbox/server/sandbox_api.py` and `sandbox/runners/base.py`: a process that
-ended by itself is "Finished" whatever its return code; "Error" is a failure of the server, not of the program.
+The API follows that project's `sandbox/server/sandbox_api.py` and `sandbox/runners/base.py`: a process that ended by
+itself is "Finished" whatever its return code; "Error" is a failure of the server, not of the program.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REPORT = re.compile(r" (ok|error|memory|output_limit|tool_failure) (\d{1,9}\.\d
 
 
 class RetryableError(Exception):
-    """A failure of the server that another try may mend, after `wait_s` seconds or more."""
+    """A failure of the server after which a retry may succeed, `wait_s` seconds later or more."""
 
     def __init__(self, cause: str, wait_s: float = 0.0) -> None:
         super().__init__(cause[:_NOTE_CHARS])
@@ -41,12 +41,12 @@ class RetryableError(Exception):
 
 
 class NotBegunError(RetryableError):
-    """The script says that it could not run the program; a program that overwrites what was said can say so too."""
+    """The script reports that it could not run the program; a program that overwrites the report can claim this too."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the process on the server ended; no `code` if the server ended it at its time limit."""
+    """How the process on the server ended; `code` is None if the server ended it at its time limit."""
 
     code: int | None
     stdout: str
@@ -55,27 +55,27 @@ class Ended:
 
 
 def script(code: str, word: str, limits: Limits, seed: int | None) -> str:
-    """A plain Python script that runs the program in the manner of the local sandbox.
+    """Returns a plain Python script that runs the program like the local sandbox.
 
     Args:
-        code: the program.
-        word: opens the report that the script leaves at the end of stderr.
-        limits: of the program.
-        seed: of the generators of random numbers; None for fresh randomness.
+        code: source code of the program.
+        word: first word of the report that the script writes at the end of stderr.
+        limits: limits of the program.
+        seed: seed for the random number generators; None for fresh randomness.
     """
     main, snippet = _sources()
     program = base64.b64encode(code.encode("utf-8", "surrogatepass")).decode()
     output_bytes = min(limits.output_bytes, _KEPT_BYTES)
     values = (snippet, program, word, limits.cpu_s, limits.memory_mb, output_bytes, seed)
-    # The program itself can't be read there; the hint leads `gtpo sandbox serve` to its server with numpy loaded.
+    # The program is encoded there; the hint leads `gtpo sandbox serve` to its server with numpy loaded.
     hint = "# import numpy\n" if needs_science(code) else ""
     return f"{hint}{main}\n\nmain{values!r}\n"
 
 
 def request(text: str, limits: Limits, compile_timeout_s: float) -> dict[str, Any]:
-    """The body of a POST to `/run_code`.
+    """Returns the body of a POST to `/run_code`.
 
-    The script limits memory itself; the server's own limit is the second line, with room for the interpreter.
+    The script limits memory itself; the server's own limit is a second safeguard, with room for the interpreter.
     """
     return {
         "code": text,
@@ -88,11 +88,11 @@ def request(text: str, limits: Limits, compile_timeout_s: float) -> dict[str, An
 
 
 def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str], timeout_s: float) -> bytes:
-    """The body of the answer to a POST, or to a GET if there is no payload.
+    """Sends a POST, or a GET without a payload, and returns the body of the answer.
 
     Raises:
-        RetryableError: no answer, or one that says to try later.
-        SandboxError: the server refuses.
+        RetryableError: the server does not answer, or asks to try later.
+        SandboxError: the server refuses the request.
     """
     try:
         answer = ask(
@@ -106,13 +106,13 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
     except httpx.TransportError as error:
         raise RetryableError(f"{url}: no answer ({type(error).__name__}: {error})") from error
     except httpx.InvalidURL as error:
-        raise SandboxError(f"{url}: not a URL ({error})") from error
+        raise SandboxError(f"{url}: not a valid URL ({error})") from error
     status = answer.status_code
     if status == 200:
         return answer.content
     if 300 <= status < 400:
         raise SandboxError(
-            f"{url}: HTTP status {status}, a redirect to {answer.headers.get('Location')}; give that URL itself"
+            f"{url}: HTTP status {status}, a redirect to {answer.headers.get('Location')}; use that URL instead"
         )
     problem = f"{url}: HTTP status {status}: {answer.text[:_NOTE_CHARS]}"
     if status in _RETRIED or status >= 500:
@@ -121,10 +121,10 @@ def fetch(url: str, payload: Mapping[str, Any] | None, headers: Mapping[str, str
 
 
 def ended(body: bytes) -> Ended:
-    """Reads the server's answer.
+    """Parses the server's answer.
 
     Raises:
-        RetryableError: it is unreadable, or says that the server failed.
+        RetryableError: the answer is unreadable, or says that the server failed.
     """
     try:
         answer = json.loads(body)
@@ -144,10 +144,10 @@ def ended(body: bytes) -> Ended:
 
 
 def result(end: Ended, limits: Limits, word: str) -> ExecResult:
-    """What became of the program: by the streams' length, the server's clock, the report, the return code.
+    """Returns the result of the program, by the streams' length, the server's clock, the report and the return code.
 
     Raises:
-        NotBegunError: the script says that it failed around the program.
+        NotBegunError: the script reports that it failed outside the program.
     """
     before, begun, after = end.stderr.partition(f"{word} begun\n")
     said, found, tail = (before + after if begun else end.stderr).rpartition(word)
@@ -160,7 +160,7 @@ def result(end: Ended, limits: Limits, word: str) -> ExecResult:
         status, error_type, note = "output_limit", None, f"stopped: more than {most} bytes of output"
     elif end.code is None:
         status, error_type, note = "timeout", None, f"timed out: more than {limits.wall_s:g} s of running time"
-    elif status == "tool_failure" and begun:  # the program itself can have written that
+    elif status == "tool_failure" and begun:  # the program itself may have written that
         status, error_type = "error", None
     elif status == "tool_failure":
         raise NotBegunError(f"the program could not be run there: {detail}")
@@ -188,7 +188,7 @@ def _signal_name(code: int) -> str:
 
 
 def _last_error(stderr: str) -> str | None:
-    """Class name at the start of a traceback's last line; a lone "MemoryError" is the interpreter's own."""
+    """Class name at the start of a traceback's last line; a "MemoryError" alone comes from the interpreter."""
     last = stderr.rstrip().rpartition("\n")[2]
     name = last.partition(":")[0].rpartition(".")[2]
     is_error = name.isidentifier() and ("Traceback (most recent call last)" in stderr or name == "MemoryError")
@@ -196,7 +196,7 @@ def _last_error(stderr: str) -> str | None:
 
 
 def _cut(text: str, most: int) -> tuple[str, bool]:
-    """At most `most` bytes of the text, and whether there were more."""
+    """Returns at most `most` bytes of the text, and whether there were more."""
     data = text.encode("utf-8", "replace")
     return data[:most].decode("utf-8", "replace"), len(data) > most
 

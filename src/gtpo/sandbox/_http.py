@@ -1,4 +1,4 @@
-"""The answers of `gtpo sandbox serve`: a request is read, its program run and ended when the client hangs up."""
+"""The HTTP application of `gtpo sandbox serve`: reads requests, runs programs, and ends them on disconnect."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from starlette.routing import Route
 from gtpo.sandbox.service import KEY_HEADER, SandboxService
 
 BODY_S = 60.0
-"""For the body of a request."""
+"""Seconds for the body of a request."""
 _BODY_BYTES = 4 << 20
 BODIES_BYTES = 256 << 20
-"""Of all bodies that are being read; one client has at most half of it."""
+"""Bytes of all bodies being read; one client gets at most half of them."""
 
 
 class _Json(JSONResponse):
@@ -33,7 +33,7 @@ class _Json(JSONResponse):
 
 
 def application(service: SandboxService) -> Starlette:
-    """What answers the requests of a service."""
+    """Returns the ASGI application that answers the requests of a service."""
 
     async def ping(request: Request) -> Response:
         return _refusal(HTTPStatus.BAD_REQUEST, "a GET has no body") if _has_body(request) else _Json("pong")
@@ -64,26 +64,26 @@ def _has_body(request: Request) -> bool:
 
 
 def _refusal(status: HTTPStatus, detail: str) -> Response:
-    """An answer that ends the connection, since the body was not read."""
+    """Returns an error that closes the connection, since the body was not read."""
     return _Json({"detail": detail}, status, {"Connection": "close"})
 
 
 def _unusable(service: SandboxService, request: Request) -> Response | None:
-    """Why a program is refused before its body is read, None if it is not."""
+    """Returns the refusal of a request before its body is read, None if it is accepted."""
     length, key = request.headers.get("Content-Length", ""), service.key
     if "Origin" in request.headers:
-        return _refusal(HTTPStatus.FORBIDDEN, "a page in a browser does not run programs here")
+        return _refusal(HTTPStatus.FORBIDDEN, "requests from web pages (with an Origin header) are not accepted")
     if key is not None and not hmac.compare_digest(request.headers.get(KEY_HEADER, "").encode(), key.encode()):
         return _refusal(HTTPStatus.UNAUTHORIZED, f"the header {KEY_HEADER} is missing or wrong")
     if not length.isdigit() or "Transfer-Encoding" in request.headers:
-        return _refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be a whole number, and nothing be chunked")
+        return _refusal(HTTPStatus.LENGTH_REQUIRED, "Content-Length must be a whole number, without chunked encoding")
     if int(length) > _BODY_BYTES:
-        return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {_BODY_BYTES} bytes")
+        return _refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body has more than {_BODY_BYTES} bytes")
     return None
 
 
 async def _run_code(service: SandboxService, request: Request) -> Response:
-    """Reads the body, runs the program in its turn and answers, as long as the client is there."""
+    """Reads the body, runs the program in its turn and answers, while the client stays connected."""
     try:
         body = await asyncio.wait_for(_body(service, request), BODY_S)
         if body is None or not service.enter():
@@ -96,13 +96,13 @@ async def _run_code(service: SandboxService, request: Request) -> Response:
     except TimeoutError:
         return _refusal(HTTPStatus.REQUEST_TIMEOUT, f"the body did not arrive within {BODY_S:g} s")
     except ClientDisconnect:
-        return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody is there to read it
+        return Response(status_code=HTTPStatus.BAD_REQUEST)  # the client is gone
 
 
 async def _body(service: SandboxService, request: Request) -> bytes | None:
-    """The whole body; None where there is no room for it or its program, so that it was not kept.
+    """Returns the whole body; None if there is no room for it or its program, in which case it is discarded.
 
-    A request takes its place among those that wait once its body is there: slow ones hold no place.
+    A request enters the queue once its body has arrived, so slow requests do not take a place.
     """
     held, client = service.bodies, _client(request)
     keep, size, parts = service.has_room(), 0, []
@@ -125,10 +125,10 @@ def _client(request: Request) -> str:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """The result of `work`, which is cancelled when the client hangs up.
+    """Returns the result of `work`, which is cancelled when the client disconnects.
 
     Raises:
-        ClientDisconnect: it did.
+        ClientDisconnect: the client disconnected.
     """
     answer, hang_up = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:

@@ -11,7 +11,7 @@ from gtpo.sandbox.base import ExecResult, Status
 
 
 async def killed_if_cancelled(job: Future[ExecResult], kill: Callable[[], object]) -> ExecResult:
-    """The result. If the waiting task is cancelled, calls `kill` and waits for the end of the job before it raises."""
+    """Returns the result. If the waiting task is cancelled, calls `kill` and waits for the job's end, then raises."""
     waiting = asyncio.wrap_future(job)
     try:
         return await asyncio.shield(waiting)
@@ -23,7 +23,7 @@ async def killed_if_cancelled(job: Future[ExecResult], kill: Callable[[], object
 
 
 def killed_if_interrupted(job: Future[ExecResult], kill: Callable[[], object]) -> ExecResult:
-    """The job's result, waited for in this thread; an interrupt of it calls `kill`."""
+    """Returns the job's result; blocks this thread, and calls `kill` if it is interrupted."""
     try:
         return job.result()
     except BaseException:
@@ -32,7 +32,7 @@ def killed_if_interrupted(job: Future[ExecResult], kill: Callable[[], object]) -
 
 
 async def all_results(jobs: Iterable[Coroutine[Any, Any, ExecResult]]) -> list[ExecResult]:
-    """The results of all, in their order; an exception of one becomes `Status.TOOL_FAILURE` with its text."""
+    """Returns all results in order; an exception becomes `Status.TOOL_FAILURE` with its text."""
     return [_as_result(result) for result in await asyncio.gather(*jobs, return_exceptions=True)]
 
 

@@ -1,11 +1,11 @@
-"""Runs one program in a process that a remote server started, in the manner of the local sandbox.
+"""Runs one program like the local sandbox, in a process that a remote server started.
 
-This file is sent as text, with a call of `main` appended, so it imports the standard library only; it needs
-Python 3.9 there. The source of `_child/snippet.py` and the program travel as base64.
+This file is sent as text, followed by a call of `main`, so it imports only the standard library; it needs
+Python 3.9 there. The source of `_child/snippet.py` and the program are sent as base64.
 
-The last thing on stderr is the report: a word that the client drew for this request, how the program ended,
-its processor time in seconds, its memory in KiB, and the class of its exception. The program shares this
-interpreter and can forge the report, as it can that of the local sandbox.
+The last line on stderr is the report: a random word that the client chose for this request, how the program ended,
+its CPU time in seconds, its memory in KiB, and the class of its exception. The program shares this
+interpreter and can forge the report, as it can in the local sandbox.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def main(
         snippet: source of `_child/snippet.py`, in base64.
         program: the program, in base64.
         word: the first word of the report.
-        cpu_s: processor time; the system counts whole seconds, so it is rounded up.
-        memory_mb: address space in MiB on top of what the interpreter has now.
-        output_bytes: bytes let through on each stream; one more ends the process.
-        seed: of the generators of random numbers; None for fresh randomness.
+        cpu_s: CPU time in seconds, rounded up since the system counts whole seconds.
+        memory_mb: address space in MiB in addition to what the interpreter has now.
+        output_bytes: maximum number of bytes on each stream; one more ends the process.
+        seed: seed for the random number generators; None for fresh randomness.
     """
     status, detail = "tool_failure", ""
     try:
@@ -48,7 +48,7 @@ def main(
         exec(base64.b64decode(snippet), scope)
         scope["_stream"] = lambda fd: _stream(fd, word, output_bytes)
         cell = scope["Cell"](code)
-        os.write(2, f"{word} begun\n".encode())  # from here on no failure is the server's, whatever the report says
+        os.write(2, f"{word} begun\n".encode())  # from now on no failure counts as the server's
         status, detail = cell.run()
     except BaseException as error:
         detail = f"{type(error).__name__}: {error}"
@@ -56,7 +56,7 @@ def main(
 
 
 class _Capped(io.FileIO):
-    """Ends the process at its cap, and there between two characters: the server decodes all or nothing."""
+    """Ends the process at its limit, between two characters, as the server decodes all of the output or none."""
 
     def __init__(self, fd: int, word: str, left: int) -> None:
         super().__init__(fd, "w", closefd=False)
@@ -89,7 +89,7 @@ def _end(word: str, status: str, detail: str) -> NoReturn:
 
 
 def _peak_kib(otherwise: int) -> int:
-    """The most memory of this program; `ru_maxrss` also counts that of the process which started it, the server."""
+    """Peak memory of this program; `ru_maxrss` also counts that of the server process which started it."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         status = io.FileIO("/proc/self/status").readall().decode("ascii", "replace")
         return int(status.partition("VmHWM:")[2].split()[0])
@@ -97,7 +97,7 @@ def _peak_kib(otherwise: int) -> int:
 
 
 def _surroundings() -> None:
-    """An empty stdin and directory, one thread for each library, no limit on the digits of integers."""
+    """Sets up an empty stdin and directory, one thread per library, and no limit on the digits of integers."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     with contextlib.suppress(OSError, NameError):  # no file at all under `gtpo sandbox serve`
         os.unlink(__file__)
@@ -129,9 +129,9 @@ def _limits(cpu_s: float, memory_mb: int) -> None:
 
 
 def _lower(kind: int, soft: int, hard: int) -> None:
-    """Sets a resource limit, but never above the hard limit that already stands.
+    """Sets a resource limit, but never above the existing hard limit.
 
-    Where programs may not change their limits, those of the server hold; `gtpo sandbox serve` takes them from requests.
+    If programs may not change their limits, those of the server apply; `gtpo sandbox serve` takes them from requests.
     """
     ceiling = resource.getrlimit(kind)[1]
     if ceiling != resource.RLIM_INFINITY:

@@ -1,4 +1,4 @@
-"""A place for one program at a time: its two servers, what is tried again, and what their replies mean."""
+"""A seat runs one program at a time: it has two servers, retries failures, and converts replies to results."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _OVER_QUOTA = {
 
 
 class Seat:
-    """One program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded.
+    """Runs one program at a time, on one of two servers: the light one, or the one with numpy and sympy loaded.
 
     Args:
         launch: how to start the light server.
-        science: modules to load in the other one.
-        warm: programs to run there before the first one.
+        science: modules to load in the other server.
+        warm: programs to run in the other server before the first call.
 
     Attributes:
-        sessions: how many have their process here.
-        failures: of the sandbox, in a row.
+        sessions: number of sessions whose process is here.
+        failures: number of consecutive failures of the sandbox.
     """
 
     def __init__(self, launch: Launch, science: tuple[str, ...], warm: tuple[str, ...]) -> None:
@@ -40,7 +40,7 @@ class Seat:
         self.failures = 0
 
     def worker_for(self, code: str) -> Worker:
-        """The one of the two that suits a program."""
+        """Returns the server that suits a program."""
         return self.scientific if preload.needs_science(code) else self.light
 
     def run(
@@ -53,17 +53,17 @@ class Seat:
         refused: Collection[str],
         had_state: bool = False,
     ) -> ExecResult:
-        """One program, tried again in a new server when the sandbox failed; never raises an Exception.
+        """Runs one program, and retries it in a new server if the sandbox failed; never raises an Exception.
 
         Args:
-            worker: one of the two.
-            code: source text.
-            limits: of this program.
-            call: through which it may be cancelled.
+            worker: one of the two servers.
+            code: source code of the program.
+            limits: limits of this program.
+            call: the handle for cancelling it.
             options: see `Worker.execute`.
-            refused: what a program of the server must not be able to do, as found when it started.
-            had_state: whether the program needs what earlier ones left in its process, without which it is not tried
-                again.
+            refused: operations that a program must not be able to perform, as tested when the first server started.
+            had_state: whether the program may need the state that earlier ones left in its process; then it is not
+                retried.
         """
         cause = ""
         for _ in range(1 if had_state else _ATTEMPTS):
@@ -77,7 +77,7 @@ class Seat:
                 return ExecResult(Status.TOOL_FAILURE, note="cancelled")
             if not worker.refused >= set(refused):
                 worker.stop()
-                cause = "a later server holds less than the first one did"
+                cause = "a new server does not reach the isolation of the first one"
                 self.failures += 1
                 continue
             if had_state and raw.reply["opened"]:
@@ -100,7 +100,7 @@ class Seat:
 
 
 def _result(raw: Raw, limits: Limits) -> ExecResult:
-    """The server's reply and the two streams as a result."""
+    """Converts the server's reply and the two streams to a result."""
     status, detail = Status(raw.reply["status"]), raw.reply.get("detail", "")
     cut = [len(stream) > limits.output_bytes for stream in (raw.stdout, raw.stderr)]
     stdout, stderr = (s[: limits.output_bytes].decode("utf-8", "replace") for s in (raw.stdout, raw.stderr))

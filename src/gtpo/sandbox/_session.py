@@ -1,4 +1,4 @@
-"""Several programs of one rollout in one process, in turn with everybody else's."""
+"""Runs several programs of one rollout in one process, in turn with other programs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ End = Callable[["LocalSession"], None]
 
 
 class LocalSession:
-    """One confined process for the programs of a rollout; made by `LocalSandbox.session`.
+    """One confined process for the programs of a rollout; created by `LocalSandbox.session`.
 
-    It is stopped between programs. When a program has to be killed (a time-out that no interrupt ends, a crash,
-    a lack of memory), the result says `session_lost` and the next program starts in a new process.
+    The process is stopped between programs. If a program has to be killed (a timeout that an interrupt does not end, a
+    crash, a lack of memory), the result has `session_lost` set and the next program starts in a new process.
 
     Args:
         submit: queues one program.
         end: ends the process.
         fresh: whether each program gets new globals.
-        seed: of the generators of random numbers when the process starts; fresh randomness by default.
+        seed: seed for the random number generators when the process starts; default: fresh randomness.
     """
 
     def __init__(self, submit: Submit, end: End, fresh: bool, seed: int | None) -> None:
@@ -39,21 +39,21 @@ class LocalSession:
         self.under_way = 0
 
     async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
-        """Runs one program after those before it; otherwise as `LocalSandbox.run`, cancelling included."""
+        """Runs one program after all earlier ones; otherwise like `LocalSandbox.run`, including cancellation."""
         call, job = self._submit(self, code, limits)
         return await killed_if_cancelled(job, call.cancel)
 
     def run_sync(self, code: str, *, limits: Limits | None = None) -> ExecResult:
-        """`run` for callers without an event loop."""
+        """Like `run`, for callers without an event loop."""
         call, job = self._submit(self, code, limits)
         return killed_if_interrupted(job, call.cancel)
 
     async def aclose(self) -> None:
-        """Ends the process; may be called twice."""
+        """Ends the process; may be called more than once."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     def close(self) -> None:
-        """`aclose` for callers without an event loop."""
+        """Like `aclose`, for callers without an event loop."""
         self._end(self)
 
     async def __aenter__(self) -> LocalSession:

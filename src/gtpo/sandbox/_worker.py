@@ -1,4 +1,4 @@
-"""The trainer's end of one fork server: start it, hand it one program at a time, replace it when it fails."""
+"""The trainer's side of one fork server: starts it, gives it one program at a time, and replaces it when it fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GRACE_S = 10.0
 CLEAN_S = 60.0
 CLOSE_S = 5.0
 UID = 61234
-"""The user that a server becomes where it starts as root; no account is needed for it."""
+"""The user id that a server switches to if it starts as root; it needs no account."""
 _NUMBER = (int, float)
 _MUST: dict[str, Any] = {"status": str, "wall_s": _NUMBER, "cpu_s": _NUMBER, "max_rss_kib": _NUMBER, "clean": bool}
 _MAY: dict[str, Any] = {
@@ -61,11 +61,11 @@ class WorkerDied(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """How a server is to be started; see `_child.start.Config`.
+    """How to start a server; see `_child.start.Config`.
 
     Args:
-        confine: whether it gives anything away; False only where the user asked for it.
-        namespaces: whether it makes namespaces and a new root.
+        confine: whether it gives up any rights; False only if the user asked for it.
+        namespaces: whether it creates namespaces and a new root.
         preload: modules to import before the first program.
         warm: programs to run once before the first one.
     """
@@ -94,7 +94,7 @@ class Call:
         self._running: tuple[Channel, int] | None = None
 
     def cancel(self) -> None:
-        """Has the child killed if it runs, and keeps it from being started if it does not."""
+        """Kills the child if it runs, else prevents it from being started."""
         with self._lock:
             self.cancelled = True
             if self._running is not None:
@@ -112,13 +112,13 @@ class Call:
             return True
 
     def end(self) -> None:
-        """From here on `cancel` reaches no server."""
+        """From now on, `cancel` does not reach a server."""
         with self._lock:
             self._running = None
 
 
 class Worker:
-    """At most one fork server, started when first needed. Used by one thread at a time, `end_session` aside.
+    """At most one fork server, started when first needed. Used by one thread at a time, except for `end_session`.
 
     Args:
         launch: how to start it.
@@ -134,19 +134,19 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Process number of the server, None if it is not running."""
+        """Process id of the server, None if it is not running."""
         return self.hello.get("pid") if self._process else None
 
     @property
     def refused(self) -> frozenset[str]:
-        """What a child of the server could not do when the server started."""
+        """The operations that a child of the server could not perform when the server started."""
         return frozenset(self.hello["refused"])
 
     def start(self) -> None:
-        """Starts the server unless it is there already.
+        """Starts the server unless it is already running.
 
         Raises:
-            SandboxError: it did not come up; the message has what it wrote to stderr.
+            SandboxError: the server did not start; the message has its stderr.
         """
         if self._channel is not None:
             return
@@ -202,14 +202,14 @@ class Worker:
         """Runs one program; None if `call` was cancelled before it began.
 
         Args:
-            code: source text.
-            limits: of this program.
-            call: through which it may be cancelled.
+            code: source code of the program.
+            limits: limits of this program.
+            call: the handle for cancelling it.
             options: further fields of the request: "seed", and for a session "session" and "fresh".
 
         Raises:
-            WorkerDied: the server is gone, or silent for longer than the limits allow; it has been cleared
-            away.
+            WorkerDied: the server is gone, or did not answer for longer than the limits allow; it has been cleaned
+            up.
             SandboxError: the server could not be started.
         """
         if call.cancelled:
@@ -248,9 +248,9 @@ class Worker:
             return Raw(received[0], *streams)
 
     def end_session(self, name: str) -> None:
-        """Ends the child of a session, if the server and the child are there; any thread may call this at any time.
+        """Ends the child of a session, if the server and the child exist; any thread may call this at any time.
 
-        The server does it at once, whatever else it runs. It holds the other end of a pipe until it has.
+        The server does it at once, whatever else it runs. It keeps the other end of a pipe open until it is done.
         """
         channel = self._channel
         if channel is None:
@@ -267,7 +267,7 @@ class Worker:
             os.close(done)
 
     def _await_cleaning(self) -> None:
-        """Waits until the server has removed what the program left; ends it if that takes too long."""
+        """Waits until the server has removed the program's files; ends the server if that takes too long."""
         assert self._channel is not None
         self._channel.sock.settimeout(CLEAN_S)
         try:
@@ -278,7 +278,7 @@ class Worker:
         self.stop(kill=True)
 
     def stop(self, kill: bool = False) -> None:
-        """Ends the server, which ends its child, and clears up after both; may be called at any time."""
+        """Ends the server, which ends its child, and cleans up after both; may be called at any time."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -308,7 +308,7 @@ class Worker:
 
 @contextlib.contextmanager
 def _witness() -> Iterator[str]:
-    """A file that anybody may change, in a directory that anybody may add to: only a sandbox is in the way."""
+    """A file that any user may change, in a directory that any user may add to, so only a sandbox prevents it."""
     directory = os.path.realpath(tempfile.mkdtemp(prefix=f"gtpo-witness-{os.getpid()}-"))
     try:
         os.chmod(directory, 0o777)
@@ -322,13 +322,13 @@ def _witness() -> Iterator[str]:
 
 
 def site_directories() -> list[str]:
-    """The directories with installed packages, without anything else that is on this process's path."""
+    """The directories with installed packages, without other entries of this process's path."""
     names = ("site-packages", "dist-packages")
     return [path for path in sys.path if os.path.basename(path) in names and os.path.isdir(path)]
 
 
 def _code_file(code: str) -> Any:
-    """The program's text in a file without a name, which nobody can change any more where the system can seal it."""
+    """The program's text in an unnamed file, sealed against changes if the system supports it."""
     file = _anonymous_file("code")
     file.write(code.encode("utf-8", "surrogatepass"))
     _seal(file, _SEAL_WRITE | _SEAL_GROW | _SEAL_SHRINK | _SEAL_SEAL)
@@ -336,7 +336,7 @@ def _code_file(code: str) -> Any:
 
 
 def _output_file(name: str, size: int) -> Any:
-    """A file without a name for one stream; where the system can seal it, it holds `size` bytes in whole pages.
+    """An unnamed file for one stream; if the system can seal it, it holds `size` bytes in whole pages.
 
     A write past the seal fails as a whole, so the size must end at a page for every byte of it to be reached. Further
     seals may follow (`_empty`); the program can't add any.
@@ -348,7 +348,7 @@ def _output_file(name: str, size: int) -> Any:
 
 
 def _empty(file: Any) -> None:
-    """Gives the memory of a stream back, and lets nobody write to it again: a session may have kept its descriptor."""
+    """Frees the memory of a stream and seals it against writes, since a session may have kept its descriptor."""
     if (fallocate := _fallocate()) is not None:
         size = os.fstat(file.fileno()).st_size
         fallocate(file.fileno(), _KEEP_SIZE_AND_PUNCH_HOLE, 0, size)  # before the seal, which refuses it
@@ -358,7 +358,7 @@ def _empty(file: Any) -> None:
 
 @functools.cache
 def _fallocate() -> Any:
-    """The C library's, None where there is none."""
+    """The function of the C library, None if it does not exist."""
     found = getattr(ctypes.CDLL(None), "fallocate", None)
     if found is not None:
         found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -366,7 +366,7 @@ def _fallocate() -> Any:
 
 
 def _anonymous_file(name: str) -> Any:
-    """A file without a name, in memory where the system can."""
+    """An unnamed file, in memory if the system supports it."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create(f"gtpo-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
@@ -378,7 +378,7 @@ def _seal(file: Any, seals: int) -> None:
 
 
 def _read(fd: int, count: int) -> bytes:
-    """What was written to a file up to its offset, which the program shared; at most `count` bytes."""
+    """The content of a file up to its offset, which the program shared; at most `count` bytes."""
     parts, offset = [], 0
     end = min(count, os.lseek(fd, 0, os.SEEK_CUR))
     while offset < end and (part := os.pread(fd, end - offset, offset)):
@@ -388,7 +388,7 @@ def _read(fd: int, count: int) -> bytes:
 
 
 def _is_reply(message: dict[str, Any]) -> bool:
-    """Whether a message has the fields of a reply, each of its type."""
+    """Whether a message has the fields of a reply, each with the right type."""
     typed = all(isinstance(message.get(name), kind) for name, kind in _MUST.items())
     typed = typed and all(isinstance(message[name], kind) for name, kind in _MAY.items() if name in message)
     return typed and message["status"] in _STATUSES

@@ -1,7 +1,7 @@
-"""What every code sandbox of gtpo offers: limits, statuses, one result type, and the protocol.
+"""The interface of all code sandboxes: limits, statuses, the result type, and the protocol.
 
-A result says what happened to the code. It is a hint and never a proof: code can end its own process with any
-exit status it likes, so a reward must not be given for `Status.OK` alone.
+A result says what happened to the code. It is a hint and not a proof: code can end its own process with any
+exit status, so do not give a reward for `Status.OK` alone.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ NOT_RUN = "[the code was not run]"
 
 
 class Status(StrEnum):
-    """How one execution ended; the supervisor decides, in the order timeout, output_limit, crashed, rest."""
+    """How one execution ended. The supervisor checks timeout, output_limit, crashed in this order, then the others."""
 
     OK = "ok"
-    """Ran to its end, or left by `sys.exit(0)`."""
+    """Ran to its end, or called `sys.exit(0)`."""
     ERROR = "error"
-    """An exception, a syntax error, or a nonzero `sys.exit`."""
+    """Raised an exception, has a syntax error, or called `sys.exit` with a nonzero value."""
     TIMEOUT = "timeout"
-    """Used up its processor time or its wall-clock time."""
+    """Used up its CPU time or its wall-clock time."""
     MEMORY = "memory"
-    """A `MemoryError` that the code did not catch."""
+    """Raised a `MemoryError` that it did not catch."""
     OUTPUT_LIMIT = "output_limit"
     """Printed more than `Limits.output_bytes` on one stream."""
     CRASHED = "crashed"
     """The process was ended by a signal (segmentation fault, abort)."""
     TOOL_FAILURE = "tool_failure"
-    """The sandbox failed, not the code: never score it, never show it to the model."""
+    """The sandbox failed, not the code: never score the result, and never show it to the model."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one execution may use.
+    """Resource limits of one execution.
 
     Args:
-        cpu_s: processor time in seconds, all threads together. Imports count: sympy costs 0.3 s or more.
-        wall_s: wall-clock seconds, looser than `cpu_s` because several executions share a core.
-        memory_mb: address space in MiB on top of the bare interpreter's.
-        output_bytes: bytes kept of each of stdout and stderr; printing more ends the execution.
+        cpu_s: CPU time in seconds, summed over all threads. Imports count: sympy takes 0.3 s or more.
+        wall_s: wall-clock time in seconds, looser than `cpu_s` because several executions share a core.
+        memory_mb: address space in MiB in addition to that of the bare interpreter.
+        output_bytes: maximum number of bytes of stdout and of stderr, each; printing more ends the execution.
 
     Raises:
         ConfigError: a value is not a number, not finite, or too small to run anything.
@@ -70,19 +70,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """What became of one piece of code.
+    """The result of running one program.
 
     Args:
-        status: how it ended.
-        stdout: what it printed, then the value of its last expression; malformed UTF-8 is replaced.
-        stderr: what it wrote there; then the traceback, or the name of the signal that ended it.
-        wall_s: wall-clock seconds, without the wait for a free worker.
-        error_type: class name of the exception that ended it, as far as the process could report it.
-        truncated: a stream was cut at `Limits.output_bytes`.
-        note: one line by the supervisor, e.g. which limit was reached; for `tool_failure` the cause, for logs only.
-        cpu_s: processor time in seconds, as far as it is known.
-        max_rss_mb: largest resident memory in MiB, shared pages of the server included; 0 in a session.
-        session_lost: it ran in a session whose process had to be ended with it, or had gone before it.
+        status: how the program ended.
+        stdout: its standard output, then the value of its last expression; malformed UTF-8 is replaced.
+        stderr: its standard error, then the traceback, or the name of the signal that ended it.
+        wall_s: wall-clock time in seconds, without the wait for a free worker.
+        error_type: class name of the exception that ended it, if the process could report it.
+        truncated: whether a stream was cut at `Limits.output_bytes`.
+        note: one line from the supervisor, such as the limit that was reached; for `tool_failure` the cause, for logs
+            only.
+        cpu_s: CPU time in seconds, if it is known.
+        max_rss_mb: peak resident memory in MiB, including pages shared with the server; 0 in a session.
+        session_lost: whether it ran in a session whose process had to be ended with it, or was already gone.
     """
 
     status: Status
@@ -97,16 +98,16 @@ class ExecResult:
     session_lost: bool = False
 
     def render(self, max_chars: int = 2000) -> str:
-        """The one text that the model sees of this result.
+        """Returns the text of this result for the model.
 
-        stdout; after an error, a crash or a lack of memory also stderr; after a limit a note that names it.
-        A silent success shows its stderr, or "[no output]". Longer text is cut in its middle, with a note
-        of how many characters went. A `tool_failure` result gives a neutral "[the code was not run]", never its
-        cause; callers should have masked it before. Markup that looks like a chat template's is returned
-        verbatim: tokenise it as plain text.
+        The text is stdout. After an error, a crash or a lack of memory, stderr is added; after a limit, a note that
+        names it. A success without output shows its stderr, or "[no output]". Longer text is cut in its middle, with a
+        note of the number of characters removed. A `tool_failure` result gives the neutral "[the code was not run]",
+        never its cause; callers should mask such a result first. Markup that looks like that of a chat template is
+        returned verbatim: tokenise it as plain text.
 
         Args:
-            max_chars: upper bound on the length of the text, the notes included (if it has room for them).
+            max_chars: maximum length of the text, including the notes (if it has room for them).
         """
         if self.status is Status.TOOL_FAILURE:
             return NOT_RUN
@@ -123,7 +124,7 @@ class ExecResult:
 
 
 def _cut_middle(text: str, max_chars: int) -> str:
-    """`text` with its middle replaced by a note; at most `max_chars` in all, if the note fits."""
+    """Replaces the middle of `text` by a note; at most `max_chars` in total, if the note fits."""
     if len(text) <= max_chars:
         return text
     widest = f"\n[... {len(text)} characters cut ...]\n"
@@ -133,13 +134,13 @@ def _cut_middle(text: str, max_chars: int) -> str:
 
 
 class Session(Protocol):
-    """One process for several programs of a rollout."""
+    """One process that runs several programs of a rollout."""
 
     async def run(self, code: str, *, limits: Limits | None = None) -> ExecResult:
-        """Runs one program after those given before it."""
+        """Runs one program after all earlier ones."""
 
     async def aclose(self) -> None:
-        """Ends the process; may be called twice."""
+        """Ends the process; may be called more than once."""
 
     def close(self) -> None:
         """`aclose` for callers without an event loop."""
@@ -147,38 +148,38 @@ class Session(Protocol):
 
 @runtime_checkable
 class Sandbox(Protocol):
-    """Runs untrusted Python code: each program in a fresh process, or a rollout's programs in one of their own."""
+    """Runs untrusted Python code: each program in a fresh process, or the programs of a rollout in one session."""
 
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
-        """Runs one program to its end or its limits; whatever the code does is a result.
+        """Runs one program to its end or its limits. Whatever the program does gives a result, never an exception.
 
         Args:
-            code: source text.
-            limits: of this program; the sandbox's own by default.
-            seed: of `random` and numpy's global generator; fresh randomness by default.
-            key: whose turn it takes; programs of different keys are served in turn.
+            code: source code of the program.
+            limits: limits of this program; default: those of the sandbox.
+            seed: seed for `random` and numpy's global generator; default: fresh randomness.
+            key: the queue of the program, for example its rollout; queues of different keys take turns.
         """
 
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
-        """Runs all, as many at once as there are workers; results in the order of `codes`; no item raises."""
+        """Runs all programs, as many at once as there are workers; returns results in order. No item raises."""
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
-        """One process for several programs of a rollout.
+        """Returns a session: one process that runs several programs of a rollout.
 
         Args:
             fresh: give each program new globals.
-            seed: of `random` and numpy's global generator when the process starts; fresh randomness by default.
+            seed: seed for `random` and numpy's global generator when the process starts; default: fresh randomness.
 
         Raises:
             ConfigError: this sandbox has no sessions.
         """
 
     def level(self) -> Level:
-        """What really holds here."""
+        """Returns the isolation that holds on this machine."""
 
     async def aclose(self) -> None:
-        """Ends what is running, gives back every process, descriptor and directory; may be called twice."""
+        """Ends running programs and frees all processes, descriptors and directories; may be called more than once."""

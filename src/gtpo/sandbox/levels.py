@@ -1,4 +1,4 @@
-"""What a sandbox holds on the machine it runs on, from the strongest to the weakest level.
+"""Isolation levels of the sandbox, from the strongest to the weakest.
 
 | level      | network, processes, signals | writes outside | reads outside | existence of files outside |
 |------------|-----------------------------|----------------|---------------|----------------------------|
@@ -7,9 +7,9 @@
 | seccomp    | denied                      | denied         | possible      | visible                    |
 | weak       | possible                    | possible       | possible      | visible                    |
 
-With namespaces a program has a file system of its own in memory to write to; on the two levels below it can't write at
-all, since nothing there bounds how much. "Visible to `stat`" are names, sizes, times and modes; extended attributes and
-watches (inotify) are denied on every level but the weak one.
+With `namespaces` a program can write to its own file system in memory; on the two levels below it can't write at all,
+since nothing there bounds how much. Names, sizes, times and modes are "visible to `stat`"; extended attributes and
+watches (inotify) are denied on every level except `weak`.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ REQUIREMENTS: dict[str, frozenset[str]] = {
     "seccomp": frozenset(("network", "processes", "signals", "writes")),
     "weak": frozenset(),
 }
-"""Name of each level, strongest first: what a program must have failed at for the level to hold."""
+"""Each level, strongest first, with the operations at which a program must have failed for the level to hold."""
 
 _WORDS = {
-    "network": "the network",
+    "network": "network access",
     "processes": "new processes",
-    "signals": "signals to others",
-    "writes": "writing outside",
-    "reads": "reading outside",
-    "paths": "seeing what exists outside",
+    "signals": "signals to other processes",
+    "writes": "writing files outside the sandbox",
+    "reads": "reading files outside the sandbox",
+    "paths": "seeing which files exist outside the sandbox",
 }
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a sandbox really holds here, as tested when it started.
+    """The isolation of a sandbox on this machine, as tested when it started.
 
     Args:
-        name: of the strongest level that holds: namespaces, landlock, seccomp, weak, or remote.
-        network_denied: no socket to anything outside the process.
-        processes_denied: no new process and no other program.
-        signals_denied: no signal to another process.
+        name: name of the strongest level that holds: namespaces, landlock, seccomp, weak, or remote.
+        network_denied: programs can't open sockets to anything outside the process.
+        processes_denied: programs can't start processes or execute other programs.
+        signals_denied: programs can't send signals to other processes.
         filesystem_writes_confined: files outside the working directory can't be changed.
-        filesystem_reads_confined: files outside can't be read, the Python installation excepted.
-        paths_hidden: it can't even be seen which files exist outside.
-        sentence: the same in words.
-        landlock_abi: version of the kernel's Landlock in force, 0 if none is.
-        notes: what could not be had here, and why.
+        filesystem_reads_confined: files outside can't be read, except the Python installation.
+        paths_hidden: programs can't see which files exist outside.
+        sentence: what is denied and what is possible, in words.
+        landlock_abi: version of the kernel's Landlock in use, 0 if none.
+        notes: protections that are not available on this machine, and why.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Level:
 
 
 def level_of(refused: Collection[str], landlock_abi: int = 0, notes: tuple[str, ...] = ()) -> Level:
-    """The level of a sandbox whose programs failed at `refused` (names as in `REQUIREMENTS`)."""
+    """Returns the level of a sandbox whose programs failed at `refused` (names as in `REQUIREMENTS`)."""
     name = next(name for name, wanted in REQUIREMENTS.items() if wanted <= set(refused))
     denied = [words for what, words in _WORDS.items() if what in refused]
     possible = [words for what, words in _WORDS.items() if what not in refused]

@@ -1,28 +1,30 @@
-"""A code sandbox on this machine: a fresh process for each program, forked from a small server per worker.
+"""A code sandbox on this machine: each program runs in a fresh process, forked from a small server per worker.
 
-Threat model. The code is written by a language model in training: mostly careless, sometimes adversarial because a
-reward can be had by it. On Linux (x86-64 or aarch64) this sandbox
+Threat model: the code is written by a language model in training. It is mostly careless, and sometimes adversarial,
+because that may increase the reward. On Linux (x86-64 or aarch64) this sandbox
 
-- denies the network: no sockets, not even to the same machine or of the AF_UNIX family;
-- denies processes: no fork, no exec, so nothing that it starts can outlive it (threads are allowed and die with it);
-- denies signals to, tracing of, questions about, and limits on other processes, and every system call that ordinary
+- denies network access: no sockets, not even to the same machine or of the AF_UNIX family;
+- denies new processes: no fork and no exec, so nothing that a program starts can outlive it (threads are allowed and
+  end with it);
+- denies signals to, tracing of, queries about, and limits on other processes, and every system call that ordinary
   Python does not need (io_uring, bpf, namespaces, mounts, keys, timers, locks on the machine's files);
-- confines files: only the Python installation can be read, only a file system of the program's own, in memory, can be
-  written or changed, and it is gone after the program;
-- bounds processor time, wall-clock time, address space, threads, output, open files and the size of files, by a
-  supervisor that needs no co-operation of the code;
-- gives an empty environment, an empty stdin, no descriptor and no memory of the trainer or of other programs; a session
-  is stopped between its programs, and ended if it runs nevertheless.
+- confines files: only the Python installation can be read, and only the program's own file system in memory can be
+  written or changed; it is removed after the program;
+- limits CPU time, wall-clock time, address space, threads, output, open files and the size of files, by a supervisor
+  that does not depend on the code's cooperation;
+- provides an empty environment, an empty stdin, and no descriptors or memory of the trainer or of other programs. A
+  session is stopped between its programs, and ended if it runs nevertheless.
 
-How much of it holds depends on the machine; `gtpo.sandbox.levels` names the levels, `level()` tells what was found by
-trying, and `require=` refuses to start below one. Nothing falls to a weaker level without being told to.
+The machine determines how much of this holds: `gtpo.sandbox.levels` names the levels, `level()` returns the level that
+was found by testing, and `require=` refuses to start below a level. The sandbox never uses a weaker level than
+`require` on its own.
 
-It is not a defence against bugs of the kernel or against side channels. Statuses and error types come partly from a
-process that the code controls, so no reward may depend on them alone. For code that is hostile rather than careless
-use a sandbox on another machine (`gtpo.sandbox.SandboxFusionSandbox`), behind gVisor or a virtual machine.
+It does not protect against kernel bugs or side channels. Statuses and error types come partly from a process that the
+code controls, so do not let a reward depend on them alone. For hostile rather than careless code, use a sandbox on
+another machine (`gtpo.sandbox.SandboxFusionSandbox`), behind gVisor or a virtual machine.
 
-Elsewhere (macOS) none of the denials hold, nor do the address-space limit and the exact processor-time limit;
-`require="weak"` must be given to run there at all.
+On other systems (macOS) none of these denials hold, nor do the address-space limit and the exact CPU-time limit;
+running there requires `require="weak"`.
 """
 
 from __future__ import annotations
@@ -49,30 +51,31 @@ from gtpo.sandbox.base import ExecResult, Limits, Status
 from gtpo.sandbox.levels import REQUIREMENTS, Level, level_of
 
 _FAILURES, _REST_S = 3, 30.0
-"""A worker that fails so often in a row gets no program for so long: failing is fast, and would draw the work."""
+"""After this many failures in a row, a worker gets no program for this long: a worker that fails fast attracts work."""
 STATE_LOST = "what earlier code defined is lost"
 Require = Literal["namespaces", "landlock", "seccomp", "weak"]
-"""The least isolation that a sandbox must have to start, from strictest to weakest."""
+"""The minimum isolation that a sandbox must have to start, from strictest to weakest."""
 
 
 class LocalSandbox:
-    """Runs Python programs on this machine; see the top of the module for what it holds and what it does not.
+    """Runs Python programs on this machine; the module `gtpo.sandbox.local` documents what it protects against.
 
-    No state belongs to an event loop: one sandbox may be used from several loops and threads, one after the
-    other or at once. It may not be used in a process forked from the one that made it.
+    The sandbox is not tied to an event loop: it may be used from several loops and threads, one after the other or at
+    the same time. It must not be used in a process forked from the one that created it.
 
     Args:
-        max_workers: programs at once; by default three for each core, and up to eight where programs take longer than a
-            quarter of a second, as time-outs wait more than they work. A worker costs nothing before it is needed.
-        limits: for each program, unless `run` is given others.
-        require: the weakest level of `gtpo.sandbox.levels` to start with. The strongest that this machine allows
-            is used in any case.
-        warm: further programs to run once in the scientific server before its first call, so that what they load
-            and cache is there.
+        max_workers: maximum number of programs that run at once. Default: three per core, and up to eight per core if
+            programs run longer than a quarter of a second, since programs that time out mostly wait. A worker costs
+            nothing before it is needed.
+        limits: default limits of each program; `run` can override them.
+        require: the weakest level of `gtpo.sandbox.levels` with which the sandbox may start. It always uses the
+            strongest level that this machine allows.
+        warm: additional programs to run once in the server with numpy and sympy before its first call, so that the
+            modules and caches that they load are available.
 
     Raises:
         ConfigError: `max_workers` or `require` is out of range.
-        SandboxError: the sandbox can't start, or does not hold what `require` asks for.
+        SandboxError: the sandbox can't start, or does not reach the level `require`.
     """
 
     def __init__(
@@ -92,8 +95,8 @@ class LocalSandbox:
         confine = seccomp.supported()
         if require != "weak" and not confine:
             raise SandboxError(
-                "the sandbox has no confinement for this system (it needs Linux on x86-64 or aarch64); "
-                "give require='weak' to run code with your own user's files, network and processes open to it"
+                "the sandbox can't confine programs on this system (it needs Linux on x86-64 or aarch64); pass "
+                "require='weak' to run code with full access to your user's files, network and processes"
             )
         first, notes = _start_first(Launch(confine=confine, namespaces=confine))
         self._refused = first.refused
@@ -114,25 +117,26 @@ class LocalSandbox:
 
     @property
     def max_workers(self) -> int:
-        """Programs at once, at most."""
+        """Maximum number of programs that run at once."""
         return len(self._seats)
 
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
-        """Runs one program in a fresh process, in its turn.
+        """Runs one program in a fresh process as soon as a worker is free.
 
-        Whatever the program does is a result. A failure of the sandbox is tried once more, then is
-        `Status.TOOL_FAILURE`. Cancelling the task kills the program before this returns.
+        Whatever the program does gives a result, never an exception. If the sandbox fails, the program is tried once
+        more; if it fails again, the status is `Status.TOOL_FAILURE`. Cancelling the task kills the program before this
+        returns.
 
         Args:
-            code: source text.
-            limits: of this program; the sandbox's own by default.
-            seed: of `random` and numpy's global generator; fresh randomness by default.
-            key: whose turn it takes; programs of different keys are served in turn.
+            code: source code of the program.
+            limits: limits of this program; default: those of the sandbox.
+            seed: seed for `random` and numpy's global generator; default: fresh randomness.
+            key: the queue of the program, for example its rollout; queues of different keys take turns.
 
         Raises:
-            SandboxError: the sandbox is closed, or belongs to another process.
+            SandboxError: the sandbox is closed, or was created by another process.
             TypeError: `code` is not a string.
         """
         call, job = self._submit(code, limits, seed, key)
@@ -141,9 +145,9 @@ class LocalSandbox:
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
-        """Runs all, as many at once as there are workers; results in the order of `codes`.
+        """Runs all programs, as many at once as there are workers; returns results in the order of `codes`.
 
-        No item raises: one that is not even a string becomes `Status.TOOL_FAILURE`. A closed sandbox does raise.
+        No item raises: an item that is not a string becomes `Status.TOOL_FAILURE`. A closed sandbox raises.
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
@@ -152,31 +156,33 @@ class LocalSandbox:
     def run_sync(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
-        """`run` for callers without an event loop; waits in the calling thread."""
+        """Like `run`, for callers without an event loop; blocks the calling thread."""
         call, job = self._submit(code, limits, seed, key)
         return killed_if_interrupted(job, call.cancel)
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> LocalSession:
-        """One process for several programs of a rollout; use it as an asynchronous context manager or close it.
+        """Returns a session: one process that runs several programs of a rollout.
+
+        Use it as an asynchronous context manager, or close it.
 
         Args:
-            fresh: give each program new globals. What a program changes elsewhere (files of the session's own
-                directory, attributes of modules) stays for the next one in any case.
-            seed: of `random` and numpy's global generator when the process starts; fresh randomness by default.
+            fresh: give each program new globals. What a program changes elsewhere (files in the session's directory,
+                attributes of modules) is kept for the next one in any case.
+            seed: seed for `random` and numpy's global generator when the process starts; default: fresh randomness.
         """
         self._check()
         return LocalSession(self._submit_cell, self._end_session, fresh, seed)
 
     def level(self) -> Level:
-        """What holds here, as a child of the first server found by trying."""
+        """Returns the isolation on this machine, as tested by a child of the first server."""
         return self._level
 
     async def aclose(self) -> None:
-        """Kills what is running, gives back every process, thread, descriptor and directory; idempotent."""
+        """Kills running programs and frees all processes, threads, descriptors and directories; idempotent."""
         await asyncio.get_running_loop().run_in_executor(None, self.close)
 
     def close(self) -> None:
-        """`aclose` for callers without an event loop."""
+        """Like `aclose`, for callers without an event loop."""
         with self._lock:
             self._closed = True
             calls = list(self._calls)
@@ -196,9 +202,9 @@ class LocalSandbox:
 
     def _check(self) -> None:
         if self._closed:
-            raise SandboxError("the sandbox is closed")
+            raise SandboxError("the sandbox is closed; create a new one")
         if os.getpid() != self._owner:
-            raise SandboxError("the sandbox belongs to the process that made it; make a new one after a fork")
+            raise SandboxError("the sandbox was created by another process; create a new one after a fork")
 
     def _submit(
         self, code: str, limits: Limits | None, seed: int | None, key: Hashable
@@ -245,7 +251,7 @@ class LocalSandbox:
             self._calls.discard(call)
 
     def _run_cell(self, session: LocalSession, seat: Seat, code: str, limits: Limits, call: Call) -> ExecResult:
-        """One program of a session."""
+        """Runs one program of a session."""
         try:
             return self._run_cell_in_turn(session, seat, code, limits, call)
         finally:
@@ -280,7 +286,7 @@ class LocalSandbox:
     def _run(
         self, seat: Seat, worker: Worker, code: str, limits: Limits, call: Call, options: dict[str, Any], **state: bool
     ) -> ExecResult:
-        """One program on a seat that has nothing else to do, in a worker thread; never raises an Exception."""
+        """Runs one program on an idle seat, in a worker thread; never raises an Exception."""
         result = seat.run(worker, code, limits, call, options, self._refused, **state)
         if seat.failures >= _FAILURES:
             self._dispatcher.rest(seat, _REST_S)
@@ -288,7 +294,7 @@ class LocalSandbox:
 
 
 def _start_first(launch: Launch) -> tuple[Worker, tuple[str, ...]]:
-    """The first server, with namespaces if `launch` wants them and the machine has them; and what it could not have."""
+    """Starts the first server, with namespaces if requested and available; also returns what is not available."""
     first = Worker(launch)
     try:
         first.start()
@@ -305,8 +311,8 @@ def _too_weak(level: Level, require: str) -> str:
     notes = f" ({'; '.join(level.notes)})" if level.notes else ""
     weaker = [name for name in REQUIREMENTS if list(REQUIREMENTS).index(name) >= list(REQUIREMENTS).index(level.name)]
     return (
-        f"the sandbox reaches only the level '{level.name}' here, not '{require}'{notes}. {level.sentence} "
-        f"Give require='{weaker[0]}' if that is enough for you"
+        f"the sandbox reaches only the level '{level.name}' on this machine, not '{require}'{notes}. {level.sentence} "
+        f"If that is enough for you, pass require='{weaker[0]}'"
     )
 
 
@@ -317,7 +323,7 @@ def _cores() -> int:
 
 
 def _stop_all(seats: list[Seat], owner: int) -> None:
-    """Ends the servers; does nothing in a forked copy of the process, whose servers they are not."""
+    """Ends the servers; does nothing in a forked copy of the process, which does not own them."""
     if os.getpid() != owner:
         return
     for seat in seats:

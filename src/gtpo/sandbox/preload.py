@@ -1,6 +1,6 @@
-"""Two kinds of servers: one with the standard library only, one that has numpy and sympy loaded already.
+"""Two kinds of servers: a light one with the standard library only, and one with numpy and sympy preloaded.
 
-A fork costs time in proportion to the memory of the server, so a program that needs no science gets the light one.
+The cost of a fork grows with the memory of the server, so programs that need no scientific package use the light one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _NAMES = re.compile(r"\b(?:numpy|sympy|mpmath|scipy|pandas|networkx|sklearn|matp
 def needs_science(code: str) -> bool:
     """Whether a line with the word `import` names a scientific package.
 
-    A guess that costs only time when it is wrong: without it the program imports the package itself.
+    This is a guess. If it is wrong, it costs only time: the program then imports the package itself.
     """
     return any(_NAMES.search(line.group()) for line in _NEEDS.finditer(code))
 
 
 def installed() -> list[str]:
-    """Those of `SCIENCE` that can be imported here."""
+    """The modules of `SCIENCE` that can be imported here."""
     return [name for name in SCIENCE if importlib.util.find_spec(name.partition(".")[0]) is not None]
 
 
 def warm_up(modules: list[str]) -> list[str]:
-    """Programs that make the preloaded modules load and cache what they need at first use."""
+    """Programs that make the preloaded modules load and cache what they otherwise need at their first use."""
     return list(WARM_UP) if "sympy" in modules else []

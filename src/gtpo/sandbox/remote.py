@@ -1,23 +1,23 @@
 """A code sandbox on other machines, behind SandboxFusion's HTTP API (github.com/bytedance/SandboxFusion).
 
-`gtpo sandbox serve` offers `LocalSandbox` over the same API. Of several servers the least busy one gets the next
-program; one that fails is left alone for a while, and its programs go to the others.
+`gtpo sandbox serve` offers `LocalSandbox` over the same API. With several servers, the least busy one gets the next
+program; a server that fails gets no programs for a while, and its programs go to the others.
 
-What the server keeps programs from is its own affair, and not known here; as it ships (`isolation: none`), it
-keeps them from nothing. Put it on a machine, or in a container, with nothing of worth.
+The client does not know what the server denies to programs. With SandboxFusion's default (`isolation: none`) it denies
+nothing, so put it on a machine, or in a container, that holds nothing of value.
 
-SandboxFusion runs plain scripts. What is sent is a script that runs the program the way `LocalSandbox` does:
-display of a last expression, clean tracebacks, empty stdin and directory, limits of processor time, memory and
-output. That needs Python 3.9 or newer on the server. What still differs from `LocalSandbox`:
+SandboxFusion runs plain scripts. The client sends a script that runs the program the way `LocalSandbox` does: it shows
+the value of a last expression, prints clean tracebacks, provides an empty stdin and directory, and limits CPU time,
+memory and output. That needs Python 3.9 or newer on the server. The remaining differences from `LocalSandbox`:
 
-- `Limits.cpu_s` is rounded up to whole seconds; it and `Limits.wall_s` include the interpreter's start.
-- A stream holds 256 bytes less than 1 MiB at most, as the server keeps no more than 1 MiB. Its versions from
-  before it read output as it comes time out from about 190 KB on: give them `output_bytes=100_000`.
-- Bytes that are not UTF-8, possible only by writing past Python's text streams, cost the whole stream: the
-  server puts a line that begins with "[DecodeError]" in its place.
-- The random seed of hashes is the server's, so the order of sets varies.
+- `Limits.cpu_s` is rounded up to whole seconds; it and `Limits.wall_s` include the start of the interpreter.
+- A stream holds at most 256 bytes less than 1 MiB, since the server keeps no more than 1 MiB. Older versions of the
+  server, which do not read output while it is written, time out from about 190 KB on: use `output_bytes=100_000`.
+- Bytes that are not UTF-8 can only be written by bypassing Python's text streams. They cost the whole stream: the
+  server replaces it by a line that begins with "[DecodeError]".
+- The server chooses the hash seed, so the order of sets varies.
 - There are no sessions.
-- Cancelling a task does not reach the server: there the program goes on to its end or its limits.
+- Cancelling a task does not reach the server: the program continues there to its end or its limits.
 """
 
 from __future__ import annotations
@@ -48,24 +48,25 @@ _PING_S = 10.0
 
 
 class SandboxFusionSandbox:
-    """Runs Python programs on a SandboxFusion server; see the top of the module for what differs there.
+    """Runs Python programs on SandboxFusion servers; `gtpo.sandbox.remote` documents the differences to `LocalSandbox`.
 
-    A failure that may pass (no connection, no answer in time or an unreadable one, HTTP status 408, 425, 429
-    or 5xx, the server's own "SandboxError") is tried again after a growing, random wait, then is
-    `Status.TOOL_FAILURE`. No state belongs to an event loop: one sandbox may be used from several loops and threads.
+    A temporary failure (no connection, no answer in time or an unreadable one, HTTP status 408, 425, 429
+    or 5xx, the server's own "SandboxError") is tried again up to `retries` times, after a growing, random wait; then
+    the status is `Status.TOOL_FAILURE`. The sandbox is not tied to an event loop: it may be used from several loops and
+    threads.
 
     Args:
-        url: base of the server, such as `http://localhost:8080`, or its full path that ends in `/run_code`; or
-            several of them, that do the same.
-        limits: for each program, unless `run` is given others.
-        concurrency: requests at once, of each server. No more than it runs at once: in its queue, the time for an
-            answer goes by.
-        retries: further tries after a failure that may pass, with another server if there is one.
-        headers: sent with each request, such as a key for a gateway.
-        compile_timeout_s: sent along; the server uses it for compiled languages.
+        url: base URL of the server, such as `http://localhost:8080`, or the full URL that ends in `/run_code`; or
+            several URLs of equivalent servers.
+        limits: default limits of each program; `run` can override them.
+        concurrency: maximum number of requests at once per server. Do not set it higher than the number of programs
+            that a server runs at once: the time limit for an answer includes the wait in its queue.
+        retries: number of further attempts after a temporary failure, on another server if there is one.
+        headers: HTTP headers sent with each request, such as a key for a gateway.
+        compile_timeout_s: time limit in seconds that is passed to the server, which uses it for compiled languages.
 
     Raises:
-        ConfigError: the URL is not one of HTTP, or a number is out of range.
+        ConfigError: a URL is not an HTTP URL, or a number is out of range.
     """
 
     def __init__(
@@ -100,19 +101,19 @@ class SandboxFusionSandbox:
     async def run(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
-        """Runs one program in a fresh process on the server, in its turn.
+        """Runs one program in a fresh process on the server, as soon as there is room for the request.
 
         Args:
-            code: source text.
-            limits: of this program; the sandbox's own by default.
-            seed: of `random`, and of numpy's global generator if the program names numpy; fresh randomness by
-                default.
-            key: whose turn it takes; programs of different keys are served in turn.
+            code: source code of the program.
+            limits: limits of this program; default: those of the sandbox.
+            seed: seed for `random`, and for numpy's global generator if the program names numpy; default: fresh
+                randomness.
+            key: the queue of the program, for example its rollout; queues of different keys take turns.
 
         Raises:
-            SandboxError: the server refuses the request (HTTP status 4xx), or has never answered and is not
-                there at a last look (`ping`), so that the URL is likely wrong; or this sandbox is closed or
-                belongs to another process.
+            SandboxError: the server refuses the request (HTTP status 4xx); or it has never answered and a final
+                `ping` fails, so the URL is probably wrong; or this sandbox is closed or was created by another
+                process.
             TypeError: `code` is not a string.
         """
         call, job = self._submit(code, limits, seed, key)
@@ -125,9 +126,9 @@ class SandboxFusionSandbox:
     async def run_many(
         self, codes: Sequence[str], *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> list[ExecResult]:
-        """Runs all, at most `concurrency` at once; results in the order of `codes`.
+        """Runs all programs, at most `concurrency` at once per server; returns results in the order of `codes`.
 
-        No item raises: one whose `run` would raise becomes `Status.TOOL_FAILURE`. A closed sandbox does raise.
+        No item raises: one whose `run` would raise becomes `Status.TOOL_FAILURE`. A closed sandbox raises.
         """
         self._check()
         jobs = (self.run(code, limits=limits, seed=seed, key=key) for code in codes)
@@ -136,26 +137,26 @@ class SandboxFusionSandbox:
     def run_sync(
         self, code: str, *, limits: Limits | None = None, seed: int | None = None, key: Hashable = None
     ) -> ExecResult:
-        """`run` for callers without an event loop; waits in the calling thread."""
+        """Like `run`, for callers without an event loop; blocks the calling thread."""
         call, job = self._submit(code, limits, seed, key)
         return killed_if_interrupted(job, call.set)
 
     def session(self, *, fresh: bool = False, seed: int | None = None) -> Session:
-        """None here: the server keeps nothing between programs.
+        """Not supported: the server keeps nothing between programs.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError(
-            "a SandboxFusion server starts a process for each program and has no sessions: use tool_state "
+            "a SandboxFusion server starts a new process for each program and has no sessions: use tool_state "
             "'stateless', or the local sandbox"
         )
 
     def ping(self) -> None:
-        """Asks every server whether it is there; `run` does so only after a failure, if it never had an answer.
+        """Checks that every server answers. `run` does so only after a failure, if no server has ever answered.
 
         Raises:
-            SandboxError: no SandboxFusion answers at one of the URLs; the message has what did.
+            SandboxError: no SandboxFusion server answers at one of the URLs; the message has the answer, if any.
         """
         for endpoint in self._endpoints.all:
             self._ping(endpoint)
@@ -164,21 +165,23 @@ class SandboxFusionSandbox:
         try:
             said = _fusion.fetch(f"{endpoint.url}/v1/ping", None, self._headers, _PING_S)
         except RetryableError as failure:
-            raise SandboxError(f"no SandboxFusion server answers: {failure}; is the URL right?") from failure
+            raise SandboxError(
+                f"no SandboxFusion server answers: {failure}; check the URL and that the server runs"
+            ) from failure
         if b"pong" not in said:
-            raise SandboxError(f"{endpoint.url}/v1/ping: not a SandboxFusion server, it said {said[:200]!r}")
+            raise SandboxError(f"{endpoint.url}/v1/ping: not a SandboxFusion server, it answered {said[:200]!r}")
 
     def level(self) -> Level:
-        """What holds there is not known here, so nothing is claimed."""
-        sentence = "Programs run on another machine's server; what it denies them is not known here."
+        """Returns a level without any guarantee: the client does not know what the server denies."""
+        sentence = "Programs run on a remote server; what it denies them is unknown."
         return replace(level_of(()), name="remote", sentence=sentence)
 
     async def aclose(self) -> None:
-        """Starts nothing more, waits for requests under way, gives back every thread; idempotent."""
+        """Starts no more requests, waits for those in progress, and frees all threads; idempotent."""
         await asyncio.to_thread(self.close)
 
     def close(self) -> None:
-        """`aclose` for callers without an event loop."""
+        """Like `aclose`, for callers without an event loop."""
         with self._lock:
             self._closed = True
             for call in self._calls:
@@ -196,9 +199,9 @@ class SandboxFusionSandbox:
 
     def _check(self) -> None:
         if self._closed:
-            raise SandboxError("the sandbox is closed")
+            raise SandboxError("the sandbox is closed; create a new one")
         if os.getpid() != self._owner:
-            raise SandboxError("the sandbox belongs to the process that made it; make a new one after a fork")
+            raise SandboxError("the sandbox was created by another process; create a new one after a fork")
 
     def _submit(
         self, code: str, limits: Limits | None, seed: int | None, key: Hashable
@@ -218,7 +221,7 @@ class SandboxFusionSandbox:
             self._calls.discard(call)
 
     def _run(self, code: str, limits: Limits, call: threading.Event, seed: int | None) -> ExecResult:
-        """One program, tried until the server answers for it; `call` is set to give up."""
+        """Runs one program, with retries until a server answers; setting `call` gives up."""
         word = secrets.token_hex(16)
         payload = _fusion.request(_fusion.script(code, word, limits, seed), limits, self._compile_timeout_s)
         timeout_s = self._compile_timeout_s + limits.wall_s + _GRACE_S
@@ -232,14 +235,14 @@ class SandboxFusionSandbox:
             try:
                 ended = _fusion.ended(_fusion.fetch(f"{endpoint.url}/run_code", payload, self._headers, timeout_s))
                 result = _fusion.result(ended, limits, word)
-            except NotBegunError as failure:  # the server is well
+            except NotBegunError as failure:  # the server itself works
                 cause, not_begun = str(failure), True
                 self._endpoints.done(endpoint)
             except RetryableError as failure:
                 cause, not_begun = str(failure), False
                 self._endpoints.failed(endpoint, began, failure.wait_s)
             except SandboxError as refusal:
-                self._endpoints.failed(endpoint, began)  # the others may take what this one refuses
+                self._endpoints.failed(endpoint, began)  # the other servers may accept what this one refuses
                 refusals.append(refusal)
                 if len(refusals) >= len(self._endpoints.all):
                     raise
@@ -251,7 +254,7 @@ class SandboxFusionSandbox:
                 return result
         if refusals:
             raise refusals[-1]
-        if not_begun:  # every time, on servers that answer: it is for the program, which may have said so itself
+        if not_begun:  # on every attempt, by servers that answer: an error of the program, which may have written this
             return ExecResult(Status.ERROR, note=cause)
         if endpoint is not None and not any(one.answered for one in self._endpoints.all):
             self._ping(endpoint)

@@ -1,16 +1,16 @@
-"""Our local sandbox over SandboxFusion's HTTP API, so that machines with processors can serve machines with GPUs.
+"""Serves the local sandbox over SandboxFusion's HTTP API, so that CPU machines can run programs for GPU machines.
 
-`POST /run_code` takes what a SandboxFusion server takes (language `python`) and answers in its form; `GET /v1/ping`
-says "pong"; `GET /v1/status` has the load. A program runs in a fresh process of a `LocalSandbox`, confined as it is
-there, and is ended when the client hangs up.
-What differs from SandboxFusion:
+`POST /run_code` accepts the requests of a SandboxFusion server (language `python`) and answers in its format;
+`GET /v1/ping` returns "pong"; `GET /v1/status` returns the load. Each program runs in a fresh process of a
+`LocalSandbox`, with the same confinement, and is ended when the client disconnects.
+Differences from SandboxFusion:
 
-- A program that ends with an error has return code 1, whatever it exited with.
-- Programs only: no other language, no compile step, no files, no `fetch_files`.
-- More requests than can wait are turned away with HTTP status 429 and a time to come back, not queued without end.
+- A program that ends with an error has return code 1, whatever exit status it used.
+- Only Python programs: no other language, no compile step, no files, no `fetch_files`.
+- The queue is bounded: further requests are rejected with HTTP status 429 and a time after which to retry.
 
-A client may have `CONNECTIONS` at a time, and three in four of those that there are descriptors for;
-`_http` and `_connections` bound how long it may take for each step.
+A client may have `CONNECTIONS` connections at a time, but at most three quarters of those for which there are
+descriptors; `_http` and `_connections` limit the time of each step.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ exec(compile({code!r}, "<code>", "exec"), {{"__name__": "__main__"}})
 
 
 class SandboxService:
-    """A server; `serve_forever` runs it, `close` ends it.
+    """An HTTP server for a sandbox; `serve_forever` runs it, `close` ends it.
 
     Args:
         sandbox: runs the programs; closed with the service.
-        host, port: where to listen; port 0 takes a free one.
-        waiting: requests that may wait for a worker; more are turned away.
-        key: what a request must carry as `X-API-Key`; None asks for none.
-        most: limits that no request may pass; what it asks for beyond is cut down to them.
+        host, port: address to listen on; port 0 chooses a free port.
+        waiting: maximum number of requests that wait for a worker; further ones are rejected.
+        key: value that requests must send as `X-API-Key`; None: no key is needed.
+        most: maximum limits of a program; higher limits in a request are reduced to these.
 
     Raises:
-        ConfigError: the address is unavailable.
+        ConfigError: the address is unavailable, or `waiting` or `key` is invalid.
     """
 
     def __init__(
@@ -65,52 +65,52 @@ class SandboxService:
         self.places = waiting + sandbox.max_workers
         self.retry_after_s = _RETRY_AFTER_S
         self.under_way = self.served = self.turned_away = 0
-        self.bodies: Counter[str] = Counter()  # bytes that are being read, by client
+        self.bodies: Counter[str] = Counter()  # bytes of bodies being read, by client
         self.lock = threading.Lock()
         if waiting < 0:
             raise ConfigError(f"waiting must be at least 0, got {waiting}")
         if key is not None and not (key.isascii() and key.isprintable()):
-            raise ConfigError("the key must be printable ASCII: it travels in a header")
+            raise ConfigError("the key must be printable ASCII, since it is sent in an HTTP header")
         try:
             self._socket = socket.create_server((host, port), backlog=512)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"{host}:{port}: {error}; give another --host or --port") from error
+            raise ConfigError(f"can't listen on {host}:{port}: {error}; choose another --host or --port") from error
         self.server_address = self._socket.getsockname()[:2]
-        # Here and not above, so that only who serves loads the web server.
+        # Imported here so that the web server is loaded only when it is used.
         from gtpo.sandbox import _connections, _http
 
         total = _connections.room(sandbox.max_workers)
         self._server = _connections.server(_http.application(self), min(CONNECTIONS, total * 3 // 4), total)
 
     def serve_forever(self, poll_interval: float = 0.1) -> None:
-        """Serves until `shutdown` is called by another thread, or a signal ends the process."""
+        """Serves requests until another thread calls `shutdown` or a signal ends the process."""
         asyncio.run(self._server.serve(sockets=[self._socket]))
 
     def shutdown(self) -> None:
-        """Has `serve_forever` return soon."""
+        """Makes `serve_forever` return soon."""
         self._server.should_exit = True
 
     def server_close(self) -> None:
-        """Gives the address back."""
+        """Closes the listening socket."""
         self._socket.close()
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """URL of the server."""
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}"
 
     def close(self) -> None:
-        """Ends what is running and gives everything back."""
+        """Ends running programs and frees all resources."""
         self.server_close()
         self.sandbox.close()
 
     def connections(self) -> int:
-        """How many are open, of all clients."""
+        """Number of open connections of all clients."""
         return len(self._server.server_state.connections)
 
     def enter(self) -> bool:
-        """Takes a place for a request, if there is one."""
+        """Takes a place for a request; returns False if there is none."""
         with self.lock:
             if self.under_way >= self.places:
                 return False
@@ -118,36 +118,36 @@ class SandboxService:
             return True
 
     def turn_away(self) -> None:
-        """Counts a request that gets no place."""
+        """Counts a rejected request."""
         with self.lock:
             self.turned_away += 1
 
     def has_room(self) -> bool:
-        """Whether `enter` would find a place."""
+        """Whether `enter` would succeed."""
         with self.lock:
             return self.under_way < self.places
 
     def leave(self) -> None:
-        """Gives the place back."""
+        """Frees the place of a request."""
         with self.lock:
             self.under_way -= 1
             self.served += 1
 
     def load(self) -> dict[str, int]:
-        """Slots, requests under way (those that wait included), served and turned away."""
+        """Numbers of workers, and of requests in progress (including waiting ones), served and rejected."""
         with self.lock:
             counts = {"under_way": self.under_way, "served": self.served, "turned_away": self.turned_away}
         return {"max_workers": self.sandbox.max_workers, **counts}
 
     async def run(self, body: Mapping[str, Any], client: str = "") -> dict[str, Any]:
-        """The answer to a request; cancelling it ends the program.
+        """Answers a request; cancelling the task ends the program.
 
         Args:
-            body: what was asked for.
-            client: who asked; the programs of several are run in turn.
+            body: the request as a JSON object.
+            client: the client; programs of different clients take turns.
 
         Raises:
-            ValueError: the request can't be used; says why.
+            ValueError: the request is invalid; the message says why.
         """
         code, limits = _program(body), self._limits(body)
         try:
@@ -182,13 +182,13 @@ class SandboxService:
 
 def _program(body: Mapping[str, Any]) -> str:
     if not isinstance(body.get("code"), str):
-        raise ValueError("code: must be text")
+        raise ValueError("code must be text")
     if body.get("language") != "python":
-        raise ValueError(f"language: only python is run here, not {body.get('language')!r}")
+        raise ValueError(f"language must be 'python', not {body.get('language')!r}")
     stdin = str(body.get("stdin") or "").encode("utf-8", "surrogatepass")
     if stdin:
         return _STDIN.format(data=repr(stdin), code=body["code"])
-    return f"{body['code']}\npass\n"  # a script, as there: the value of a last expression is not shown
+    return f"{body['code']}\npass\n"  # as in SandboxFusion, a script does not show the value of its last expression
 
 
 def _return_code(result: ExecResult) -> int:

@@ -1,4 +1,4 @@
-"""How alike two programs are, in [0, 1], behind one protocol: `CodeSimilarity`.
+"""Similarities of two programs, in [0, 1], behind one protocol: `CodeSimilarity`.
 
 Lexical similarity is the default and needs no model; the paper's authors use an embedding model.
 """
@@ -20,7 +20,7 @@ def get_similarity(spec: str) -> CodeSimilarity:
         spec: one of
             - `lexical`;
             - `sentence-transformers:NAME`, NAME the name or folder of an embedding model;
-            - `random`, the negative control of studies: has nothing to do with the code;
+            - `random`, the negative control of studies: independent of the code;
             - `endpoint:URL#MODEL`, URL the base of an OpenAI-compatible API, such as `http://localhost:8000/v1`;
               `endpoint:URL#MODEL?key=VARIABLE` with the environment variable that holds the key for this URL (without
               it, `OPENAI_API_KEY` at api.openai.com and no key elsewhere).

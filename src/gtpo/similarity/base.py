@@ -1,4 +1,4 @@
-"""The protocol of code similarities, and what those that rest on vectors share.
+"""The protocol of code similarities, and the shared code of those that use vectors.
 
 A group's similarities are one square matrix: it is cheap once each distinct text has a vector, and it is what
 `gtpo.functional.shaped_accuracy` takes.
@@ -21,11 +21,11 @@ from gtpo.errors import GtpoError
 
 
 class SimilarityError(GtpoError, RuntimeError):
-    """A code similarity can't be computed: its model or its endpoint failed."""
+    """A code similarity can't be computed, because its model or its endpoint failed."""
 
 
 class CodeSimilarity(Protocol):
-    """Similarity of programs, for the shaping of failed rollouts (SPEC section 2: sim)."""
+    """Similarity of programs, for shaping the reward of failed rollouts (sim of docs/algorithm.md)."""
 
     def matrix(self, texts: Sequence[str]) -> Tensor:
         """The similarity of each pair of texts.
@@ -50,7 +50,7 @@ def cosine_matrix(vectors_N_D: Tensor) -> Tensor:
         ValueError: the vectors are not a matrix.
     """
     if vectors_N_D.ndim != 2:
-        raise ValueError(f"vectors of shape {tuple(vectors_N_D.shape)}; give a matrix, one row a text")
+        raise ValueError(f"vectors of shape {tuple(vectors_N_D.shape)}; give a matrix, one row per text")
     vectors = vectors_N_D.detach().to("cpu", torch.float64)
     norms = vectors.norm(dim=1, keepdim=True)
     unit = vectors / norms.where(norms > 0, torch.ones_like(norms))
@@ -61,16 +61,16 @@ def cosine_matrix(vectors_N_D: Tensor) -> Tensor:
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct texts in order of appearance, and for each text its place among them."""
+    """The distinct texts in order of appearance, and for each text its index among them."""
     places = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     return list(places), torch.tensor([places[text] for text in texts], dtype=torch.long)
 
 
 class EmbeddingSimilarity(ABC):
-    """Cosine similarity of embeddings; a subclass says how to embed. Safe to use from any thread.
+    """Cosine similarity of embeddings; a subclass defines how to embed. Safe to use from any thread.
 
-    A text is embedded once as long as it stays among the `cache_size` last used ones; it is known by a hash
-    of the whole of it. Blank texts are not embedded.
+    Embeddings of the `cache_size` last used texts are cached, by a hash of the whole text. Blank texts are not
+    embedded.
     """
 
     def __init__(self, cache_size: int = 4096):
@@ -80,7 +80,7 @@ class EmbeddingSimilarity(ABC):
 
     @abstractmethod
     def embed(self, texts: list[str]) -> Tensor:
-        """Embeddings of distinct texts that are not blank, one row a text.
+        """Embeddings of distinct texts that are not blank, one row per text.
 
         Raises:
             SimilarityError: the model or its endpoint failed.
@@ -90,7 +90,7 @@ class EmbeddingSimilarity(ABC):
         """See `CodeSimilarity.matrix`.
 
         Raises:
-            SimilarityError: the model or its endpoint failed, or gave what is not one finite vector a text.
+            SimilarityError: the model or its endpoint failed, or did not return one finite vector per text.
         """
         unique, places = distinct([well_formed(text) for text in texts])
         written = [text for text in unique if text.strip()]

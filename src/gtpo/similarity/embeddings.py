@@ -1,7 +1,7 @@
 """Similarity by an embedding model of sentence-transformers, run in this process.
 
-The model is loaded when the first matrix is asked for. The paper's authors embed by a closed model; which
-open model comes near it is not known.
+The model is loaded when the first matrix is requested. The paper's authors use a closed embedding model; which
+open model comes closest to it is not known.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class SentenceTransformerSimilarity(EmbeddingSimilarity):
     """Cosine similarity of embeddings. See `gtpo.similarity.base.CodeSimilarity`.
 
     Args:
-        model: name or folder of a sentence-transformers model. Text past its maximum length is cut by the
+        model: name or folder of a sentence-transformers model. Text beyond its maximum length is truncated by the
             model.
         device: where it runs, such as "cpu" or "cuda:0"; None leaves it to sentence-transformers.
-        batch_size: texts embedded at once.
-        cache_size: embeddings kept.
+        batch_size: number of texts embedded at once.
+        cache_size: number of embeddings kept.
 
     Raises:
         ConfigError: sentence-transformers is not installed.
@@ -42,7 +42,7 @@ class SentenceTransformerSimilarity(EmbeddingSimilarity):
         self._model: Any = None
 
     def embed(self, texts: list[str]) -> Tensor:
-        """Embeddings of the texts, one row a text."""
+        """Embeddings of the texts, one row per text."""
         if self._model is None:
             try:
                 self._model = self._load()

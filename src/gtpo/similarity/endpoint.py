@@ -1,6 +1,6 @@
 """Similarity by an embedding model behind an OpenAI-compatible HTTP endpoint, such as vLLM's or TEI's.
 
-The code of the rollouts is sent there. An API key is sent only to the host it was named for (`gtpo._http`).
+The code of the rollouts is sent there. An API key is sent only to the host for which it was given (`gtpo._http`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gtpo.errors import ConfigError
 from gtpo.similarity.base import EmbeddingSimilarity, SimilarityError
 
 _RETRIED = {408, 425, 429}
-"""Statuses below 500 that say to try later."""
+"""Statuses below 500 that ask the client to try again later."""
 _LONGEST_WAIT_S = 8.0
 
 
 class _TryLaterError(SimilarityError):
-    """A failure that another try may mend, after `wait_s` seconds or more."""
+    """A failure that a retry may fix, after `wait_s` seconds or more."""
 
     def __init__(self, message: str, wait_s: float = 0.0):
         super().__init__(message)
@@ -50,22 +50,22 @@ class _TryLaterError(SimilarityError):
 class EndpointSimilarity(EmbeddingSimilarity):
     """Cosine similarity of embeddings from an endpoint. See `gtpo.similarity.base.CodeSimilarity`.
 
-    A request that finds no server, or one that is starting or overloaded (status 408, 425, 429, 5xx), is tried again
-    after growing waits with jitter, or when the server's `Retry-After` says. Redirects are not followed.
+    A request that finds no server, or one that is starting or overloaded (status 408, 425, 429, 5xx), is retried after
+    growing waits with jitter, or when the server's `Retry-After` says. Redirects are not followed.
 
     Args:
-        url: base of the API, such as `http://localhost:8000/v1`, or its full path that ends in `/embeddings`.
+        url: base URL of the API, such as `http://localhost:8000/v1`, or its full URL that ends in `/embeddings`.
         model: the model's name there.
         api_key_env: name of the environment variable with the key for this URL. None: `OPENAI_API_KEY` if the host is
             api.openai.com, else no key.
-        batch_size: texts a request.
+        batch_size: number of texts per request.
         timeout_s: seconds that a request may take, from its connection to the last byte of the answer.
-        server_timeout_s: seconds to go on trying before that is an error; 0: one try.
-        backoff_s: seconds before the second try, plus as many at random; doubled each time up to 8.
-        cache_size: embeddings kept.
+        server_timeout_s: seconds of retrying before that is an error; 0: one try.
+        backoff_s: seconds before the second try, plus up to as many at random; doubled each time up to 8.
+        cache_size: number of embeddings kept.
 
     Raises:
-        ConfigError: the URL is not one of HTTP, a number is out of range, `api_key_env` is not set, or its key would go
+        ConfigError: the URL is not an HTTP URL, a number is out of range, `api_key_env` is not set, or its key would go
             over plain http to another machine.
     """
 
@@ -99,11 +99,11 @@ class EndpointSimilarity(EmbeddingSimilarity):
         self._length: int | None = None
 
     def embed(self, texts: list[str]) -> Tensor:
-        """Embeddings of the texts, one row a text.
+        """Embeddings of the texts, one row per text.
 
         Raises:
             SimilarityError: the endpoint is unavailable, refuses, or answers with something other than one finite
-                vector a text, all as long as those before.
+                vector per text, of the same length as before.
         """
         rows: list[list[float]] = []
         for start in range(0, len(texts), self._batch_size):
@@ -114,12 +114,12 @@ class EndpointSimilarity(EmbeddingSimilarity):
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:
             raise SimilarityError(f"{self._url}: embeddings of unequal length or not numbers") from error
         if vectors.ndim != 2 or not vectors.shape[1]:
-            raise SimilarityError(f"{self._url}: embeddings of shape {tuple(vectors.shape)}, not one vector a text")
+            raise SimilarityError(f"{self._url}: embeddings of shape {tuple(vectors.shape)}, not one vector per text")
         if not torch.isfinite(vectors).all():
             raise SimilarityError(f"{self._url}: the embeddings hold values that are not finite")
         if self._length not in (None, vectors.shape[1]):
             raise SimilarityError(
-                f"{self._url}: embeddings of length {vectors.shape[1]}, before of {self._length}; was the model "
+                f"{self._url}: embeddings have length {vectors.shape[1]}, but had {self._length} before; was the model "
                 f"{self._model!r} replaced there?"
             )
         self._length = vectors.shape[1]
@@ -133,7 +133,7 @@ class EndpointSimilarity(EmbeddingSimilarity):
         except (KeyError, TypeError) as error:
             raise SimilarityError(f"{self._url}: not an embeddings response: {str(body)[:200]}") from error
         if indices != list(range(count)):
-            raise SimilarityError(f"{self._url}: {count} texts sent, embeddings {indices[:20]} came back")
+            raise SimilarityError(f"{self._url}: {count} texts were sent, but embeddings {indices[:20]} came back")
         return vectors
 
     def _post(self, payload: Mapping[str, Any]) -> Any:

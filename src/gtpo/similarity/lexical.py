@@ -1,13 +1,12 @@
 """Similarity of Python programs by their tokens: no model, no network. The default; ours, not the paper's.
 
-A program is its token unigrams and bigrams, each weighing 1 + log(count); the similarity of two programs is
-the cosine between them. Comments and layout don't count; names, numbers and strings do, as they stand. Code
-that does not parse is compared all the same. It knows nothing of meaning: a renamed variable counts as a
-difference.
+A program is represented by its token unigrams and bigrams, each with weight 1 + log(count); the similarity of two
+programs is the cosine between them. Comments and layout don't count; names, numbers and strings do, verbatim. Code
+that does not parse is compared all the same. Meaning is not considered: a renamed variable counts as a difference.
 
-Code is split by a pattern of our own and not by the `tokenize` module, which refuses much broken code and
-splits f-strings according to Python's version: a bracket missing in one turn must not change how the others
-are split.
+Code is split by our own pattern and not by the `tokenize` module, which refuses much broken code and splits
+f-strings differently in different Python versions: a bracket missing in one turn must not change how the others are
+split.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class LexicalSimilarity:
     """Cosine similarity of token unigrams and bigrams. See `gtpo.similarity.base.CodeSimilarity`."""
 
     def matrix(self, texts: Sequence[str]) -> Tensor:
-        """See `CodeSimilarity.matrix`. A text that holds nothing but comments counts as blank."""
+        """See `CodeSimilarity.matrix`. A text with nothing but comments counts as blank."""
         unique, places = distinct(texts)
         if not unique:
             return torch.zeros(0, 0)

@@ -1,4 +1,4 @@
-"""Similarities drawn at random: a negative control, to tell whether the similarity of code matters to training."""
+"""Random similarities: a negative control, to test whether the similarity of code matters for training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gtpo.similarity.base import distinct
 
 
 class RandomSimilarity:
-    """Uniform on [0, 1], by the two texts alone: the same pair gets the same number in every process and run.
+    """Uniform on [0, 1] as a function of the two texts: the same pair gets the same number in every process and run.
 
-    See `gtpo.similarity.base.CodeSimilarity`. Equal texts get 1 and blank ones 0, as there: a failed rollout whose code
-    is that of a success is no less alike by chance.
+    See `gtpo.similarity.base.CodeSimilarity`. As there, equal texts get 1 and blank ones 0, so a failed rollout with
+    the code of a success always has similarity 1.
     """
 
     def matrix(self, texts: Sequence[str]) -> Tensor:

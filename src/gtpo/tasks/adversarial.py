@@ -1,7 +1,7 @@
-r"""Wrong answers that a policy would try, made of a gold answer; none of them may pass.
+r"""Wrong answers that a policy might try, derived from a gold answer; a verifier must reject all of them.
 
-Each comes with its kind, so that rates can be told apart. What is made is wrong whatever the gold answer is, but for a
-few that a rule can't rule out, such as a changed digit in a term that is multiplied by 0.
+Each has a kind, so pass rates can be reported by kind. The answers are wrong for any gold answer, except for rare cases
+that a rule can't exclude, such as a changed digit in a term that is multiplied by 0.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ _PROGRAMS = {
 
 
 def wrong_answers(problem: Problem, kind: str, others: Sequence[Problem]) -> Iterator[Wrong]:
-    """Wrong answers to a problem, with their kinds.
+    """Yields wrong answers to a problem, with their kinds.
 
     Args:
         problem: the problem.
-        kind: of its answer, as `gtpo.tasks.answer_types` names it.
-        others: some other problems of the kind.
+        kind: kind of the answer, as `gtpo.tasks.answer_types` names it.
+        others: some other problems with the same kind of answer.
     """
     gold = problem.answer
     if kind == "tests":
@@ -141,7 +141,7 @@ def _near_misses(gold: str) -> Iterator[Wrong]:
 
 
 def _lost_letters(gold: str) -> Iterator[Wrong]:
-    """One letter of an expression removed, or in the other case; not in words, and not the name before `=`."""
+    """Removes one letter of an expression, or changes its case; not in words, and not in the name before `=`."""
     head, equals, tail = gold.rpartition("=")
     if re.search(r"(?<!\\)\b[a-zA-Z]{4,}", gold) or any(mark in gold for mark in ("\\begin", "\\in", "<", ">")):
         return

@@ -1,8 +1,8 @@
-"""What kind of answer a problem wants. It decides on the verifier and on how the model is told to write the answer.
+"""The kind of answer that a problem asks for. It determines the verifier and the instruction for the model.
 
-A row may say it itself, with a field `verifier` that names a built-in verifier; else the domain and the form of the
-gold answer decide. A function of the user's own is given on the command line or in Python only: rows are data, and what
-they name must not be run.
+The field `verifier` of a row may name a built-in verifier; otherwise the domain and the form of the gold answer
+determine it. Your own function can be given on the command line or in Python only: rows are data, and must not name
+code to run.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ INSTRUCTIONS: Mapping[str, str] = {
     "literal": r"When you know the answer, write it as a Python literal in \boxed{}",
     "reasoning_gym": r"When you know the answer, write it in \boxed{}, in the form that the question asks for",
 }
-"""How each kind of answer is asked for. A kind that is not here is asked for as `math` is."""
+"""The instruction for each kind of answer. Kinds that are not listed use the instruction of `math`."""
 
 
 def verifier_name(problem: Problem) -> str:
-    """The name of the verifier that checks answers to the problem.
+    """Returns the name of the verifier that checks answers to the problem.
 
     Raises:
-        DataError: the domain is none of math, commonsense and code, and the row names no verifier; or it names code.
+        DataError: the domain is not math, commonsense or code and the row names no verifier; or the row names a
+            function.
     """
     named = problem.extras.get("verifier")
     if named:
@@ -43,18 +44,18 @@ def verifier_name(problem: Problem) -> str:
     if problem.domain in ("math", "code"):
         return problem.domain
     raise DataError(
-        f"problem {problem.id}: no verifier is known for the domain {problem.domain!r}: give the rows a field "
+        f"problem {problem.id}: the domain {problem.domain!r} has no default verifier; give the rows a field "
         "'verifier', or name one with --verifier",
         field="domain",
     )
 
 
 def answer_type(problem: Problem, verifier: str | None = None) -> str:
-    """The kind of answer, a key of `INSTRUCTIONS` where one is known.
+    """Returns the kind of answer, a key of `INSTRUCTIONS` if the verifier is a built-in one.
 
     Args:
         problem: the problem.
-        verifier: the one that checks it, if it was chosen for all problems.
+        verifier: name of the verifier, if one was chosen for all problems.
     """
     name = (verifier or "auto").partition("?")[0]
     if name == "auto":

@@ -1,25 +1,25 @@
-r"""From a row of a published data set to a row as `gtpo.tasks.problems` reads it: one function a data set.
+r"""Converts rows of published data sets to the format that `gtpo.tasks.problems` reads: one function per data set.
 
-Each function takes the raw row and gives a new one: `question`, `answer` (text), and what its verifier needs besides.
-`id` is the data set's own; whoever loads rows puts the benchmark's name before it, or numbers the rows of a data set
-without ids. Columns that a function does not name are left out. A column that is missing or has another type is a
-`DataError` with the column's name, so that a data set which changed is told from one that was read.
+Each function takes the raw row and returns a new one: `question`, `answer` (text), and what else its verifier needs.
+`id` is the data set's own; the caller that loads the rows prefixes it with the benchmark's name, or numbers the rows of
+a data set without ids. Columns that a function does not name are dropped. A column that is missing or has another type
+raises a `DataError` with the column's name, so a changed data set is noticed.
 
 Programs on input and output (`answer_kind` "io")
 -------------------------------------------------
 LiveCodeBench's tests are not code but data. `answer` is JSON text, in one of two forms:
 
 a list of `{"input": str, "output": str}`
-    The program is run once a test, with `input` on its standard input; what it writes to standard output is compared
-    with `output`. LiveCodeBench compares without surrounding space, line by line without the lines' surrounding
-    space; lines that differ as text still count as equal if both are numbers throughout, of equal value as decimals.
+    The program is run once per test, with `input` on its standard input, and its standard output is compared with
+    `output`. LiveCodeBench compares line by line and ignores space around the text and around each line; lines that
+    differ as text still count as equal if both consist of numbers that are equal as decimals.
 `{"function": name, "tests": [{"input": [...], "output": value}, ...]}`
     The program defines the function, or a class `Solution` with the method: the call is `Solution().name(*input)` if
-    there is such a class, else `name(*input)`. Inputs and outputs are JSON values. LiveCodeBench compares with `==`,
-    once a returned tuple is made a list.
+    there is such a class, else `name(*input)`. Inputs and outputs are JSON values. LiveCodeBench converts a returned
+    tuple to a list, then compares with `==`.
 
-A program is `prelude` and candidate; `prelude` holds the imports that LiveCodeBench's own grader puts before it. All
-tests, the public ones first, must pass; LiveCodeBench gives each 6 s.
+A program is `prelude` followed by the candidate; `prelude` holds the imports that LiveCodeBench's own grader adds. All
+tests must pass, the public ones are run first; LiveCodeBench allows 6 s per test.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ LIVECODEBENCH_PRELUDE = "".join(
     + [f"import {module}\n" for module in _GRADER_MODULES if module not in ("builtins", "typing")]
     + ["sys.setrecursionlimit(50000)\n"]
 )
-"""What LiveCodeBench's grader imports before a program, in its order (later names hide earlier ones)."""
+"""The imports that LiveCodeBench's grader puts before a program, in its order (later names hide earlier ones)."""
 
 
 def column(raw: RawRow, name: str, *types: type, within: str = "") -> Any:
-    """The value of a column.
+    """Returns the value of a column.
 
     Args:
         raw: the row, or a mapping inside it.
         name: the column.
-        types: what the value may be an instance of; none: anything but None.
-        within: name of the column that the mapping `raw` is the value of.
+        types: the types that the value may have; if none are given, any value but None.
+        within: the column whose value `raw` is, if `raw` is not the row itself.
 
     Raises:
         DataError: the column is missing, null or of another type; `field` is its name.
@@ -108,19 +108,19 @@ def _id(raw: RawRow, name: str) -> str:
 
 
 def _plain(value: str | int | float, field: str) -> str:
-    """A number in its plainest spelling: 033, 33.0 and "33" are 33, 1,200 is 1200. Other text stays as it is."""
+    """Normalises numbers: 033, 33.0 and "33" become 33, 1,200 becomes 1200. Other text is returned unchanged."""
     text = str(value).strip()
     try:
         number = Decimal(_THOUSANDS.sub("", text))
     except InvalidOperation:
         return text or _wrong(field, "blank")
     if not number.is_finite():
-        _wrong(field, f"{text} is no finite number")
+        _wrong(field, f"{text} is not a finite number")
     return str(int(number)) if number == number.to_integral_value() else _THOUSANDS.sub("", text)
 
 
 def aime24(raw: RawRow) -> Row:
-    """AIME 2024, `HuggingFaceH4/aime_2024`: integers of three digits, such as 033."""
+    """AIME 2024, `HuggingFaceH4/aime_2024`: integers with three digits, such as 033."""
     return {
         "id": _id(raw, "id"),
         "question": _text(raw, "problem"),
@@ -147,9 +147,9 @@ def math500(raw: RawRow) -> Row:
 
 
 def olympiadbench(raw: RawRow) -> Row:
-    """OlympiadBench, text-only open questions in English: several answers are joined by commas, dollar signs dropped.
+    """OlympiadBench, open text-only questions in English. Several answers are joined by commas, without dollar signs.
 
-    As in the benchmark's own prompt, the model is told of several answers, and to leave a unit out.
+    As in the benchmark's own prompt, the question says if there are several answers, and to omit the unit if any.
     """
     question = _text(raw, "question").strip()
     if column(raw, "is_multiple_answer", bool):
@@ -162,17 +162,17 @@ def olympiadbench(raw: RawRow) -> Row:
 
 
 def gsm8k(raw: RawRow) -> Row:
-    """GSM8K, `openai/gsm8k`: the answer stands behind the last `####` of the solution."""
+    """GSM8K, `openai/gsm8k`: the answer follows the last `####` of the solution."""
     solution = _text(raw, "answer")
     _, mark, final = solution.rpartition("####")
     if not mark or not final.strip():
-        _wrong("answer", "has no '#### NUMBER' at its end")
+        _wrong("answer", "does not end in '#### NUMBER'")
     answer = _plain(final.strip().lstrip("$"), "answer")
     return {"question": _text(raw, "question"), "answer": answer, "solution": solution}
 
 
 def svamp(raw: RawRow) -> Row:
-    """SVAMP, `ChilleD/SVAMP`: the question is `Body` and `Question`; a period is put between them if there is none."""
+    """SVAMP, `ChilleD/SVAMP`: the question is `Body` and `Question`, with a period between them if there is none."""
     body = _text(raw, "Body").strip()
     body += "" if body[-1] in ".!?,;:" else "."
     return {
@@ -183,20 +183,20 @@ def svamp(raw: RawRow) -> Row:
 
 
 def gsm_hard(raw: RawRow) -> Row:
-    """GSM-Hard, `reasoning-machines/gsm-hard`: `target` is a float, mostly a whole one."""
+    """GSM-Hard, `reasoning-machines/gsm-hard`: `target` is a float, in most rows a whole number."""
     return {"question": _text(raw, "input"), "answer": _plain(column(raw, "target", str, int, float), "target")}
 
 
 def _choice(raw: RawRow, question: str) -> Row:
-    """Options as lines `(A) ...`, in the data set's order, with letters of our own: some rows are labelled 1 to 4."""
+    """Writes options as lines `(A) ...` in the data set's order. The letters are ours: some rows use labels 1 to 4."""
     choices = column(raw, "choices", Mapping)
     texts = [str(text) for text in column(choices, "text", list, tuple, within="choices")]
     labels = [str(label) for label in column(choices, "label", list, tuple, within="choices")]
     key = column(raw, "answerKey", str).strip()
     if len(texts) != len(labels) or not 0 < len(texts) <= len(ascii_uppercase):
-        _wrong("choices", f"{len(texts)} texts, {len(labels)} labels")
+        _wrong("choices", f"{len(texts)} texts but {len(labels)} labels")
     if key not in labels:
-        _wrong("answerKey", f"{key!r} is none of the labels {', '.join(labels)}; a split without answers?")
+        _wrong("answerKey", f"{key!r} is not one of the labels {', '.join(labels)}; does this split have no answers?")
     options = [f"({letter}) {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)]
     right = labels.index(key)
     return {
@@ -219,12 +219,12 @@ arc = commonsenseqa
 
 
 def openbookqa(raw: RawRow) -> Row:
-    """OpenBookQA, `allenai/openbookqa`: four options, without the fact of the book."""
+    """OpenBookQA, `allenai/openbookqa`: four options, without the fact from the book."""
     return _choice(raw, _text(raw, "question_stem"))
 
 
 def strategyqa(raw: RawRow) -> Row:
-    """StrategyQA, `ChilleD/StrategyQA`: a truth value becomes yes or no. `qid` is the id where there is one."""
+    """StrategyQA, `ChilleD/StrategyQA`: a Boolean answer becomes yes or no. `qid` is the id, if the row has one."""
     row: Row = {"id": _id(raw, "qid")} if raw.get("qid") is not None else {}
     return {
         **row,
@@ -235,7 +235,7 @@ def strategyqa(raw: RawRow) -> Row:
 
 
 def flashrag(raw: RawRow) -> Row:
-    """Question answering in the form of `RUC-NLPIR/FlashRAG_datasets`, without passages."""
+    """Question answering in the format of `RUC-NLPIR/FlashRAG_datasets`, without passages."""
     answers = [str(answer) for answer in column(raw, "golden_answers", list, tuple)]
     aliases = list(dict.fromkeys(answer for answer in answers if answer.strip()))
     return {
@@ -250,8 +250,8 @@ def flashrag(raw: RawRow) -> Row:
 def humaneval(raw: RawRow) -> Row:
     """HumanEval, `openai/openai_humaneval`.
 
-    The candidate is a whole program. What the prompt has before the function, imports and helpers that some tests
-    call, is the `prelude`, so that a candidate may leave it out.
+    The candidate is a whole program. The part of the prompt before the function (imports, and helpers that some tests
+    call) is the `prelude`, so a candidate may omit it.
     """
     prompt, name = _text(raw, "prompt"), _text(raw, "entry_point")
     definitions = list(re.finditer(rf"^def {re.escape(name)}\b", prompt, re.MULTILINE))
@@ -273,7 +273,8 @@ def humaneval(raw: RawRow) -> Row:
 def mbpp(raw: RawRow) -> Row:
     """MBPP, `google-research-datasets/mbpp`, full: the tests are part of the question, as in the benchmark's prompt.
 
-    Code that sets the tests up stands before them, behind the candidate: it makes objects of the candidate's classes.
+    The setup code of the tests runs after the candidate and before the tests, as it creates objects of the candidate's
+    classes.
     """
     text = _text(raw, "text").strip()
     tests = [str(test).replace("\r\n", "\n") for test in column(raw, "test_list", list, tuple)]
@@ -293,20 +294,20 @@ def mbpp(raw: RawRow) -> Row:
 
 
 def _entry_point(code: str, test: str) -> str:
-    """The function of `code` that the test calls first; else the first name called that is not built in; else ""."""
+    """The first function of `code` that the test calls; else the first called name that is not built in; else ""."""
     called = [name for name in _CALL.findall(test) if not hasattr(builtins, name)]
     defined = [name for name in called if re.search(rf"^def\s+{name}\b", code, re.MULTILINE)]
     return next(iter(defined or called), "")
 
 
 def livecodebench(raw: RawRow) -> Row:
-    """LiveCodeBench, code generation: tests as data, in the form that the module's docstring describes."""
+    """LiveCodeBench, code generation: tests as data, in the format that the module's docstring describes."""
     question, starter = _text(raw, "question_content").strip(), column(raw, "starter_code", str).strip()
     public = _json(column(raw, "public_test_cases", str), "public_test_cases")
     tests = _tests(public, "public_test_cases")
     tests += _tests(private_tests(column(raw, "private_test_cases", str)), "private_test_cases")
     if not tests:
-        _wrong("private_test_cases", "no test")
+        _wrong("private_test_cases", "contains no tests")
     metadata = _json(column(raw, "metadata", str), "metadata")
     name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
     row: Row = {"id": _id(raw, "question_id"), "answer_kind": "io", "prelude": LIVECODEBENCH_PRELUDE}
@@ -321,10 +322,10 @@ def livecodebench(raw: RawRow) -> Row:
 def private_tests(packed: str) -> Any:
     """LiveCodeBench's private tests: JSON text, or base64 of zlib of a pickle of JSON text.
 
-    The pickle may hold nothing but plain values: one that names a class or a function is refused unread.
+    The pickle may contain plain values only: one that refers to a class or a function is refused without loading it.
 
     Raises:
-        DataError: it is neither.
+        DataError: the text has neither format.
     """
     field = "private_test_cases"
     try:
@@ -334,15 +335,15 @@ def private_tests(packed: str) -> Any:
     try:
         text = _PlainUnpickler(io.BytesIO(zlib.decompress(base64.b64decode(packed)))).load()
     except Exception as error:  # a broken pickle raises almost anything
-        _wrong(field, f"neither JSON nor a packed text ({type(error).__name__}: {error})")
-    return _json(text, field) if isinstance(text, str) else _wrong(field, f"a packed {type(text).__name__}, not text")
+        _wrong(field, f"neither JSON nor pickled JSON text ({type(error).__name__}: {error})")
+    return _json(text, field) if isinstance(text, str) else _wrong(field, f"a pickled {type(text).__name__}, not text")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles numbers, text and containers of them; whatever needs a class or a function is an error."""
+    """Unpickles numbers, text and containers of them; anything that needs a class or a function is an error."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")
+        raise pickle.UnpicklingError(f"the pickle refers to {module}.{name}")
 
 
 def _tests(cases: Any, field: str) -> list[dict[str, str]]:

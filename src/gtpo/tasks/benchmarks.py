@@ -1,9 +1,8 @@
-"""Benchmarks by name: which data set of the Hugging Face Hub, which rows of it, and how a row becomes a problem.
+"""Benchmarks by name: the data set on the Hugging Face Hub, its split, and how a row is converted to a problem.
 
-This is a table; nothing here loads anything. Ids, splits, columns and revisions come from public sources, which
-`source` names; what could not be confirmed, and where reports differ, stands in `note`. A revision is a commit of the
-data set that public code pins, never a guess; None follows the data set's main branch. `docs/benchmarks.md` is the
-same table for readers.
+This module is a table and loads nothing. Ids, splits, columns and revisions come from public sources, named in
+`source`; `note` says what could not be confirmed and where reports differ. A revision is a commit of the data set that
+public code pins, never a guess; None follows the data set's main branch. `docs/benchmarks.md` documents the same table.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ class Benchmark:
     """One benchmark.
 
     Attributes:
-        name: what it is called here.
+        name: its name in gtpo.
         domain: math, commonsense or code.
-        verifier: what checks the answers: math, choice, qa or code.
+        verifier: the verifier that checks its answers: math, choice, qa or code.
         hub: id of the data set on the Hugging Face Hub.
-        config: its configuration, None for the only or default one.
+        config: configuration of the data set; None for the only or default one.
         split: the split that results are reported on.
         revision: the commit that is read; None: the newest.
-        samples: how many answers a problem reports usually average over.
-        row: makes a row of ours of a raw one; raises DataError if a column is missing or has another form.
-        source: a public place that states the id and the columns.
-        note: choices made, and what is not confirmed; "" if nothing is to be said.
+        samples: number of answers per problem that reports usually average over.
+        row: converts a row of the data set to our format; raises DataError if a column is missing or has another form.
+        source: a public source for the id and the columns.
+        note: choices made, and what is not confirmed; may be "".
     """
 
     name: str
@@ -312,15 +311,15 @@ TABLE = (
 """All benchmarks, by domain."""
 
 BENCHMARKS: dict[str, Benchmark] = {benchmark.name: benchmark for benchmark in TABLE}
-"""The same by name."""
+"""All benchmarks by name."""
 
 
 def get_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """Returns the benchmark with this name.
 
     Raises:
-        ConfigError: there is none; the message lists those there are.
+        ConfigError: there is no such benchmark; the message lists the names.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"no benchmark {name!r}; there are: {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"unknown benchmark {name!r}; available: {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]

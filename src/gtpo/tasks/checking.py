@@ -1,4 +1,4 @@
-"""A check of the checkers: gold answers must pass, and answers that are wrong on purpose must not."""
+"""Checks verifiers: gold answers must pass, and deliberately wrong answers must fail."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gtpo.tasks.verifiers.base import Verifier
 
 @dataclass(frozen=True)
 class Finding:
-    """A row that a verifier gets wrong, or can't use.
+    """A row that a verifier judges wrongly or can't use.
 
     Attributes:
-        problem_id: the row.
+        problem_id: id of the problem.
         what: "unusable", "gold fails" or "wrong passes".
-        answer: the answer that was given.
-        reason: the verifier's.
+        answer: the answer that was checked.
+        reason: the reason that the verifier gave.
     """
 
     problem_id: str
@@ -32,12 +32,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        problems: rows looked at.
-        wrong_answers: wrong answers that were given.
-        findings: one a row and answer that was judged wrongly.
+        problems: number of problems checked.
+        wrong_answers: number of wrong answers checked.
+        findings: one per unusable row, and one per answer that was judged wrongly.
     """
 
     problems: int
@@ -48,16 +48,16 @@ class Check:
 def check_verifier(
     problems: Sequence[Problem], verifier: Verifier, name: str | None = None, *, adversarial: bool = False
 ) -> Check:
-    """Give each problem its gold answer, and answers that are not.
+    """Checks that a verifier accepts each problem's gold answer and rejects wrong answers.
 
-    Wrong answers are: of a number its neighbour, its negative and ten times it; the other options of a choice; `None`
-    in place of a function's results; the gold answer of another problem, where that is another one.
+    Wrong answers are: for a number, the number plus 1, its negative and ten times it; for a choice, the other options;
+    for a function, one that returns `None`; the gold answers of other problems, where they differ.
 
     Args:
-        problems: what is checked.
-        verifier: who is checked.
-        name: its name, if it was chosen for all problems.
-        adversarial: also give the answers of `gtpo.tasks.adversarial`.
+        problems: the problems to check it on.
+        verifier: the verifier to check.
+        name: name of the verifier, if one was chosen for all problems.
+        adversarial: also use the answers of `gtpo.tasks.adversarial`.
     """
     unusable = verifier.unusable(problems)
     findings = [Finding(p.id, "unusable", p.answer, unusable[p.id]) for p in problems if p.id in unusable]
@@ -87,7 +87,7 @@ def _gold(problem: Problem, kind: str) -> str:
 
 
 def _said(answer: str, kind: str) -> str:
-    """The final turn that gives this answer."""
+    """Returns the text of a final turn with this answer."""
     if kind in ("tests", "literal"):
         return f"<answer>\n{answer}\n</answer>"
     return f"The answer is \\boxed{{{answer}}}."

@@ -1,7 +1,7 @@
-"""Problems, and how rows become problems. Where the rows come from is the business of `gtpo.tasks.sources`.
+"""Problems, and how rows are converted to problems. `gtpo.tasks.sources` reads the rows from files, the Hub and so on.
 
-Rows are read as a stream and checked as they are read: a fault is found before any model loads. Up to `MAX_FAULTS`
-faults are reported together, so that a file takes one or two rounds of mending and not one a line.
+Rows are read as a stream and checked as they are read, so errors are found before any model loads. Up to `MAX_FAULTS`
+errors are reported together, so that a file does not have to be fixed one line at a time.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ VERIFIERS = ("math", "choice", "qa", "code", "reasoning_gym")
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem, with what is needed to check an answer to it.
+    """One problem, with the data needed to check an answer to it.
 
     Attributes:
         id: unique within its source.
-        question: what the model is asked; never blank. Of a problem with `messages`, the last of them.
+        question: the question for the model; never blank. For a problem with `messages`, the text of the last message.
         answer: the gold answer as text; what the text means depends on the verifier.
-        domain: math, commonsense, code, or a name of the user's own. Decides on verifier and instruction, unless the
-            row says it itself (`gtpo.tasks.answer_types`).
-        extras: the row's other fields, as they were.
-        messages: a conversation that ends with the user, in place of a single question.
+        domain: math, commonsense, code, or a name of your own. It determines the verifier and the instruction, unless
+            the row names a verifier (`gtpo.tasks.answer_types`).
+        extras: the row's other fields, unchanged.
+        messages: a conversation whose last message is the user's, in place of a single question.
     """
 
     id: str
@@ -45,22 +45,22 @@ class Problem:
 
     @property
     def golds(self) -> list[str]:
-        """The gold answer and, where the row has `aliases`, those; each once."""
+        """The gold answer and the row's `aliases`, if any, without duplicates."""
         aliases = self.extras.get("aliases")
         return list(dict.fromkeys([self.answer, *(map(str, aliases) if isinstance(aliases, list | tuple) else ())]))
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Its `id`, `question`, `answer` and `domain`."""
+        """The problem's `id`, `question`, `answer` and `domain`."""
         return {name: getattr(self, name) for name in ("id", "question", "answer", "domain")}
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The problem by the names of its fields, those of `extras` included, as environments are reset with it."""
+        """All fields by name, including those of `extras`; environments are reset with these."""
         return {**self.extras, **self.fields}
 
     def prompt(self, system_prompt: str | None) -> list[dict[str, Any]]:
-        """What the model is given, as chat messages. A system message of the problem's own stays."""
+        """Returns the chat messages for the model. `system_prompt` does not replace a system message of the problem."""
         messages = [dict(message) for message in self.messages] or [{"role": "user", "content": self.question}]
         if system_prompt and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": system_prompt})
@@ -70,23 +70,23 @@ class Problem:
 def load_problems(
     path: str | Path, *, limit: int | None = None, require: Sequence[str] = ("question", "answer")
 ) -> list[Problem]:
-    """The problems of a JSON Lines file (UTF-8, one object per line), in its order.
+    """Loads the problems of a JSON Lines file (UTF-8, one object per line), in the order of its lines.
 
-    A row has `question` (text), or in its place `messages` (a conversation that ends with the user), and `answer`
-    (text, a number, or a list of aliases), or is a row of a published data set (`gtpo.tasks.row_forms`); `id` (default:
-    `<file stem>/<0-based line>`) and `domain` (default: "math") are optional, and every other field becomes an entry of
-    `extras`. Blank lines are passed over.
+    A row needs `question` (text), or in its place `messages` (a conversation whose last message is the user's), and
+    `answer` (text, a number, or a list of aliases). Rows of published data sets are read too (`gtpo.tasks.row_forms`).
+    `id` (default: `<file stem>/<0-based line>`) and `domain` (default: "math") are optional. Every other field becomes
+    an entry of `extras`. Blank lines are skipped.
 
     Args:
         path: the file.
-        limit: read the first `limit` problems only; later lines are not even checked. None reads all.
-        require: fields that each row must have and that must not be blank. Without "answer" in it, a row that
-            has no answer gets the answer "".
+        limit: read only the first `limit` problems; later lines are not checked. None reads all.
+        require: fields that each row must have and that must not be blank. If "answer" is not among them, a row
+            without an answer gets the answer "".
 
     Raises:
         DataError: the file is missing, unreadable or empty, or a line is not UTF-8, not JSON, not an object,
-            lacks a field, has a blank or ill-typed one, or repeats an id. The message names file, line and
-            field.
+            lacks a field, has a field that is blank or of the wrong type, or repeats an id. The message names file,
+            line and field.
         ConfigError: `limit` is below 1.
     """
     path = Path(path)
@@ -102,15 +102,15 @@ def problems_of_rows(
     columns: Columns = None,
     domain: str | None = None,
 ) -> list[Problem]:
-    """The problems of numbered rows.
+    """Converts numbered rows to problems.
 
     Args:
-        rows: numbers, and rows or what is wrong with them.
-        source: where they come from, for messages; ids are made of its last part.
+        rows: pairs of a line number and a row, or the error found in that line.
+        source: where the rows come from, for error messages; default ids start with its last part.
         limit: see `load_problems`.
         require: see `load_problems`.
-        columns: which column holds which field, where the rows do not say it; see `gtpo.tasks.row_forms`.
-        domain: of rows that do not say it; None: that of their form, else math.
+        columns: which column holds which field, if the rows' own columns do not tell; see `gtpo.tasks.row_forms`.
+        domain: domain of rows without one; None: the domain of their form, or math if it has none.
 
     Raises:
         DataError, ConfigError: see `load_problems`.
@@ -129,7 +129,7 @@ def problems_of_rows(
                 continue
             problem = problem_of_row(row, source, number, require, domain or reader.domain)
             if problem.id in line_of_id:
-                message = f"{problem.id!r} is the id of line {line_of_id[problem.id]} too; ids must be unique"
+                message = f"{problem.id!r} is also the id of line {line_of_id[problem.id]}; ids must be unique"
                 raise DataError(message, path=source, line=number, field="id")
         except DataError as fault:
             faults.append(fault if fault.path else fault.at(source, number))
@@ -143,18 +143,18 @@ def problems_of_rows(
     if len(faults) == 1:
         raise faults[0]
     if faults:
-        found = f"the first {MAX_FAULTS} faults" if len(faults) == MAX_FAULTS else f"{len(faults)} faults"
+        found = f"the first {MAX_FAULTS} errors" if len(faults) == MAX_FAULTS else f"{len(faults)} errors"
         raise DataError(f"{found}:\n  " + "\n  ".join(map(str, faults)), path=source)
     if not problems:
-        raise DataError("holds no problem; write one JSON object per line, with question and answer", path=source)
+        raise DataError("contains no problems; write one JSON object per line, with question and answer", path=source)
     return problems
 
 
 def sample(problems: Sequence[Problem], n: int, seed: int) -> list[Problem]:
-    """`n` problems drawn without replacement, in their original order.
+    """Draws `n` problems without replacement and returns them in their original order.
 
-    The draw depends on `seed` and the ids alone, not on the order of the problems, on Python's hash seed or
-    on a generator's state; the sample of n problems is contained in that of n + 1.
+    The draw depends only on `seed` and the ids, not on the order of the problems, on Python's hash seed or
+    on a generator's state. The sample of n problems is contained in the sample of n + 1.
 
     Raises:
         ConfigError: there are fewer than `n` problems, or `n` is negative.
@@ -167,28 +167,28 @@ def sample(problems: Sequence[Problem], n: int, seed: int) -> list[Problem]:
 
 
 def draw_key(problem: Problem, seed: int) -> bytes:
-    """Sorting by it shuffles problems, in a way that depends on `seed` and the ids alone."""
+    """A sort key that shuffles problems; the order depends only on `seed` and the ids."""
     return hashlib.sha256(f"{seed}\0{problem.id}".encode()).digest()
 
 
 def no_row_verifier(named: object) -> str:
-    """What is wrong with a row's field `verifier`, and how to mend it."""
+    """The error message for a row whose field `verifier` is not one of `VERIFIERS`."""
     return (
-        f"there is no verifier {named!r} for a row to name; there are: {', '.join(VERIFIERS)}. Name one of these or "
-        "remove the field; a function of your own is given on the command line, as --verifier MODULE:FUNCTION"
+        f"a row cannot name the verifier {named!r}; available: {', '.join(VERIFIERS)}. Name one of these or remove the "
+        "field; to use your own function, pass --verifier MODULE:FUNCTION on the command line"
     )
 
 
 def problem_of_row(
     row: dict[str, Any], source: str | Path, number: int, require: Sequence[str] = (), domain: str | None = None
 ) -> Problem:
-    """The problem of a row of ours; its fields are checked.
+    """Converts a row in our format to a problem and checks its fields.
 
     Args:
         row: the row.
-        source, number: where it is from, for messages and for its id.
+        source, number: where the row comes from, for error messages and its default id.
         require: see `load_problems`.
-        domain: if the row does not say it; None: math, and a list of answers is checked by `qa`.
+        domain: domain if the row has none; None: math, and an answer that is a list is checked by `qa`.
 
     Raises:
         DataError: see `load_problems`.
@@ -213,19 +213,19 @@ def problem_of_row(
             raise fault(name, "blank; fill it in or remove the row")
     question, domain = row.get("question", ""), row["domain"]
     if not isinstance(question, str):
-        raise fault("question", f"a JSON {json_type(question)}; give text")
+        raise fault("question", f"is a JSON {json_type(question)}; give text")
     if not isinstance(domain, str) or not domain.strip():
-        raise fault("domain", "not a name; give text such as 'math', or leave it out")
+        raise fault("domain", "is not a name; give text such as 'math', or leave it out")
     answer = "" if row.get("answer") is None else row["answer"]
     if isinstance(answer, list | tuple):
         answer = _aliases(row, answer, fault)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise fault("answer", f"a JSON {json_type(answer)}; give text, a number or a list of aliases")
+        raise fault("answer", f"is a JSON {json_type(answer)}; give text, a number or a list of aliases")
     if isinstance(answer, float) and not math.isfinite(answer):
         raise fault("answer", f"{answer} is not a finite number; give text or a number")
     name = row.get("id", f"{Path(source).stem}/{number - 1}")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise fault("id", f"a JSON {json_type(name)}; give text or a whole number, or leave it out")
+        raise fault("id", f"is a JSON {json_type(name)}; give text or a whole number, or leave it out")
     if (named := row.get("verifier")) and named not in VERIFIERS:
         raise fault("verifier", f"id {name!r}: {no_row_verifier(named)}")
     extras = {k: v for k, v in row.items() if k not in ("id", "question", "answer", "domain")}
@@ -233,19 +233,19 @@ def problem_of_row(
 
 
 def _aliases(row: dict[str, Any], answers: Sequence[Any], fault: Callable[[str, str], DataError]) -> str:
-    """The first of several answers; the row keeps all of them."""
+    """Returns the first of several answers; all of them are stored in the row's `aliases`."""
     if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
-        raise fault("answer", "not a list of answers; give texts or numbers, at least one")
+        raise fault("answer", "is not a list of answers; give at least one text or number")
     row["aliases"] = [str(one) for one in answers]
     return str(answers[0])
 
 
 def _conversation(messages: Any, fault: Callable[[str, str], DataError]) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(messages, list) or not messages:
-        raise fault("messages", f"a JSON {json_type(messages)}; give a list of messages")
+        raise fault("messages", f"is a JSON {json_type(messages)}; give a list with at least one message")
     for message in messages:
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
-            raise fault("messages", "a message must be an object with 'role' and 'content', both text")
+            raise fault("messages", "each message must be an object with 'role' and 'content', both text")
     if messages[-1]["role"] != "user":
-        raise fault("messages", f"ends with a message of {messages[-1]['role']!r}; it must end with the user's")
+        raise fault("messages", f"the last message has the role {messages[-1]['role']!r}; it must be the user's")
     return tuple(messages)

@@ -1,15 +1,16 @@
-r"""Rows of published data sets as they are: which form a row has, and what row of ours it becomes.
+r"""Reads rows of published data sets: recognises the form of a row and converts it to our format.
 
-`FORMS` lists the forms that are told by their columns and values, `openai/gsm8k`'s among them: `question` and an
-`answer` that is a worked solution with `#### 18` at its end. A row of none of them is read by the names of its columns:
-the question is `question`, `problem`, `prompt` (text or chat messages) or `messages`; the answer is `answer`,
-`final_answer`, `expected_answer`, `ground_truth` or `target`, or else what `solution` has in its last `\boxed{}` or
-behind `####` at its end. A row that has two of them, with different values, is refused with its columns and what to do.
+`FORMS` lists the forms that are recognised by their columns and values. An example is `openai/gsm8k`: `question`, and
+an `answer` that is a worked solution with `#### 18` at its end. Any other row is read by the names of its columns: the
+question is `question`, `problem`, `prompt` (text or chat messages) or `messages`; the answer is `answer`,
+`final_answer`, `expected_answer`, `ground_truth` or `target`, or else the last `\boxed{}` of `solution` or what follows
+`####` at its end. A row with two of these whose values differ is refused, with its columns and what to do.
 
-`columns` settles what can't be told: a mapping from our fields (`FIELDS`) to columns, `reward_model.ground_truth` for a
-value within a value; or a function that gets a row and returns one of ours, or None to leave it out.
+`columns` is for rows that are not recognised or are ambiguous. It is a mapping from our fields (`FIELDS`) to columns,
+where `reward_model.ground_truth` stands for a nested value; or a function that takes a row and returns a row in our
+format, or None to leave the row out.
 
-The first row of a source decides on its form; a later row of another form is a fault of that row.
+The first row of a source determines its form; a later row of another form is an error.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from gtpo.tasks import benchmark_rows
 from gtpo.tasks.benchmark_rows import RawRow, Row
 
 Columns = Mapping[str, str] | Callable[[Mapping[str, Any]], Mapping[str, Any] | None] | None
-"""Which column holds which field, or a function that makes a row of ours; None: as the row says."""
+"""Which column holds which field, or a function that converts a row to our format; None: recognise the form."""
 
 FIELDS = ("id", "question", "messages", "answer", "solution")
-"""Fields of a problem that `columns` can name a column for."""
+"""Fields of a problem for which `columns` can name a column."""
 
 _QUESTIONS = ("question", "problem", "prompt")
 _ANSWERS = ("answer", "final_answer", "expected_answer", "ground_truth", "target")
 _NO_ANSWER = (
-    "its solution has no \\boxed{} and does not end in ####; where a column holds the answer itself, say --columns "
-    "answer=COLUMN"
+    "its solution has no \\boxed{} and no #### ANSWER at its end; if a column holds the answer itself, pass "
+    "--columns answer=COLUMN"
 )
 _DOMAINS = ("math", "commonsense", "code")
 _FINAL = re.compile(r"####\s*([^\n]+?)\s*\Z")
@@ -51,7 +52,7 @@ _OTHER_INSTRUCTIONS = (
         r"\A(?P<question>.+?)\s+Let's think step by step and output the final answer after \"####\"\.\s*\Z", re.DOTALL
     ),
 )
-"""Sentences of DAPO's and verl's prompts that ask for the answer in another place than the verifier looks at."""
+"""Sentences of DAPO's and verl's prompts that ask for the answer in a place where the verifier does not look."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class RowForm:
     """A form of rows.
 
     Attributes:
-        name: a data set that has it.
-        columns: columns that it is told by; all must be there. `read` returns what they say.
-        read: makes a row of ours of a raw one; raises DataError with the field if a value can't be used.
-        when: what else must hold of the row.
-        domain: of its problems, if they are not of mathematics.
+        name: a data set with this form.
+        columns: columns by which the form is recognised; a row must have all. `read` converts their values.
+        read: converts a raw row to our format; raises DataError with the field if a value can't be used.
+        when: a further condition on the row.
+        domain: domain of the problems; None for mathematics.
     """
 
     name: str
@@ -73,11 +74,11 @@ class RowForm:
     domain: str | None = None
 
     def fits(self, raw: RawRow) -> bool:
-        """Whether a row has the form."""
+        """Whether a row has this form."""
         return all(raw.get(name) is not None for name in self.columns) and self.when(raw)
 
     def row(self, raw: RawRow) -> Row:
-        """The row of ours; columns that the form does not name are kept."""
+        """Converts a row to our format; columns that the form does not name are kept."""
         return {**_rest(raw, self.columns), **self.read(raw)}
 
 
@@ -168,14 +169,14 @@ FORMS = (
     RowForm("openai/gsm8k", _QUESTION, benchmark_rows.gsm8k, _ends_in_mark),
     RowForm("BytedTsinghua-SIA/DAPO-Math-17k", ("prompt", "reward_model"), _verl, _has_truth),
 )
-"""The forms that are told by columns and values, the first that fits counts."""
+"""The forms that are recognised by columns and values; the first that fits is used."""
 
 
 def parse_columns(text: str | None) -> Columns:
-    """What the option `--columns` says: `question=COLUMN,answer=COLUMN`, `MODULE:FUNCTION` or `./FILE.py:FUNCTION`.
+    """Parses the option `--columns`: `question=COLUMN,answer=COLUMN`, `MODULE:FUNCTION` or `./FILE.py:FUNCTION`.
 
     Raises:
-        ConfigError: it says neither, names an unknown field, or the function can't be imported.
+        ConfigError: the text has none of these formats, names an unknown field, or the function can't be imported.
     """
     if text is None:
         return None
@@ -190,22 +191,22 @@ def parse_columns(text: str | None) -> Columns:
 
 
 def check_columns(columns: Columns) -> Columns:
-    """The columns.
+    """Checks columns and returns them.
 
     Raises:
-        ConfigError: they name an unknown field, or no column for one.
+        ConfigError: they name an unknown field, or a field has no column.
     """
     if columns is None or callable(columns):
         return columns
     if unknown := sorted(set(columns) - set(FIELDS)):
-        raise ConfigError(f"columns: there is no field {unknown[0]!r}; there are: {', '.join(FIELDS)}")
+        raise ConfigError(f"columns: unknown field {unknown[0]!r}; known: {', '.join(FIELDS)}")
     if empty := [ours for ours, theirs in columns.items() if not theirs]:
-        raise ConfigError(f"columns: {empty[0]} names no column; write {empty[0]}=COLUMN")
+        raise ConfigError(f"columns: no column is given for {empty[0]}; write {empty[0]}=COLUMN")
     return columns
 
 
 class RowReader:
-    """Reads the rows of one source: the first one decides which form they have.
+    """Reads the rows of one source; the first row determines the form of all.
 
     Args:
         columns: see the module.
@@ -218,14 +219,14 @@ class RowReader:
 
     @property
     def domain(self) -> str | None:
-        """Of rows that do not say it; None: their form says nothing."""
+        """Domain of rows without one, by their form; None if the form has none."""
         return self._form.domain if self._form else None
 
     def read(self, raw: Mapping[str, Any]) -> Row | None:
-        """The row as one of ours; None if a function of the user's own leaves it out.
+        """Converts a row to our format; returns None if the user's function leaves it out.
 
         Raises:
-            DataError: no form fits or several do, or a value can't be used; without the place of the row.
+            DataError: no form fits or several do, or a value can't be used. The error does not name the row's line.
         """
         if callable(self._columns):
             with own_code("the function of --columns", DataError):
@@ -236,9 +237,9 @@ class RowReader:
         form = None if self._columns else _known(raw)
         if form is not self._form and (self._form or self._roles):
             raise DataError(
-                f"has the form of {form.name if form else 'no data set that is known'}, but the rows before have "
-                f"{f'that of {self._form.name}' if self._form else f'their answer in {self._roles_shown}'} (it has: "
-                f"{_seen(raw)}): give them as two sources, or say --columns question=COLUMN,answer=COLUMN"
+                f"has the form of {form.name if form else 'no known data set'}, but the rows before it have "
+                f"{f'that of {self._form.name}' if self._form else f'their answer in {self._roles_shown}'} (this row "
+                f"has: {_seen(raw)}); split them into two sources, or pass --columns question=COLUMN,answer=COLUMN"
             )
         if form:
             self._form = form
@@ -260,10 +261,10 @@ def _known(raw: RawRow) -> RowForm | None:
 
 
 def _roles(raw: RawRow, columns: Mapping[str, str], former: Mapping[str, str]) -> dict[str, str]:
-    """For our fields the columns that hold them, as `columns` or the rows before say, else by name.
+    """Maps our fields to the columns that hold them, by `columns`, by the rows before, or by name.
 
     Raises:
-        DataError: a column that `columns` names is missing, or two columns may be meant.
+        DataError: a column named in `columns` is missing, or more than one column may hold a field.
     """
     for theirs in columns.values():
         if _value(raw, theirs) is None and theirs.partition(".")[0] not in raw:
@@ -283,8 +284,8 @@ def _roles(raw: RawRow, columns: Mapping[str, str], former: Mapping[str, str]) -
 def _one_of(field: str, names: Sequence[str], raw: RawRow) -> dict[str, str]:
     if len({str(raw[name]).strip() for name in names}) > 1:
         raise DataError(
-            f"ambiguous: the {field} may be {' or '.join(names)} (the row has: {_seen(raw)}); say which, with "
-            f"--columns {field}=COLUMN, or ?{field}=COLUMN behind the source",
+            f"ambiguous: the {field} may be {' or '.join(names)} (the row has: {_seen(raw)}); choose one with "
+            f"--columns {field}=COLUMN, or ?{field}=COLUMN after the source",
             field=field,
         )
     return {field: names[0]} if names else {}
@@ -299,7 +300,7 @@ def _by_roles(raw: RawRow, roles: Mapping[str, str]) -> Row:
     elif raw.get("messages") is not None:
         row |= {"messages": raw["messages"]}
     if roles.get("question", "question") != "question" and row.get("domain") not in _DOMAINS:
-        row.pop("domain", None)  # in rows that are not ours it says something else
+        row.pop("domain", None)  # in rows that are not in our format it has another meaning
     if "answer" in given:
         return {**row, "answer": given["answer"]}
     if "answer" in roles or not isinstance(row.get("solution"), str):
@@ -309,7 +310,7 @@ def _by_roles(raw: RawRow, roles: Mapping[str, str]) -> Row:
 
 
 def _asked(value: Any) -> Row:
-    """A question, or the conversation that stands in its place."""
+    """The question, or the conversation in its place."""
     if isinstance(value, list | tuple):
         messages = [dict(message) if isinstance(message, Mapping) else message for message in value]
         if len(messages) != 1 or not isinstance(messages[0], dict) or messages[0].get("role") != "user":
@@ -323,7 +324,7 @@ def _asked(value: Any) -> Row:
 
 
 def _final_answer(solution: str) -> str | None:
-    r"""What a worked solution has in its last `\boxed{}`, or behind `####` at its end."""
+    r"""The last `\boxed{}` of a worked solution, or what follows `####` at its end."""
     from gtpo.tasks.verifiers.answers import last_boxed  # verifiers import problems, which import this module
 
     boxed = last_boxed(_OLD_BOX.sub(r"\\boxed{\1}", solution).replace("\\fbox", "\\boxed"))
@@ -334,7 +335,7 @@ def _final_answer(solution: str) -> str | None:
 
 
 def _rest(raw: RawRow, used: Sequence[str]) -> Row:
-    """The other columns; a conversation beside a question is an answer to it, and no id is none."""
+    """The other columns, without `messages` (beside a question they answer it) and without an `id` that is None."""
     left = {name: value for name, value in raw.items() if name not in used and name != "messages"}
     if left.get("id", "") is None:
         del left["id"]
@@ -342,7 +343,7 @@ def _rest(raw: RawRow, used: Sequence[str]) -> Row:
 
 
 def _value(raw: RawRow, column: str) -> Any:
-    """A column's value, or that of a field within it, as in `reward_model.ground_truth`; None if there is none."""
+    """The value of a column or of a nested field such as `reward_model.ground_truth`; None if it does not exist."""
     if column in raw:
         return raw[column]
     value: Any = raw

@@ -1,12 +1,12 @@
-"""Worked solutions of word problems, taken apart into calculations.
+"""Splits worked solutions of word problems into calculations.
 
 GSM8K's solutions mark each calculation, as in `Natalia sold 48/2 = <<48/2=24>>24 clips in May.`, and end in
-`#### 72`. Here such a solution becomes a sequence of steps, each with an expression that Python can compute,
-the value that the solution states for it, and the prose around it. What makes turns with tool calls of them
-is elsewhere.
+`#### 72`. This module converts such a solution to a sequence of steps, each with an expression that Python can compute,
+the value that the solution states for it, and the prose around it. Other modules turn the steps into turns with tool
+calls.
 
-Every expression is computed again. A solution is skipped, with the reason, if an expression is no arithmetic
-or its value is not the stated one (rounded or cut off to the digits that the solution gives).
+Every expression is recomputed. A solution is skipped, with the reason, if an expression is not arithmetic or its value
+is not the stated one (rounded or truncated to the digits that the solution gives).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from gtpo.tasks.problems import Problem
 
 
 class SkipReason(StrEnum):
-    """Why a solution is skipped, in the order of the checks."""
+    """Why a solution was skipped, in the order of the checks."""
 
     NO_SOLUTION = "no_solution"
     """The problem has no text under `solution`."""
     NO_FINAL_ANSWER = "no_final_answer"
-    """The text does not end in a line `#### ANSWER`."""
+    """The text does not end with a line `#### ANSWER`."""
     OTHER_ANSWER = "other_answer"
     """The final answer is not the problem's."""
     MALFORMED = "malformed"
-    """An annotation is unclosed, or is not arithmetic, an equals sign and a number."""
+    """An annotation is not closed, or does not consist of arithmetic, an equals sign and a number."""
     NO_CALCULATION = "no_calculation"
     """The text has no annotation."""
     DISAGREES = "disagrees"
@@ -45,11 +45,10 @@ class WorkedStep:
     """One calculation and the prose around it.
 
     Attributes:
-        text: the sentence, without annotations. Lines without a calculation stand before the next sentence
-            that has one; where a sentence has several calculations, each step has the part up to its own
-            value.
+        text: the sentence, without annotations. Lines without a calculation are put before the next sentence
+            that has one. If a sentence has several calculations, each step has the part up to its own value.
         expression: arithmetic that Python can compute, such as "48/2".
-        value: what the solution states for it, such as "24".
+        value: the value that the solution states for it, such as "24".
         lead: the part of `text` before the value: `text.startswith(lead)`.
     """
 
@@ -61,13 +60,13 @@ class WorkedStep:
 
 @dataclass(frozen=True)
 class WorkedSolution:
-    """A solution as steps.
+    """A solution as a sequence of steps.
 
     Attributes:
-        problem: what it solves.
+        problem: the problem that it solves.
         steps: at least one, in order.
-        closing: prose after the last step; mostly "".
-        answer: the final answer, as the problem has it.
+        closing: prose after the last step; usually "".
+        answer: the final answer, as spelled by the problem.
     """
 
     problem: Problem
@@ -78,7 +77,7 @@ class WorkedSolution:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A solution that can't be used, why, and what exactly was found."""
+    """A solution that can't be used, with the reason and the details."""
 
     problem_id: str
     reason: SkipReason
@@ -87,14 +86,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class ParsedSolutions:
-    """The solutions that could be used, and those that could not, each in the order of the problems."""
+    """The usable and the skipped solutions, each in the order of the problems."""
 
     solutions: tuple[WorkedSolution, ...]
     skipped: tuple[Skipped, ...]
 
     @property
     def skipped_by_reason(self) -> dict[SkipReason, int]:
-        """How many were skipped for each reason that occurred."""
+        """Number of skipped solutions for each reason that occurred."""
         return dict(Counter(skip.reason for skip in self.skipped))
 
 
@@ -106,7 +105,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def parse_solutions(problems: Iterable[Problem], *, field: str = "solution") -> ParsedSolutions:
-    """Takes the solutions apart that the problems hold under `field` of their extras; no text raises."""
+    """Splits the solutions in the field `field` of the problems' extras into steps; never raises, whatever the text."""
     parsed = [parse_solution(problem, field=field) for problem in problems]
     return ParsedSolutions(
         tuple(result for result in parsed if isinstance(result, WorkedSolution)),
@@ -115,7 +114,7 @@ def parse_solutions(problems: Iterable[Problem], *, field: str = "solution") -> 
 
 
 def parse_solution(problem: Problem, *, field: str = "solution") -> WorkedSolution | Skipped:
-    """Takes one problem's solution apart, or says why that can't be done."""
+    """Splits one problem's solution into steps, or returns why that is not possible."""
 
     def skip(reason: SkipReason, detail: str) -> Skipped:
         return Skipped(problem.id, reason, detail)
@@ -153,10 +152,10 @@ def parse_solution(problem: Problem, *, field: str = "solution") -> WorkedSoluti
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of an arithmetic expression of numbers, `+ - * / // %`, `**` and parentheses.
+    """Returns the exact value of an arithmetic expression of numbers, `+ - * / // %`, `**` and parentheses.
 
     Raises:
-        ValueError: it is anything else, divides by zero, or raises to a power that is not a whole number
+        ValueError: the expression has anything else, divides by zero, or has an exponent that is not a whole number
             within +-100.
     """
     if len(expression) > 500:
@@ -170,7 +169,7 @@ def evaluate(expression: str) -> Fraction:
 
 
 def agrees(computed: Fraction, stated: str) -> bool:
-    """Whether `stated` is the computed value; decimals may be rounded, or cut off."""
+    """Whether `stated` is the computed value; decimals may be rounded or truncated."""
     value, unit = Fraction(stated), Fraction(1, 10 ** len(stated.partition(".")[2]))
     if unit == 1:
         return computed == value
@@ -208,7 +207,7 @@ def _value(node: ast.expr) -> Fraction:
 def _steps(
     body: str, annotations: list[re.Match[str]], calculations: list[tuple[str, str]]
 ) -> tuple[tuple[WorkedStep, ...], str]:
-    """The body cut into one text a calculation, and the prose after the last one."""
+    """Splits the body into one text per calculation, and the prose after the last one."""
     steps: list[WorkedStep] = []
     start = 0
     for i, (annotation, (expression, value)) in enumerate(zip(annotations, calculations, strict=True)):

@@ -1,4 +1,4 @@
-"""Cold-start traces out of samples: those that passed, without repetitions, the preferred ones of each problem."""
+"""Cold-start traces from samples: those that passed, without duplicates, and the preferred ones of each problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtpo.rollout import Prompts
 from gtpo.tasks.problems import Problem
 
 Preference = Literal["turns", "repaired", "short"]
-"""turns: with more turns; repaired: with a failed call that a later one made good; short: with fewer tokens."""
+"""turns: more turns; repaired: a call failed and a later one succeeded; short: fewer tokens."""
 
 _FAILED = {"error", "timeout", "memory", "crashed", "invalid"}
 
@@ -37,15 +37,15 @@ def traces_of(
     """Choose among an evaluation's samples.
 
     Args:
-        samples: as in a result file.
-        problems: those that they answer.
-        prompts: as they were made for the rollouts; each trace begins with its prompt.
-        per_problem: traces of one problem at most.
-        prefer: what decides between the traces of a problem, the weightiest first; then the order of the samples.
+        samples: samples as in a result file.
+        problems: the problems that they answer.
+        prompts: the prompts used for the rollouts; each trace starts with its prompt.
+        per_problem: maximum number of traces per problem.
+        prefer: criteria for choosing among the traces of a problem, most important first; then the order of samples.
         max_invalid_calls: samples with more invalid calls are left out.
 
     Raises:
-        ConfigError: an unknown preference, or a number out of range.
+        ConfigError: a preference is unknown, or a number is out of range.
     """
     check_choice(per_problem=per_problem, prefer=prefer, max_invalid_calls=max_invalid_calls)
     left_out: Counter[str] = Counter()
@@ -58,23 +58,23 @@ def traces_of(
         elif sample["invalid_calls"] > max_invalid_calls:
             left_out["invalid calls"] += 1
         elif key in seen:
-            left_out["the same code as another one of the problem"] += 1
+            left_out["with the same code as another one of the problem"] += 1
         else:
             seen.add(key)
             kept[sample["problem_id"]].append(sample)
     traces = []
     for problem in problems:
         ranked = sorted(kept[problem.id], key=lambda sample: [_rank(sample, name) for name in prefer])
-        left_out["more than asked for of the problem"] += len(ranked[per_problem:])
+        left_out["beyond per_problem traces of the problem"] += len(ranked[per_problem:])
         traces += [_trace(sample, prompts.messages(problem)) for sample in ranked[:per_problem]]
     return Collection(traces, +left_out)
 
 
 def check_choice(*, per_problem: int, prefer: Sequence[str], max_invalid_calls: int) -> None:
-    """Refuse what `traces_of` would, before the rollouts are made.
+    """Make the checks of `traces_of` before the rollouts are generated.
 
     Raises:
-        ConfigError: an unknown preference, or a number out of range.
+        ConfigError: a preference is unknown, or a number is out of range.
     """
     if unknown := [name for name in prefer if name not in get_args(Preference)]:
         raise ConfigError(f"prefer: unknown {', '.join(unknown)}; known: {', '.join(get_args(Preference))}")
@@ -85,7 +85,7 @@ def check_choice(*, per_problem: int, prefer: Sequence[str], max_invalid_calls: 
 
 
 def _content(sample: Mapping[str, Any], prompts: Prompts) -> tuple[str, ...]:
-    """What makes a sample the same as another: the code of its calls, or else its text; spacing aside."""
+    """What identifies duplicate samples: the code of their calls, or else their text, ignoring whitespace."""
     texts = [turn["text"] for turn in sample["turns"]]
     codes = [call.code for text in texts for call in prompts.tool_format.parse(text) if hasattr(call, "code")]
     return tuple(" ".join(text.split()) for text in codes or texts)

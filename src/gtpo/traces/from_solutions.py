@@ -1,9 +1,9 @@
 r"""Cold-start traces from worked solutions: multi-turn conversations whose calls were really executed.
 
-Two styles. `one_call` computes the whole solution in one program, a variable per step; a number that an earlier step
-computed, and that the question does not mention, becomes that step's variable, so that the model never has to know a
-value before it was computed. `turns` makes one call per step, and reads each value off the observation before.
-Both end in a turn with the answer in `\boxed{}`. A trace whose last result is not the answer is dropped.
+There are two styles. `one_call` computes the whole solution in one program, with one variable per step; a number that
+an earlier step computed, and that the question does not mention, is replaced by that step's variable, so that the model
+never has to know a value before it is computed. `turns` makes one call per step, and reads each value from the previous
+observation. Both end with a turn with the answer in `\boxed{}`. A trace whose last result is not the answer is dropped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])")
 
 @dataclass(frozen=True)
 class Trace:
-    """A conversation, and where it came from.
+    """A conversation and its origin.
 
     Attributes:
         id: the problem's id.
@@ -43,7 +43,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class TraceSet:
-    """Traces in the order of their solutions, and how many were dropped for which reason."""
+    """Traces in the order of their solutions, and the number dropped for each reason."""
 
     traces: tuple[Trace, ...]
     dropped: Counter[str]
@@ -64,15 +64,15 @@ def traces_from_solutions(
     max_turns: int = 8,
     seed: int = 0,
 ) -> TraceSet:
-    """Make one trace a solution.
+    """Make one trace per solution.
 
     Args:
         solutions: see `gtpo.tasks.worked_solutions`.
         sandbox: runs each call for its observation.
-        tool_format: how calls are written.
-        turns_share: share of traces with a call per step, in [0, 1]; the others make one call.
+        tool_format: syntax of the calls.
+        turns_share: share of traces with one call per step, in [0, 1]; the others make one call.
         max_turns: solutions with more steps than this allows make one call.
-        seed: of the choice of styles.
+        seed: seed for choosing the styles.
     """
     rng = random.Random(seed)
     styles = [
@@ -121,7 +121,7 @@ def _one_call(solution: WorkedSolution) -> list[tuple[str, str]]:
 
 
 def _prose(lead: str) -> str:
-    """The sentence up to its calculation, on one line: the calculation itself may hold values not computed yet."""
+    """The sentence up to its calculation, on one line: the calculation itself may hold values that come later."""
     return re.sub(r"(^|\s)[\d\s.,()+*/x×÷=$€£%-]*$", "", " ".join(lead.split()))
 
 

@@ -1,8 +1,8 @@
-"""Traces of a deliberately mixed behaviour, for any family of problems.
+"""Traces of deliberately mixed behaviour, for any family of problems.
 
-A family says what its problems are and how a good rollout goes about one: which call is next, what is learnt from it,
-when to answer. Traces follow that way, but at each step may make a malformed call first, make a wrong call and go on
-from what came of it, or give up and guess.
+A family defines its problems and how a good rollout solves one: the next call, what is learnt from its result, when to
+answer. Traces do the same, but at each step they may first make a malformed call, make a wrong call and continue from
+its result, or give up and guess.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from gtpo.types import InvalidCall
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How often, at each step of a trace, something else is done than a good call.
+    """Probabilities, at each step of a trace, of something other than a good call.
 
     Attributes:
-        malformed: a call that is left open or empty, and then the good one.
-        wrong: a call that does not help; the trace goes on from what it gives.
+        malformed: an unclosed or empty call, followed by the good one.
+        wrong: a call that does not help; the trace continues from its result.
         guess: an answer made up without the tool; ends the trace.
     """
 
@@ -35,18 +35,18 @@ class Behaviour:
 
 
 class Walk(Protocol):
-    """A rollout about one problem, under way."""
+    """A rollout on one problem, in progress."""
 
     def next_call(self) -> str | None:
-        """The argument of the call that a good rollout makes now; None if it answers."""
+        """The argument of the next call of a good rollout; None if it answers."""
         ...
 
     def wrong_call(self, rng: random.Random) -> str:
-        """A call that does not help, in its place."""
+        """A call that does not help, made instead of the next one."""
         ...
 
     def observe(self, call: str) -> str | None:
-        """Take note of what this call gives; returns that where it is not what `Family.results` says to the call."""
+        """Record the result of this call; returns the result if it differs from that of `Family.results`."""
         ...
 
     def answer(self) -> str:
@@ -54,7 +54,7 @@ class Walk(Protocol):
         ...
 
     def guess(self, rng: random.Random) -> str:
-        """A final turn made up before its time."""
+        """A final turn with a guess, before the problem is solved."""
         ...
 
 
@@ -64,29 +64,29 @@ class Family(Protocol):
     name: ClassVar[str]
     about: ClassVar[str]
     tools: ClassVar[str]
-    """As the option `tools` takes it."""
+    """The value of the option `tools`."""
     phrases: ClassVar[tuple[str, ...]]
-    """Pieces of its conversations that are one token each, besides those of every family."""
+    """Strings of its conversations that are one token each, besides those of all families."""
 
     def make_problems(self, count: int, *, seed: int, avoid: Sequence[Problem] = ()) -> list[Problem]:
         """Distinct problems; none whose question is in `avoid`."""
         ...
 
     def walk(self, problem: Problem, rng: random.Random) -> Walk:
-        """A rollout about the problem; `rng` decides where there are several good ways."""
+        """A rollout on the problem; `rng` chooses among several good ways."""
         ...
 
     def results(self, calls: Sequence[str], sandbox: Sandbox) -> list[str]:
-        """What the tool says to each of the calls."""
+        """The tool's result of each call."""
         ...
 
 
 def draw_problems(draw: Callable[[], Problem], count: int, name: str, avoid: Sequence[Problem]) -> list[Problem]:
-    """Distinct problems, none whose question is in `avoid`; their identifiers are `name` and a number.
+    """Distinct problems, none whose question is in `avoid`; their ids are `name` and a number.
 
     Args:
-        draw: makes any problem of the family; its identifier does not matter.
-        count: how many.
+        draw: makes a random problem of the family; its id does not matter.
+        count: number of problems.
         name, avoid: see above.
     """
     taken = {problem.question for problem in avoid}
@@ -108,7 +108,7 @@ def mixed_traces(
     *,
     seed: int,
 ) -> list[list[dict[str, Any]]]:
-    """A conversation about each problem; every valid call is really made."""
+    """One conversation per problem; every valid call is really executed."""
     rng = random.Random(f"traces-{seed}")
     (spec,) = tool_format.specs
     drafts = [_Draft(problem.question, tool_format, spec) for problem in problems]
@@ -121,7 +121,7 @@ def mixed_traces(
 
 @dataclass
 class _Draft:
-    """A trace whose observations are still the calls to be made (`pending`)."""
+    """A trace whose observations are still calls to be executed (`pending`)."""
 
     question: str
     tool_format: ToolFormat
@@ -149,14 +149,14 @@ class _Draft:
         ]
 
     def _malformed(self, call: str, rng: random.Random) -> str:
-        """A call without its end, or without content."""
+        """A call that is unclosed or empty."""
         whole = self.tool_format.render_call(call, self.spec)
         if rng.random() < 0.5:
             return whole[: whole.index(call) + len(call)]
         return self.tool_format.render_call("", self.spec)
 
     def _say(self, content: str, answer: str | None = None) -> None:
-        """One turn and its observation, which is to be found out unless it is given."""
+        """Add one turn and its observation, which is computed later unless it is given."""
         self._end(content)
         for call in self.tool_format.parse(content):
             if isinstance(call, InvalidCall):

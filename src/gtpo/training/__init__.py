@@ -1,1 +1,1 @@
-"""Training on TRL: GTPO (a `GRPOTrainer`) and the cold start (an `SFTTrainer`). The only place that knows TRL."""
+"""Training with TRL: GTPO (a `GRPOTrainer`) and the cold start (an `SFTTrainer`). Only this package depends on TRL."""

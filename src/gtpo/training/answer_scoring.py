@@ -1,16 +1,16 @@
-r"""How likely the policy finds the gold answer before each turn of a rollout, for turn rewards that ask for it.
+r"""How likely the policy finds the gold answer before each turn of a rollout, for turn rewards that need it.
 
 A turn reward function with a parameter `answer_logprobs` (such as `gtpo.turn_rewards.information_gain`) is given, for
-each rollout, one number per turn: the mean log-probability of the gold answer's tokens if the policy answered in the
-place of that turn, at temperature 1 and without a gradient. The answer stands in the form that the prompt asks for,
-`\boxed{...}`; its frame is given and not counted. Of several aliases the likeliest counts at each place.
+each rollout, one number per turn: the mean log-probability of the gold answer's tokens if the policy answered in place
+of that turn, at temperature 1 and without a gradient. The answer has the form that the prompt asks for, `\boxed{...}`;
+its frame is given and not counted. Of several aliases, the most likely one counts at each turn.
 
-One forward pass per rollout does it, and one per prompt for all that make no call: the answer is put behind the rollout
-once for each turn, and each copy sees the rollout up to its own place and itself, by an explicit attention mask. Models
-that keep more than keys and values of their tokens take one pass per turn.
+This takes one forward pass per rollout, and one per prompt for all rollouts that make no call: the answer is appended
+to the rollout once for each turn, and an explicit attention mask lets each copy see only the rollout up to its turn and
+itself. Models that keep more state than keys and values of their tokens take one pass per turn.
 
-A rollout gets None if the problem has no gold answer to write (none at all, or tests in place of one) or if the rollout
-failed. Where an answer does not fit into the context any more, the number of the turn before stands again.
+A rollout gets None if the problem has no gold answer to write (none at all, or tests instead of one) or if the rollout
+failed. If an answer no longer fits into the context, the number of the previous turn is repeated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from gtpo.turn_rewards import ANSWER_LOGPROBS
 from gtpo.types import Trajectory
 
 _TOKENS = 16_384
-"""Tokens of a forward pass, padding included."""
+"""Tokens per forward pass, including padding."""
 _THOUGHT, _END_OF_THOUGHT = "<think>", "</think>\n\n"
 _TAIL = 16
 """Ids of a prompt in which it may open a thought."""
@@ -45,7 +45,7 @@ _TAIL = 16
 
 @dataclass(frozen=True)
 class _Answer:
-    """A gold answer as the policy would write it, and which of its ids are the answer's own and not of its frame."""
+    """A gold answer as the policy would write it, and which of its ids belong to the answer and not to its frame."""
 
     ids: tuple[int, ...]
     counted: tuple[bool, ...]
@@ -53,13 +53,13 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Copy:
-    """An answer in the place of a turn.
+    """An answer in place of a turn.
 
     Attributes:
-        turn: which one.
-        start: tokens of the rollout before `ids`.
-        ids: the token before the turn, so that each of the answer's own has one that predicts it, and the answer.
-        counted: for each of the ids whether it is the answer's own.
+        turn: index of the turn.
+        start: number of tokens of the rollout before `ids`.
+        ids: the token before the turn, which predicts the answer's first token, and the answer.
+        counted: for each of the ids, whether it belongs to the answer itself.
     """
 
     turn: int
@@ -73,14 +73,14 @@ class _Copy:
 
 @dataclass(frozen=True)
 class _Row:
-    """What one row of a forward pass computes: a rollout before its last turn, and copies that are put behind it."""
+    """One row of a forward pass: a rollout without its last turn, and the copies of the answer appended to it."""
 
     ids: tuple[int, ...]
     copies: tuple[_Copy, ...]
 
     @property
     def behind(self) -> int:
-        """Tokens of the copies."""
+        """Number of tokens of the copies."""
         return sum(map(len, self.copies))
 
     def __len__(self) -> int:
@@ -91,8 +91,8 @@ class AnswerScorer:
     """Scores gold answers with a policy.
 
     Args:
-        encoder: the rollouts'; writes the answer as ids.
-        prompts: say in which form a problem asks for its answer.
+        encoder: the rollouts' encoder; encodes the answer.
+        prompts: give the form in which a problem asks for its answer.
     """
 
     def __init__(self, encoder: Encoder, prompts: Prompts) -> None:
@@ -102,11 +102,11 @@ class AnswerScorer:
     def columns(
         self, model: Any, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
     ) -> dict[str, list[Any]]:
-        """What turn reward functions are given: `logprobs` as `answer_logprobs`, and `group_ids`.
+        """Arguments for turn reward functions: `logprobs` as `answer_logprobs`, and `group_ids`.
 
         Args:
             model, trajectories, problems: see `logprobs`.
-            group_size: rollouts per group; groups stand side by side and may be spread over processes.
+            group_size: rollouts per group; groups are contiguous and may be spread over processes.
         """
         first = PartialState().process_index * len(trajectories)
         groups = [(first + i) // group_size for i in range(len(trajectories))]
@@ -115,7 +115,7 @@ class AnswerScorer:
     def logprobs(
         self, model: Any, trajectories: Sequence[Trajectory], problems: Sequence[Problem]
     ) -> list[list[float] | None]:
-        """For each rollout one number per turn, or None; see the module.
+        """For each rollout, one number per turn, or None; see the module.
 
         Args:
             model: the policy, not wrapped for distribution, with all its weights; PEFT included.
@@ -147,7 +147,7 @@ class AnswerScorer:
         return [_carried(values) for values in found]
 
     def _answers(self, problem: Problem, context: Sequence[int]) -> list[_Answer]:
-        """The gold answer and its aliases as the policy would write them; none if there is nothing to write."""
+        """The gold answer and its aliases as the policy would write them; empty if there is nothing to write."""
         golds = list(dict.fromkeys(gold.strip() for gold in problem.golds if gold.strip()))
         if not golds or self._prompts.answer_type(problem) == "tests":
             return []
@@ -170,7 +170,7 @@ class AnswerScorer:
 
 
 def _before_turns(trajectory: Trajectory) -> tuple[list[int], list[int]]:
-    """The ids before the last turn, and how many of them stand before each turn."""
+    """The ids before the last turn, and the number of ids before each turn."""
     ids, places = list(trajectory.prompt_ids), [len(trajectory.prompt_ids)]
     for turn in trajectory.turns[:-1]:
         ids += [*turn.token_ids, *(turn.observation.token_ids if turn.observation else ())]
@@ -179,7 +179,7 @@ def _before_turns(trajectory: Trajectory) -> tuple[list[int], list[int]]:
 
 
 def _carried(values: Sequence[float | None]) -> list[float] | None:
-    """Where there is no number, that of the turn before; None if the first turn has none."""
+    """Fill each missing number with that of the previous turn; None if the first turn has none."""
     kept: list[float] = []
     for value in values:
         if value is None and not kept:
@@ -190,7 +190,7 @@ def _carried(values: Sequence[float | None]) -> list[float] | None:
 
 @torch.no_grad()
 def _mean_logprobs(model: Any, rows: Sequence[_Row], whole: bool) -> list[list[float]]:
-    """For each row the mean log-probability of each copy's counted ids."""
+    """For each row, the mean log-probability of each copy's counted ids."""
     found: list[list[float]] = [[] for _ in rows]
     with generating(model):
         for places in _batches(rows):
@@ -200,7 +200,7 @@ def _mean_logprobs(model: Any, rows: Sequence[_Row], whole: bool) -> list[list[f
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[int]]:
-    """Places of rows of like length, as many as have room in a pass."""
+    """Indices of rows of similar length, as many as fit into one pass."""
     batch: list[int] = []
     for place in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         if batch and (len(batch) + 1) * len(rows[batch[0]]) > _TOKENS:
@@ -212,7 +212,7 @@ def _batches(rows: Sequence[_Row]) -> Iterator[list[int]]:
 
 
 def _pass(model: Any, rows: Sequence[_Row], whole: bool) -> list[list[float]]:
-    """One forward pass, rows padded on the left, so that all copies stand at the end."""
+    """One forward pass with rows padded on the left, so that all copies are at the end."""
     width, behind = max(map(len, rows)), max(row.behind for row in rows)
     shape = (len(rows), width)
     ids, positions, copy_of = (torch.zeros(shape, dtype=torch.long) for _ in range(3))

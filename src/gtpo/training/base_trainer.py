@@ -1,4 +1,4 @@
-"""TRL's trainer with what turn credit does not concern: micro-batches, order, timing, checkpoints, the model's card."""
+"""TRL's trainer with everything unrelated to turn credit: micro-batches, order, timing, checkpoints, model card."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gtpo.training.trl_compat import RandomState, RepeatSampler, TRLTrainer
 
 
 class BaseTrainer(DurableTrainer, TRLTrainer):
-    """`GRPOTrainer`, which computes with the rows and columns that a micro-batch needs, and says where time went.
+    """`GRPOTrainer` that computes only the rows and columns that a micro-batch needs, and logs where time was spent.
 
     Args:
-        progress: says on the terminal what a step is doing.
+        progress: shows on the terminal what a step is doing.
         kwargs: see `GRPOTrainer`.
     """
 
@@ -49,11 +49,11 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
         self._rows_count_alone = rows_count_alone(self.args, self.model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; a run that loses too many rollouts leaves a checkpoint of the last whole step.
+        """TRL's `train`; a run that loses too many rollouts leaves a checkpoint of the last complete step.
 
         Raises:
-            TooManyFailuresError: says what failed, and where the checkpoint is.
-            ModelError: a number of the model's is not finite; says in which step, and where to go on from.
+            TooManyFailuresError: too many rollouts failed; says what failed, and where the checkpoint is.
+            ModelError: a number computed by the model is not finite; names the step and the checkpoint to resume from.
         """
         try:
             return super().train(*args, **kwargs)
@@ -70,7 +70,7 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
     def _checkpoint_of_last_step(self) -> str:
         step = self.state.global_step
         if not step:
-            return "(no step was done: start it again with --overwrite)."
+            return "(no step was completed: restart the run with --overwrite true)."
         folder = Path(self.args.output_dir or "") / f"checkpoint-{step}"
         if not (folder / MANIFEST).exists():
             self._random_state.restore()  # as it was before the batch that is lost
@@ -78,7 +78,7 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
         return f"({folder} holds the run as of step {step})."
 
     def _save_more(self, folder: Path) -> None:
-        """The rollouts that later steps train on, where a generation batch serves several steps."""
+        """Save the rollouts that later steps train on, if a generation batch serves several steps."""
         step, inputs = self.buffered
         if step % self._steps_per_batch and inputs is not None:
             kept = {"step": step, "weights_steps": self._weights_steps, "inputs": inputs}
@@ -99,7 +99,7 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
         return cast(int, self.args.steps_per_generation) * self.num_iterations
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card of a checkpoint: ours, in place of TRL's template."""
+        """Write our model card into a checkpoint, instead of TRL's template."""
         if self.is_world_process_zero():
             write_model_card(self.args.output_dir or ".", self.args, self.model, self.state.log_history)
 
@@ -123,7 +123,7 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
         return loss
 
     def _forget_metrics(self, since: Mapping[str, int]) -> None:
-        """Leave out of the log what TRL has added since there were so many values by name."""
+        """Remove from the log what TRL has added since there were this many values by name."""
         metrics = self.own_metrics
         for name in list(metrics):
             del metrics[name][since.get(name, 0) :]
@@ -131,16 +131,16 @@ class BaseTrainer(DurableTrainer, TRLTrainer):
                 del metrics[name]
 
     def order_of(self, sampler: RepeatSampler) -> EpochOrder:
-        """TRL's sampler, in an order that a resumed run takes up."""
+        """TRL's sampler, in an order that a resumed run continues."""
         self._epoch_order = EpochOrder(sampler, lambda: int(self.state.epoch or 0))
         return self._epoch_order
 
     def _largest(self, number: int) -> int:
-        """The largest of the numbers that the processes give."""
+        """The largest of the processes' numbers."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's log, with where the time of the steps since the last one went."""
+        """TRL's log, with the time spent per phase since the last log."""
         if self.model.training and self._step_seconds > 0:
             logs = {**logs, **time_metrics(self._seconds, self._step_seconds)}
             logs |= {"staleness/mean": fmean(self._staleness), "staleness/max": float(max(self._staleness))}

@@ -1,4 +1,4 @@
-"""One generation batch: what this process knows of its rollouts, from the model's turns to verdicts and failures."""
+"""One generation batch: the rollouts of this process, from the model's turns to verdicts and failures."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from gtpo.types import Trajectory
 
 @dataclass(frozen=True)
 class Batch:
-    """The rollouts of this process, and what is known of those of all processes.
+    """The rollouts of this process, and the credit of those of all processes.
 
     Attributes:
         trajectories, problems, verdicts, policies: one each per rollout of this process, in the order of the prompts.
-        has_answer: likewise, whether the last turn holds an answer, right or wrong.
-        first: place of the first of these rollouts among those of all processes.
-        inputs, failures, credit: of the rollouts of all processes.
-        rewards: what TRL logs, and what it computes GRPO's advantages from; None for a dropped rollout.
+        has_answer: for each of these rollouts, whether the last turn holds an answer, right or wrong.
+        first: index of the first of these rollouts among those of all processes.
+        inputs, failures, credit: for the rollouts of all processes.
+        rewards: the rewards that TRL logs and computes GRPO's advantages from; None for a dropped rollout.
         verify_s, credit_s: wall seconds.
-        parts: what each reward function gave each rollout of this process, by name; empty where the verifier alone
+        parts: the reward of each reward function for each rollout of this process, by name; empty if the verifier alone
             scores.
     """
 
@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def masks(self) -> list[list[int]]:
-        """For each completion token of each rollout whether it takes part in the loss."""
+        """For each completion token of each rollout, whether it is in the loss."""
         return [
             trajectory.mask if policy == "keep" else [0] * len(trajectory.mask)
             for trajectory, policy in zip(self.trajectories, self.policies, strict=True)
@@ -72,15 +72,15 @@ class Batch:
 
 
 class BatchScorer:
-    """Gives the rollouts of a batch their verdicts, and with those of all processes their credit.
+    """Computes verdicts of the rollouts of this process, and credit from the rollouts of all processes.
 
     Args:
-        args: the algorithm and its settings, and what becomes of rollouts without an answer.
-        scorer: says what a rollout is worth.
-        similarity: of codes; asked by the main process alone.
+        args: the algorithm and its settings, and the treatment of rollouts without an answer.
+        scorer: scores rollouts.
+        similarity: code similarity; computed by the main process only.
 
     Raises:
-        ConfigError: turn rewards under an algorithm with one reward per rollout.
+        ConfigError: turn rewards are given, but the algorithm has one reward per rollout.
     """
 
     def __init__(self, args: GTPOConfig, scorer: Scorer, similarity: CodeSimilarity) -> None:
@@ -104,18 +104,18 @@ class BatchScorer:
         rewards: Callable[[Sequence[Verdict]], Rewards] | None = None,
         columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> Batch:
-        """Verify and assign credit. All processes must call it, with equally many rollouts.
+        """Verify and assign credit. All processes must call it, with the same number of rollouts.
 
         Args:
-            trajectories, problems: of this process.
-            group_size: rollouts per group; groups stand side by side and may be spread over processes.
-            phase: told what is being done.
-            lost: for each rollout why it must not be trained on, whatever came of it; by default nothing.
-            rewards: what each reward function gives for these rollouts, given their verdicts; see `Scorer.score`.
-            columns: of the data set, one entry per rollout, for turn rewards.
+            trajectories, problems: those of this process.
+            group_size: rollouts per group; groups are contiguous and may be spread over processes.
+            phase: called with the name of the current phase.
+            lost: for each rollout, a failure if it must not be trained on, whatever its result; by default none.
+            rewards: computes the rewards of these rollouts from their verdicts; see `Scorer.score`.
+            columns: columns of the data set, one entry per rollout, for turn rewards.
 
         Raises:
-            RewardError: a reward function gave something that is no reward.
+            RewardError: a reward function returned something that is not a reward.
         """
         start = time.perf_counter()
         phase("verifying")
@@ -180,10 +180,10 @@ class BatchScorer:
 
 
 def spread_of(trajectories: Sequence[Trajectory], scored: Sequence[Scored], algorithm: str) -> Spread:
-    """Whether the reward of the whole rollout, as the algorithm takes it, differs within a group.
+    """Whether the rollout reward that the algorithm uses differs within a group.
 
     Args:
-        trajectories, scored: of the group.
+        trajectories, scored: the rollouts of the group, and their scores.
         algorithm: see `compute_credit`.
     """
     inputs = [
@@ -201,10 +201,10 @@ def spread_of(trajectories: Sequence[Trajectory], scored: Sequence[Scored], algo
 def credit_of(
     inputs: Sequence[CreditInputs], similarity: CodeSimilarity, settings: CreditSettings, algorithm: str
 ) -> tuple[Credit, dict[int, Failure]]:
-    """Credit of a whole batch; where the similarity fails, the rollouts that it would have shaped are masked.
+    """Credit of a whole batch; if the similarity fails, the rollouts that it would have shaped are masked.
 
     Returns:
-        The credit, and the failures by the rollouts' places.
+        The credit, and the failures by index of the rollout.
     """
     try:
         return compute_credit(inputs, similarity, settings, algorithm=algorithm), {}

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole, or are not taken.
+"""Checkpoints that are used only if they are whole.
 
-A checkpoint is sealed by `manifest.json`, which is written last and names every file with its size and hash. One
-without a manifest was cut short by a kill; one whose files differ from it is damaged. Both are passed over, and that is
-said.
+A checkpoint is sealed by `manifest.json`, which is written last and lists every file with its size and hash. A
+checkpoint without a manifest is unfinished, as after a kill; one whose files differ from it is damaged. Both are
+skipped with a message.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ _PARTS: Mapping[str, Sequence[str]] = {
     "random generator": ("rng_state*",),
     "state of the trainer": ("trainer_state.json",),
 }
-"""What a run needs to go on exactly, by the names that transformers, FSDP and DeepSpeed give to it."""
+"""What a run needs to resume exactly, by the names that transformers, FSDP and DeepSpeed use."""
 _KEPT_ROLLING = 2
 _FULL_BYTES = 1 << 20
 _WRITE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ENOENT, errno.EACCES}
 _WRITE_WORDS = ("PytorchStreamWriter", "inline_container", "basic_ios", "os error")
-"""Parts of what torch, safetensors and tokenizers say of a failed write, which is no OSError."""
+"""Parts of the messages of torch, safetensors and tokenizers about a failed write that is not an OSError."""
 
 
 def step_of(checkpoint: str | Path) -> int:
     """The step of a checkpoint, by its name."""
     match = _NAME.fullmatch(Path(checkpoint).name)
     if match is None:
-        raise ValueError(f"{checkpoint} is no checkpoint")
+        raise ValueError(f"{checkpoint} is not a checkpoint")
     return int(match[1])
 
 
 def seal(checkpoint: str | Path, *, rolling: bool = False) -> None:
-    """Write the manifest, once everything else is on the disk.
+    """Write the manifest, once everything else is on disk.
 
     Args:
         checkpoint: the folder.
-        rolling: made by time or by a signal: it makes room for the ones after it.
+        rolling: whether it was saved because of time or a signal; later checkpoints replace such a checkpoint.
 
     Raises:
-        OSError: something did not reach the disk.
+        OSError: a file could not be written to disk.
     """
     folder = Path(checkpoint)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -70,18 +70,18 @@ def seal(checkpoint: str | Path, *, rolling: bool = False) -> None:
 
 
 def unseal(checkpoint: str | Path) -> None:
-    """Take the manifest away, before anything in the folder is changed."""
+    """Remove the manifest, before anything in the folder is changed."""
     (Path(checkpoint) / MANIFEST).unlink(missing_ok=True)
 
 
 def flaw_of(checkpoint: str | Path) -> str | None:
-    """Why a checkpoint can't be gone on from; None if it is whole."""
+    """Why a checkpoint can't be resumed from; None if it is whole."""
     folder = Path(checkpoint)
     try:
         files = _manifest(folder)["files"]
         entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
-        return f"it was not written to its end ({MANIFEST} is missing)"
+        return f"it is unfinished ({MANIFEST} is missing)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} can't be read ({error})"
     for name, (size, _) in entries.items():
@@ -90,40 +90,40 @@ def flaw_of(checkpoint: str | Path) -> str | None:
         except OSError:
             return f"{name} is missing"
         if there != size:
-            return f"{name} has {there:,} bytes in place of {size:,}"
+            return f"{name} has {there:,} bytes instead of {size:,}"
     for part, patterns in _PARTS.items():
         if not any(fnmatch(piece, pattern) for name in entries for piece in name.split("/") for pattern in patterns):
-            return f"it holds no {part} (saved with save_only_model?)"
+            return f"it has no {part} (was it saved with save_only_model?)"
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
             hashes = pool.map(lambda name: content_hash(folder / name), entries)
             changed = [name for name, found in zip(entries, hashes, strict=True) if found != entries[name][1]]
     except OSError as error:
         return f"it can't be read ({error.strerror})"
-    return f"{changed[0]} has other contents than were written" if changed else None
+    return f"{changed[0]} has changed since it was written" if changed else None
 
 
 def sealed_checkpoints(folder: str | Path) -> list[Path]:
-    """Checkpoints with a manifest, the newest last; their files are not looked at."""
+    """Checkpoints with a manifest, the newest last; their files are not checked."""
     return [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
 
 
 def newest_whole(folder: str | Path, say: Callable[[str], None] | None = None) -> Path | None:
-    """The newest checkpoint that is whole; of newer ones it is said what is wrong with them."""
+    """The newest checkpoint that is whole; `say` is told what is wrong with newer ones."""
     for path in reversed(_checkpoints(folder)):
         flaw = flaw_of(path)
         if flaw is None:
             return path
         if say:
-            say(f"{path} is passed over: {flaw}")
+            say(f"{path} is skipped: {flaw}")
     return None
 
 
 def last_checkpoint(folder: str | Path, say: Callable[[str], None] | None = None) -> Path:
-    """`newest_whole`, which becomes the newest: unfinished ones after it are deleted, damaged ones renamed.
+    """`newest_whole`; unfinished checkpoints after it are deleted, and damaged ones renamed.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no checkpoint is whole.
     """
     newest = newest_whole(folder, say)
     if newest is None:
@@ -140,10 +140,10 @@ def last_checkpoint(folder: str | Path, say: Callable[[str], None] | None = None
 
 
 def no_checkpoint(folder: str | Path) -> ConfigError:
-    """The error of a run that can't be gone on with."""
+    """The error for a run that can't be resumed."""
     return ConfigError(
-        f"--resume: no whole checkpoint in {folder}; --resume auto starts afresh where there is none, and goes on from "
-        "the next one that is saved"
+        f"--resume: no whole checkpoint in {folder}; --resume auto starts the run if there is none, and resumes from "
+        "the newest one otherwise"
     )
 
 
@@ -151,9 +151,9 @@ def rotate(folder: str | Path, limit: int | None, best: str | None = None) -> No
     """Delete checkpoints that newer ones replace; only sealed ones count, and nothing else is touched.
 
     Args:
-        folder: of the checkpoints.
-        limit: how many to keep in all; None or 0: every one, but of rolling ones the newest two.
-        best: one that is kept in any case.
+        folder: the folder of the checkpoints.
+        limit: how many to keep in all; None or 0: all, except that only the newest two rolling ones are kept.
+        best: a checkpoint that is always kept.
     """
     found = sealed_checkpoints(folder)
     rolling = [path for path in found if _is_rolling(path) and path not in found[-_KEPT_ROLLING:]]
@@ -165,7 +165,7 @@ def rotate(folder: str | Path, limit: int | None, best: str | None = None) -> No
 
 
 def is_write_failure(error: BaseException) -> bool:
-    """Whether an error is that of a disk that is full or can't be written, whichever library says it."""
+    """Whether an error means that the disk is full or can't be written, whichever library raised it."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and not isinstance(seen, RecordError) and seen.errno in _WRITE_ERRNOS:
@@ -177,12 +177,12 @@ def is_write_failure(error: BaseException) -> bool:
 
 
 def write_failure(path: Path, error: BaseException, more: str) -> RecordError:
-    """The error that says how to go on: one line of what the library said, and `more`."""
+    """The error for a failed write: one line of the library's message, and `more`, which says how to continue."""
     said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().splitlines()[0][:200]
     with contextlib.suppress(OSError):
         if shutil.disk_usage(path.parent).free < _FULL_BYTES:  # torch says "unexpected pos 64 vs 0"
             said = f"the disk is full ({said})"
-    return RecordError(f"{path}: can't be written: {said}. Free some space or mend the permissions, then {more}")
+    return RecordError(f"{path}: can't be written: {said}. Free disk space or fix the permissions, then {more}")
 
 
 def _checkpoints(folder: str | Path) -> list[Path]:

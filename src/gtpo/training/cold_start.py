@@ -1,7 +1,7 @@
 """Cold start: supervised fine-tuning on multi-turn traces through TRL's `SFTTrainer`.
 
-Traces are encoded here, by the same code as rollouts, and handed over with labels; TRL neither renders nor masks
-anything. Loss on the model's own tokens only.
+Traces are encoded here, by the same code as rollouts, and passed to TRL with labels; TRL neither renders nor masks
+anything. The loss covers the model's own tokens only.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class ColdStartConfig(PromptConfig, SFTConfig):
     save_minutes: float = field(
         default=10.0,
         metadata={
-            "help": "Save a checkpoint too when so many minutes have passed since the last one, at the end of a step; "
-            "of those the newest two are kept. 0: by save_steps alone. With save_strategy no, none is saved."
+            "help": "Also save a checkpoint at the end of a step when this many minutes have passed since the last "
+            "one; the newest two of these are kept. 0: save by save_steps only. With save_strategy no, none is saved."
         },
     )
 
@@ -57,7 +57,7 @@ class ColdStartConfig(PromptConfig, SFTConfig):
             raise ConfigError(f"save_minutes must be at least 0, got {self.save_minutes}")
         if self.packing or self.completion_only_loss or self.assistant_only_loss:
             raise ConfigError(
-                "the cold start masks by itself, on whole traces: leave packing, completion_only_loss and "
+                "gtpo sft masks the traces itself, and uses whole traces: leave packing, completion_only_loss and "
                 "assistant_only_loss unset"
             )
 
@@ -77,20 +77,20 @@ def cold_start(
 
     Args:
         model: a model, or a folder or Hub id.
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         traces: conversations; see `Encoder.trace`.
         args: settings.
-        resume: go on from the newest whole checkpoint; "auto": if there is one, else start.
-        resume_with_changes: go on although settings, traces or model are others than the run was begun with.
+        resume: resume from the newest whole checkpoint; "auto": if there is one, else start.
+        resume_with_changes: resume although settings, traces or model differ from those that the run started with.
         provenance: further entries of config.yaml.
         trainer_options: passed on to `SFTTrainer` (e.g. peft_config).
 
     Raises:
         ConfigError: see `gtpo.training.run.train`.
-        DataError: a malformed trace, or none that fits into `args.max_length`.
-        ModelError: loss, gradient or weights are not finite; says where to go on from.
+        DataError: a trace is malformed, or none fits into `args.max_length`.
+        ModelError: loss, gradient or weights are not finite; names the checkpoint to resume from.
         RecordError: the run's directory can't be written.
-        StoppedError: a signal ended the run before its last step; it can go on.
+        StoppedError: a signal ended the run before its last step; it can be resumed.
     """
     encoder = build_encoder(args, tokenizer, args.specs())
     prompt = Prompts(encoder.format, args.system_prompt).system_prompt()
@@ -115,4 +115,4 @@ def cold_start(
 
 
 class ColdStartTrainer(DurableTrainer, SFTTrainer):
-    """TRL's, with checkpoints that are whole or not taken."""
+    """TRL's `SFTTrainer`, with sealed checkpoints: incomplete ones are never resumed from."""

@@ -1,4 +1,4 @@
-"""The table of `log_completions`: our columns beside TRL's, and what TRL put there that is not so."""
+"""The table of `log_completions`: our columns next to TRL's, and corrections of TRL's columns."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gtpo.training.batch import Batch
 
 
 def replace_last(column: deque[float], values: Sequence[float]) -> None:
-    """Put these values into the place of as many that were added last."""
+    """Replace as many of the last values of a column by these values."""
     for _ in values:
         column.pop()
     column.extend(values)
 
 
 def make_printable(table: MutableMapping[str, deque[Any]]) -> None:
-    """What a model wrote must not reach the terminal raw; the record has it."""
+    """Escape what a model wrote before it reaches the terminal; the record keeps it unchanged."""
     for name in ("prompt", "completion"):
         texts = table[name]
         for _ in range(len(texts)):
@@ -26,8 +26,8 @@ def make_printable(table: MutableMapping[str, deque[Any]]) -> None:
 
 
 def turn_columns(batch: Batch) -> dict[str, list[Any]]:
-    """For the table of `log_completions`, of the rollouts of this process: what each reward function gave
-    (`reward/NAME`), and turn by turn the user's own rewards (`turn_reward/NAME`), rewards, returns and advantages."""
+    """Columns of the table of `log_completions` for the rollouts of this process: the reward of each reward function
+    (`reward/NAME`), and per turn the user-defined rewards (`turn_reward/NAME`), rewards, returns and advantages."""
     mine = batch.inputs[batch.first : batch.first + len(batch.trajectories)]
     by_function = {f"reward/{name}": [parts[name] for parts in batch.parts] for name in next(iter(batch.parts), {})}
     own = {f"turn_reward/{name}": [_row(item.turn_rewards[name]) for item in mine] for name in mine[0].turn_rewards}

@@ -14,9 +14,9 @@ def learning_curve(runs: Mapping[str, str | Path], path: str | Path, *, title: s
     """Draw pass rate, invalid calls and turns over steps.
 
     Args:
-        runs: label to run directory; runs of the same label's prefix before " " share a colour.
-        path: the PNG to write.
-        title: above the picture.
+        runs: run directories by label; runs whose labels have the same prefix before " " share a colour.
+        path: the PNG file to write.
+        title: title of the picture.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""From problems and traces to the data sets that TRL's trainers take."""
+"""Converts problems and traces to the data sets that TRL's trainers take."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def problem_dataset(problems: Sequence[Problem], prompts: Prompts) -> Dataset:
 
 
 class RowProblems:
-    """The problems of a data set's rows: what a verifier reads of them, and what the model is asked.
+    """Reads the problems of a data set's rows: what a verifier needs of them, and what the model is asked.
 
-    Rows are those of `problem_dataset`; those of a published data set (`gtpo.tasks.row_forms`); or any with a column
-    `prompt`, whose `answer` is text, a number or a list of aliases.
+    Rows are those of `problem_dataset`, those of a published data set (`gtpo.tasks.row_forms`), or any rows with a
+    column `prompt`, whose `answer` is text, a number or a list of aliases.
 
     Args:
-        verifies: whether a verifier scores, so that each row must have an answer. Else rows may have any columns.
+        verifies: whether a verifier scores, so that each row must have an answer. Otherwise rows may have any columns.
     """
 
     def __init__(self, *, verifies: bool) -> None:
         self._verifies, self._reader = verifies, RowReader()
         self.further: dict[str, None] = {}
-        """Names of the further fields of the problems, in the order of their first row."""
+        """Names of the problems' further fields, in the order of the first row that has them."""
 
     def problem(self, row: Mapping[str, Any], place: int = 0) -> Problem:
         """The problem of a row; `place` names it if it has no `id`.
 
         Raises:
-            DataError: a verifier scores, and the answer can't be told or is missing.
+            DataError: a verifier scores, and the answer is missing or can't be read.
         """
         ours = {"id": place, **self._ours(row)}
         return problem_of_row(ours, "train_dataset", place + 1, ("answer",) if self._verifies else ())
@@ -76,21 +76,21 @@ class RowProblems:
             raise fault.at("train_dataset", 1) from fault
 
     def prompted(self, dataset: Any, prompts: Prompts) -> Any:
-        """The data set with a column `prompt`, which TRL needs; its other columns stay as they are.
+        """The data set with a column `prompt`, which TRL needs; its other columns are unchanged.
 
-        Rows without one are put as problems are; so are those of a published data set, if a verifier scores: their
-        own prompts ask for the answer in another place than the verifier looks at.
+        Rows without a prompt get the prompt of a problem. So do the rows of a published data set if a verifier scores:
+        their own prompts ask for the answer in another place than the one where the verifier looks.
 
         Args:
             dataset: a `Dataset` or `IterableDataset`.
-            prompts: make the prompts of problems.
+            prompts: makes the prompts of problems.
 
         Raises:
-            DataError: no row, or the first one can't be read.
+            DataError: there is no row, or the first one can't be read.
         """
         first = next(iter(dataset), None)
         if first is None:
-            raise DataError("holds no row", path="train_dataset")
+            raise DataError("has no rows", path="train_dataset")
         try:
             self.problem(first)
         except DataError as fault:
@@ -109,17 +109,18 @@ class RowProblems:
 
 
 def _question_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with the question alone in the place of the prompt."""
+    """The row with its prompt replaced by the question alone."""
     prompt = row.get("prompt")
     question = row.get("question") or (prompt if isinstance(prompt, str) else prompt and prompt[-1]["content"])
     return {**{name: value for name, value in row.items() if name not in ("prompt", "problem")}, "question": question}
 
 
 def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:
-    """Read conversations from JSON Lines: a field `messages` per line, with the roles system, user, assistant, tool.
+    """Read conversations from JSON Lines: each line has a field `messages`, with roles system, user, assistant, tool.
 
     Raises:
-        DataError: a missing or empty file, a broken line, or messages that are no conversation; names the line.
+        DataError: the file is missing or empty, a line is broken, or its messages are not a conversation; names the
+            line.
     """
     path = Path(path)
     if not path.is_file():
@@ -127,11 +128,11 @@ def load_traces(path: str | Path) -> list[list[dict[str, Any]]]:
     traces = []
     for number, row in rows(path):
         if not _is_conversation(row.get("messages")):
-            message = "must be a list of objects with 'role' and 'content'; mend or drop the line"
+            message = "must be a list of objects with 'role' and 'content'; fix or delete the line"
             raise DataError(message, path=path, line=number, field="messages")
         traces.append(row["messages"])
     if not traces:
-        raise DataError("holds no trace", path=path)
+        raise DataError("has no traces", path=path)
     return traces
 
 
@@ -150,19 +151,20 @@ def trace_dataset(
     max_length: int,
     system_prompt: str | None = None,
 ) -> tuple[Dataset, int]:
-    """Encode traces as the rollouts that would have produced them; loss on the model's own tokens only.
+    """Encode traces like the rollouts that would have produced them; the loss covers the model's own tokens only.
 
     Args:
         traces: conversations.
-        encoder: the same as the rollouts'.
-        max_length: longer traces are left out whole: half a conversation teaches to stop in the middle.
+        encoder: the encoder that rollouts use.
+        max_length: maximum length in tokens; longer traces are left out entirely, since a truncated conversation would
+            teach the model to stop in the middle.
         system_prompt: put before conversations that have none.
 
     Returns:
-        A data set with `input_ids` and `labels` (-100 on prompt and observations), and how many were left out.
+        A data set with `input_ids` and `labels` (-100 on prompt and observations), and the number of traces left out.
 
     Raises:
-        DataError: no trace is left, or one is malformed; names its number.
+        DataError: no trace is left, or a trace is malformed; names its number.
     """
     examples, too_long = [], 0
     for number, messages in enumerate(traces, start=1):
@@ -180,5 +182,5 @@ def trace_dataset(
         else:
             examples.append({"input_ids": ids, "labels": [-100] * len(trajectory.prompt_ids) + labels})
     if not examples:
-        raise DataError(f"all {too_long} traces are longer than max_length {max_length} tokens; raise it")
+        raise DataError(f"all {too_long} traces are longer than max_length {max_length} tokens; raise --max_length")
     return Dataset.from_list(examples), too_long

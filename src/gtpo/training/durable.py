@@ -1,7 +1,7 @@
-"""What keeps a run from being lost, for the trainers of GTPO and of the cold start alike.
+"""Protection against losing a run, shared by the trainers of GTPO and of the cold start.
 
-Transformers' own `enable_jit_checkpoint` knows SIGTERM only, saves in the midst of a step, lets each process decide for
-itself and ends with the status of success, so it is not used.
+Transformers' own `enable_jit_checkpoint` is not used: it handles SIGTERM only, saves in the middle of a step, lets each
+process decide for itself, and exits with a success status.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from gtpo._signals import StopSignals
 from gtpo.errors import ModelError, StoppedError
 from gtpo.training.checkpoints import is_write_failure, newest_whole, rotate, seal, step_of, unseal, write_failure
 
-RESUME = "go on from the last checkpoint with --resume true; what was saved before is intact"
+RESUME = "resume from the last checkpoint with --resume true; what was saved before is intact"
 
 
 class DivergedError(ModelError):
-    """A loss, gradient or weight is not finite; says the step and the way back."""
+    """A loss, gradient or weight is not finite; names the step and how to resume."""
 
 
 class DurableTrainer:
-    """A part of a trainer, before transformers' `Trainer` among its bases.
+    """A mixin for trainers, placed before transformers' `Trainer` among the bases.
 
-    Its checkpoints are sealed when they are whole, and older ones go only then. A disk that is full, and a loss,
-    gradient or weight that is not finite, end the run before a checkpoint is touched.
+    Checkpoints are sealed when they are whole, and older ones are deleted only then. A full disk, and a loss, gradient
+    or weight that is not finite, end the run before a checkpoint is touched.
 
     Attributes:
-        check_place: raises where the run's directory is no longer there.
-        rolling_save: whether the next checkpoint makes room for later ones; see `gtpo.training.checkpoints.seal`.
-        whole_save: whether the run has to be able to go on from the next checkpoint, whatever `save_only_model` says.
+        check_place: raises if the run's directory is no longer there.
+        rolling_save: whether later checkpoints replace the next one; see `gtpo.training.checkpoints.seal`.
+        whole_save: whether the next checkpoint must allow resuming, whatever `save_only_model` says.
     """
 
     check_place: Callable[[], None] | None = None
@@ -87,10 +87,10 @@ class DurableTrainer:
             rotate(self.args.output_dir, limit, self.state.best_model_checkpoint)
 
     def _save_more(self, folder: Path) -> None:
-        """What else a checkpoint needs; each process writes its own."""
+        """Save what else a checkpoint needs; each process writes its own files."""
 
     def go_on(self, checkpoint: str | None) -> Any:
-        """Train to the end, from a checkpoint or from the beginning; returns what `train` does, None if all is done."""
+        """Train to the end, from a checkpoint or from the start; returns what `train` returns, None if all is done."""
         if checkpoint and step_of(checkpoint) >= self.args.max_steps > 0:
             self._load_from_checkpoint(checkpoint)  # type: ignore[attr-defined]  # train would do one step more
             self.state.global_step = step_of(checkpoint)
@@ -98,7 +98,7 @@ class DurableTrainer:
         return self.train(resume_from_checkpoint=checkpoint)  # type: ignore[attr-defined]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Transformers', which takes the optimizer's settings from the checkpoint; those that are asked for hold."""
+        """Transformers' method takes the optimizer's settings from the checkpoint; here the given settings apply."""
         asked = [{name: value for name, value in group.items() if name != "params"} for group in self._groups()]
         rates = list(getattr(self.lr_scheduler, "base_lrs", ()))
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -145,7 +145,7 @@ class DurableTrainer:
         return norm
 
     def located(self, error: ModelError) -> ModelError:
-        """The error of a model in a rollout, with the step and the checkpoint that there is."""
+        """A model error in a rollout, with the step and the newest whole checkpoint."""
         whole = newest_whole(self.args.output_dir)
         place = f"The newest whole checkpoint is {whole}." if whole else "There is no checkpoint yet."
         return ModelError(f"step {self.state.global_step + 1}: {error}. {place}")
@@ -157,24 +157,24 @@ class DurableTrainer:
         )
 
     def _way_back(self) -> str:
-        """From which checkpoint a run that diverged goes on, and how."""
+        """How to resume a run that diverged, and from which checkpoint."""
         whole = newest_whole(self.args.output_dir)
         if whole is None:
-            return "There is no checkpoint yet: start it again with --overwrite true and a lower --learning_rate."
+            return "There is no checkpoint yet: restart the run with --overwrite true and a lower --learning_rate."
         return (
-            f"Go on from {whole} with a lower rate: --resume true --resume_with_changes true --learning_rate "
-            f"{self.args.learning_rate / 2:g}, or delete that checkpoint to go on from the one before."
+            f"Resume from {whole} with a lower learning rate: --resume true --resume_with_changes true --learning_rate "
+            f"{self.args.learning_rate / 2:g}, or delete that checkpoint to resume from the one before it."
         )
 
 
 class DurabilityCallback(TrainerCallback):
-    """Ends a run after a step that a signal came in, and saves when `save_minutes` have passed; all processes alike.
+    """Ends a run after the step in which a signal came, and saves when `save_minutes` have passed, on all processes.
 
     Args:
-        stop: notes the signals.
+        stop: records the signals.
 
     Attributes:
-        trainer: a `DurableTrainer`; set once it is there.
+        trainer: a `DurableTrainer`; set once it exists.
         stopped_by: the name of the signal that ended the run before its last step.
     """
 
@@ -187,11 +187,11 @@ class DurabilityCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to count the minutes."""
+        """Start counting the minutes."""
         self._saved = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide, with all processes, what becomes of the run after this step.
+        """Decide, with all processes, whether to save or end after this step.
 
         Raises:
             ModelError: a weight is not finite.
@@ -216,32 +216,32 @@ class DurabilityCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Count the minutes anew; where a signal came while the checkpoint was written, end with it."""
+        """Restart counting the minutes; end if a signal came while the checkpoint was written."""
         self._saved = time.monotonic()
         (number,) = self._agreed([int(self.stop.requested or 0)], args)
         self._end(number, state, control)
 
     def check_requested(self, args: TrainingArguments) -> None:
-        """End before the first step, if a signal came by then.
+        """End before the first step if a signal has come by then.
 
         Raises:
-            StoppedError: one came.
+            StoppedError: a signal has come.
         """
         (number,) = self._agreed([int(self.stop.requested or 0)], args)
         if number:
             raise StoppedError(f"stopped by {_name(number)} before the first step; there was nothing to save")
 
     def check_stopped(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Say that the run is not over.
+        """Raise if a signal ended the run before its last step.
 
         Raises:
-            StoppedError: a signal ended it.
+            StoppedError: a signal ended the run.
         """
         if self.stopped_by:
             folder = Path(args.output_dir or "") / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             raise StoppedError(
                 f"stopped by {self.stopped_by} after step {state.global_step} of {state.max_steps}; {folder} holds the "
-                "run: go on with --resume true (or auto)"
+                "run: resume it with --resume true (or auto)"
             )
 
     @staticmethod
@@ -255,7 +255,7 @@ class DurabilityCallback(TrainerCallback):
 
 
 def _are_finite(model: Any) -> bool:
-    """Whether all trained weights that this process holds are numbers."""
+    """Whether all trained weights of this process are finite."""
     held = [getattr(weight, "ds_tensor", weight).detach() for weight in model.parameters() if weight.requires_grad]
     local = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in held]
     local = [weight for weight in local if weight.is_floating_point() and weight.numel()]

@@ -1,9 +1,9 @@
-"""The rollouts of a generation batch, group by group: each is known when it is whole.
+"""The rollouts of a generation batch, group by group: each group is handled as soon as it is complete.
 
-A group in which all rollouts have one reward has no advantage under GRPO, nor under GTPO with uniform groups silenced.
+A group whose rollouts all have the same reward has no advantage under GRPO, nor under GTPO with `zero_uniform_groups`.
 With `--resample_uniform` such a group is replaced by one of another problem, as in DAPO's dynamic sampling
-(arXiv 2503.14476, section 3.2), as soon as it is known. Which groups a batch ends up with does not depend on which of
-them were fast: each uniform group draws one more, in a fixed order, until there are enough or none may be drawn.
+(arXiv 2503.14476, section 3.2), as soon as it is complete. The groups of a batch do not depend on which of them were
+fast: each uniform group draws one more, in a fixed order, until there are enough or none may be drawn.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Draw:
     """A problem for a group of rollouts.
 
     Attributes:
-        rows: of the data set, one per rollout.
-        index: of the row in the data set; None where the rows are not of one problem.
+        rows: rows of the data set, one per rollout.
+        index: index of the row in the data set; None if the rows belong to several problems.
     """
 
     rows: tuple[Row, ...]
@@ -41,10 +41,10 @@ class Group:
     """Finished rollouts of one problem.
 
     Attributes:
-        number: of the draw, in its batch.
+        number: number of the draw in its batch.
         draw: the problem.
         trajectories, environments: one per row; no environment is None.
-        weights_step: the optimizer step after which the weights were taken that all turns were sampled from.
+        weights_step: the optimizer step after which the weights were taken from which all turns were sampled.
     """
 
     number: int
@@ -56,11 +56,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Spread:
-    """What the rewards of a group are.
+    """Summary of the rewards of a group.
 
     Attributes:
         differs: whether two of its rollouts have different outcome rewards.
-        scored, passed: rollouts with a reward, and those of them that passed.
+        scored, passed: number of rollouts with a reward, and of those among them that passed.
     """
 
     differs: bool
@@ -70,11 +70,13 @@ class Spread:
 
 @dataclass
 class Counts:
-    """What happened in the rollouts of a batch.
+    """Counts over the rollouts of a batch.
 
     Attributes:
-        drawn, uniform, replaced: groups, those of one reward among them, and those of these that are in no batch.
-        scored, passed: rollouts of all groups drawn, where `GroupRollouts.spread` is asked.
+        drawn, uniform, replaced: number of groups drawn, of those with a single reward, and of those among these that
+            were replaced.
+        scored, passed: rollouts with a reward in all groups drawn, and those that passed, if `GroupRollouts.spread` is
+            used.
         tools_s: wall seconds in which rollouts waited for tools and environments only.
     """
 
@@ -91,12 +93,12 @@ class Counts:
 
 @dataclass
 class GroupRollouts:
-    """Rolls out groups.
+    """Generates the rollouts of groups.
 
     Attributes:
-        engine: rolls out.
-        prompt_of: the prompt of a row, as chat messages.
-        spread: of a group, asked in a thread; None: no group is replaced.
+        engine: generates rollouts.
+        prompt_of: returns the prompt of a row, as chat messages.
+        spread: returns the `Spread` of a group; called in a thread. None: no group is replaced.
     """
 
     engine: RolloutEngine
@@ -114,17 +116,17 @@ class GroupRollouts:
         progress: Progress,
         on_group: Callable[[Group], None],
     ) -> Counts:
-        """As many groups as there are draws.
+        """Generate as many groups as there are draws.
 
         Args:
-            backend: generates.
+            backend: generates tokens.
             draws: the problems of the batch.
-            spare: problems to draw in the place of those whose group is uniform.
+            spare: problems to draw as replacements for those whose group is uniform.
             weights_step: see `Group`.
-            seed: of the sampling.
-            progress: told how many rollouts have ended, of those begun.
-            on_group: given each group as soon as it is known to be in the batch. Uniform ones, if they are needed to
-                fill it, come last.
+            seed: seed of the sampling.
+            progress: called with the number of rollouts that have ended and of those that were started.
+            on_group: called with each group as soon as it is certain to be in the batch. Uniform groups, if they are
+                needed to fill the batch, come last.
 
         Raises:
             ConfigError, RewardError: see `RolloutEngine.run`.

@@ -1,4 +1,4 @@
-"""What makes a run the one that it is: its settings, problems and model. A resumed run has the same, or says so."""
+"""The identity of a run: its settings, problems and model. A resumed run must have the same, or records the changes."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ _FREE = """
     trust_remote_code model_name_or_path model_revision attn_implementation
 """
 FREE = frozenset(_FREE.split())
-"""Settings that decide where and how a run is done, not what is learnt: they may change when it is resumed."""
+"""Settings that decide where and how a run is executed, not what is learnt: they may change when it is resumed."""
 HASHED = ("problems", "traces", "weights", "adapter")
-"""Parts of a run's identity that config.yaml has as hashes."""
+"""Parts of a run's identity that config.yaml stores as hashes."""
 _LENGTH = ("max_steps", "num_train_epochs")
 _CONSTANT = ("constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing in which a run differs from what it was.
+    """One difference between a run and its record.
 
     Attributes:
         name: the setting.
-        before: its value as config.yaml has it.
-        now: its value as asked for.
+        before: its value in config.yaml.
+        now: its value now.
     """
 
     name: str
@@ -66,20 +66,20 @@ class Difference:
 
 
 def problems_id(problems: Sequence[Problem]) -> str:
-    """Tells the problems of a run from others, by their contents and order."""
+    """A hash of the problems of a run, by their contents and order."""
     return _hash([asdict(problem) for problem in problems])
 
 
 def traces_id(traces: Sequence[Any]) -> str:
-    """Tells the traces of a cold start from others, by their contents and order."""
+    """A hash of the traces of a cold start, by their contents and order."""
     return _hash(list(traces))
 
 
 def model_id(model: Any) -> str | None:
-    """Tells the model that a run starts from, by names, shapes and a sample of the values of its weights.
+    """A hash of the model that a run starts from, by names, shapes and a sample of the values of its weights.
 
     Args:
-        model: a model, or a folder or Hub id; of a Hub id nothing is known here: None.
+        model: a model, or a folder or Hub id; the result is None for a Hub id.
     """
     if isinstance(model, str):
         return fingerprint(model)
@@ -93,22 +93,22 @@ def model_id(model: Any) -> str | None:
 
 
 def adapter_id(peft_config: Any) -> str | None:
-    """Tells the configuration of an adapter from others; None where there is none."""
+    """A hash of the configuration of an adapter; None if there is none."""
     return _hash(peft_config.to_dict()) if peft_config is not None else None
 
 
 def settings_of(args: Any) -> dict[str, Any]:
-    """All settings as config.yaml has them."""
+    """All settings in the form that config.yaml stores."""
     settings: dict[str, Any] = json.loads(json.dumps(args.to_dict(), default=str))
     return settings
 
 
 def differences(document: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
-    """In what a run would differ from the one that is there.
+    """The differences between a new run and the existing one.
 
     Args:
-        document: config.yaml of the run that is there.
-        now: the same of the run that is asked for, as far as it is known; parts that are missing are not compared.
+        document: config.yaml of the existing run.
+        now: the same for the new run, as far as it is known; missing parts are not compared.
     """
     now = json.loads(json.dumps(now, default=str))
     found = []

@@ -1,4 +1,4 @@
-"""A run's directory, held by one process: no other trainer writes into it, and it stays in its place."""
+"""The lock on a run's directory: no other trainer writes into it, and the directory is checked to stay in place."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gtpo.errors import RecordError
 
 LOCK = ".lock"
 _held: dict[tuple[int, int], RunLock] = {}
-"""By device and inode: the stages of one command take the lock on one directory in turn, and it is held for all."""
+"""Locks by device and inode: the stages of one command lock one directory in turn, and share the lock."""
 
 
 class RunLock:
-    """Holds a directory for this process. Taken again by the same process, it is held until it is released as often.
+    """Holds a directory for this process. If taken several times, it is held until it is released as often.
 
     Args:
-        run_dir: the directory; made if missing.
+        run_dir: the directory; created if missing.
 
     Raises:
         ConfigError: another process holds it.
@@ -35,7 +35,7 @@ class RunLock:
             self._key = self._holder._key
             return
         self._stack = ExitStack()
-        mend = "let it end, or choose another --run_dir"
+        mend = "wait until it ends, or choose another --run_dir"
         self._stack.enter_context(locked(self.run_dir / LOCK, what=f"the run directory {self.run_dir}", mend=mend))
         self._key = _identity(self.run_dir / LOCK)
         if self._key:
@@ -49,12 +49,12 @@ class RunLock:
         """
         if _identity(self.run_dir / LOCK) != self._key:
             raise RecordError(
-                f"{self.run_dir}: was deleted, moved or replaced while the run was under way; nothing more is written. "
-                "Put it back and go on with --resume true, or start the run anew"
+                f"{self.run_dir}: was deleted, moved or replaced during the run; nothing more is written. Put it back "
+                "and resume with --resume true, or restart the run"
             )
 
     def release(self) -> None:
-        """Let others in, once whoever took it in this process has released it."""
+        """Release the lock, once every holder in this process has released it."""
         holder = self._holder
         holder._times -= 1
         if holder._times == 0:

@@ -1,8 +1,8 @@
-"""Guards against collapse: what becomes of rollouts without an answer, and of those whose weights are too old.
+"""Guards against collapse: how the loss treats rollouts without an answer, and rollouts whose weights are too old.
 
 Two kinds of rollouts have an option each: those that end with a turn that holds neither a call nor an answer, and those
 that end at a limit or because they repeat themselves. SimpleTIR (arXiv 2509.02479) excludes the former from the loss;
-the paper of GTPO does neither, so both options are `keep` by default.
+the GTPO paper excludes neither, so both options are `keep` by default.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gtpo.failures import Failure
 from gtpo.types import StopReason, Trajectory
 
 LossPolicy = Literal["keep", "mask", "drop"]
-"""keep: as any other. mask: its tokens are out of the loss, its rewards count in its group. drop: neither."""
+"""keep: like any other. mask: its tokens are not in the loss, its rewards count in its group. drop: neither."""
 
 _TRUNCATED = {
     StopReason.TURN_TOKENS,
@@ -30,7 +30,7 @@ _TRUNCATED = {
 def loss_policy_of(
     trajectory: Trajectory, *, has_answer: bool, no_answer: LossPolicy, truncated: LossPolicy
 ) -> LossPolicy:
-    """What becomes of a rollout; one that failed is always dropped.
+    """The policy for a rollout; one that failed is always dropped.
 
     Args:
         trajectory: the rollout.
@@ -46,16 +46,16 @@ def loss_policy_of(
 
 
 def stale(weights_steps: Sequence[int], last_update: int, max_staleness: int | None) -> list[Failure | None]:
-    """For each rollout whether its weights are too old for it to be trained on.
+    """For each rollout, a failure if its weights are too old to train on it.
 
     Args:
         weights_steps: optimizer steps after which the rollouts' weights were taken.
         last_update: optimizer steps done before the last update that uses them.
-        max_staleness: most steps between the two; None: no limit.
+        max_staleness: maximum number of steps between the two; None: no limit.
     """
     allowed = math.inf if max_staleness is None else max_staleness
     return [
-        Failure("stale", f"weights of step {step}, more than max_staleness {max_staleness} before {last_update}")
+        Failure("stale", f"weights of step {step}, more than max_staleness {max_staleness} before step {last_update}")
         if last_update - step > allowed
         else None
         for step in weights_steps

@@ -1,4 +1,4 @@
-"""What a step logs about its rollouts and its time; `docs/metrics.md` explains each figure."""
+"""The metrics that a step logs about its rollouts and its time; `docs/metrics.md` explains each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gtpo.types import StopReason, Trajectory
 
 
 def rollout_counts(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Sums over rollouts; sums of several processes add up (see `rollout_metrics`)."""
+    """Sums over rollouts; the sums of several processes can be added (see `rollout_metrics`)."""
     counts = {
         "rollouts": float(len(trajectories)),
         "turns": float(sum(len(t.turns) for t in trajectories)),
@@ -38,9 +38,9 @@ def rollout_metrics(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def resample_metrics(counts: Sequence[Counts]) -> dict[str, float]:
-    """What drawing further problems in the place of uniform groups cost, given the counts of every process.
+    """The cost of replacing uniform groups by other problems, given the counts of every process.
 
-    Without counts of groups, as before a batch under way has ended, there are no figures.
+    Empty without counts of groups, as before a batch in progress has ended.
     """
     total = sum(counts, Counts())
     if not total.drawn:
@@ -54,11 +54,11 @@ def resample_metrics(counts: Sequence[Counts]) -> dict[str, float]:
 
 
 def time_metrics(seconds: Mapping[str, float], step_s: float) -> dict[str, float]:
-    """Seconds a phase and their shares of the steps since the last log.
+    """Seconds per phase, and their shares of the steps since the last log.
 
     Args:
         seconds: wall seconds of rollout (which includes tools), tools, scoring, verify, credit and record.
-        step_s: wall seconds of the training steps as a whole; what the phases leave is the update.
+        step_s: wall seconds of the training steps as a whole; the time outside these phases is the update.
     """
     spent = {name: seconds.get(name, 0.0) for name in ("rollout", "tools", "scoring", "verify", "credit", "record")}
     accounted = sum(spent.values()) - spent["tools"]

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 _SUMS = ("dapo", "cispo")
-"""TRL's losses that add up over tokens and divide by a number that does not depend on the micro-batch."""
+"""TRL's losses that sum over tokens and divide by a number that does not depend on the micro-batch."""
 
 
 def rows_count_alone(args: Any, model: Any) -> bool:
-    """Whether a row without an advantage has no part in TRL's loss nor in its gradient.
+    """Whether a row without an advantage contributes neither to TRL's loss nor to its gradient.
 
-    Not so where the loss is a mean over rows, or has more in it than advantages: a reference model (`beta`), an entropy
-    bonus, a quantile of entropies, the balance of a mixture of experts.
+    False if the loss is a mean over rows, or contains more than advantages: a reference model (`beta`), an entropy
+    bonus, a quantile of entropies, or the load balance of a mixture of experts.
 
     Args:
         args: a `GRPOConfig`.
-        model: its `config` says whether it is a mixture of experts.
+        model: the model; its `config` says whether it is a mixture of experts.
     """
     more = [
         args.beta,
@@ -34,19 +34,19 @@ def rows_count_alone(args: Any, model: Any) -> bool:
 
 
 def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tuple[dict[str, Any], bool]:
-    """A micro-batch's rows that have an advantage other than zero at a token of the loss.
+    """The rows of a micro-batch that have a nonzero advantage at a token of the loss.
 
-    Where most groups fail or pass altogether most rows have none, and computing with them is wasted.
+    If in most groups all rollouts fail or all pass, most rows have none, and computing them is wasted.
 
     Args:
         inputs: what TRL's loss takes, with `advantages` (B,) or (B, T).
-        agreed: of the number of rows that this process needs makes the one that all processes take, the largest: TRL
-            gathers its metrics of rows, and every process has to go through the model. Called once, always.
+        agreed: returns, from the number of rows that this process needs, the number that all processes use, the
+            largest: TRL gathers its metrics over rows, and every process has to run the model. Called exactly once.
 
     Returns:
-        The same with fewer rows, at least one: those with a signal and, as far as the number asks for more, the
-        shortest of the others, those with a token of the loss first. Unchanged if a tensor in it is not one of rows.
-        And whether any process has a row with a signal.
+        The same with fewer rows, at least one: those with a signal and, up to the agreed number, the shortest of the
+        others, those with a token of the loss first. Unchanged if it holds a tensor without a row axis. Also whether
+        any process has a row with a signal.
     """
     mask_B_T = inputs["completion_mask"]
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() > 0}
@@ -66,13 +66,12 @@ def with_signal(inputs: Mapping[str, Any], agreed: Callable[[int], int]) -> tupl
 def trimmed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A micro-batch, cut to its own longest prompt and completion.
 
-    TRL pads all rollouts of a generation batch to the longest of them and cuts rows out of that; a micro-batch
-    computes with every column all the same. What is cut has no token of any row, so the loss stays what it was, to
-    rounding.
+    TRL pads all rollouts of a generation batch to the longest of them and takes rows from that, so a micro-batch
+    would compute every column. The removed columns hold no token of any row, so the loss is the same up to rounding.
 
     Args:
-        inputs: what TRL's loss takes: prompts (B, P) padded on the left, completions and what belongs to their
-            tokens (B, T) padded on the right, and anything else.
+        inputs: what TRL's loss takes: prompts (B, P) padded on the left, completions and their per-token tensors
+            (B, T) padded on the right, and anything else.
 
     Returns:
         The same with fewer columns; unchanged if it holds something along the whole sequence (B, P + T).

@@ -1,4 +1,4 @@
-"""The card of a trained model: what it was trained from, how, and what came out."""
+"""The card of a trained model: its base model, how it was trained, and the results."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def write_model_card(folder: str | Path, args: Any, model: Any, history: Sequenc
     Args:
         folder: the folder.
         args: a `GTPOConfig`.
-        model: the model; its configuration names the one that it began as.
-        history: what the trainer logged, one mapping per log.
+        model: the model; its configuration names its base model.
+        history: the trainer's logs, one mapping per log.
     """
     base = getattr(model.config, "_name_or_path", "") or ""
     figures = [line for line in history if line.get("pass_rate") is not None]

@@ -1,9 +1,9 @@
-"""Rollouts of coming batches, made while the trainer updates (`--overlap`).
+"""Rollouts of upcoming batches, generated while the trainer updates (`--overlap`).
 
-The rollouts of a batch begin when an earlier batch is asked for, from the newest weights that the server has. They all
-come from these weights: a batch under way is not switched to newer ones. So with an overlap of N a batch is trained on
-N batches after its weights were taken, a group that was late (`--min_groups`) later. TRL's importance sampling
-correction uses the log-probabilities under which it was sampled; turn credit depends on rewards only.
+The rollouts of a batch start when an earlier batch is requested, from the newest weights that the server has. They all
+come from these weights: a batch in progress is not switched to newer ones. So with an overlap of N, a batch is trained
+on N batches after its weights were taken, and a late group (`--min_groups`) later than that. TRL's importance sampling
+correction uses the log-probabilities under which the rollouts were sampled; turn credit depends on rewards only.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ FRAC_CUT = "sampling/importance_sampling_ratio/frac_cut"
 
 
 def share_cut(ratio: Tensor, trained_B_T: Tensor, args: Any) -> float:
-    """Share of the tokens of the loss whose importance sampling ratio was truncated or, under a mask mode, set to 0.
+    """Share of the tokens of the loss whose importance sampling ratio was truncated or, in a mask mode, set to 0.
 
     Args:
-        ratio: as TRL leaves it, shape (B, T) or, per sequence, (B, 1).
+        ratio: the ratio as computed by TRL, shape (B, T) or, per sequence, (B, 1).
         trained_B_T: 1 at tokens of the loss.
         args: a `GRPOConfig`, with the bounds.
     """
@@ -46,14 +46,14 @@ def share_cut(ratio: Tensor, trained_B_T: Tensor, args: Any) -> float:
 
 
 class BatchOrder:
-    """The problems of each generation batch of this process, by its number in the run, also of those to come.
+    """The problems of each generation batch of this process by its number in the run, including future batches.
 
     Args:
-        order: of the problems.
+        order: the order of the problems.
         dataset: a map-style data set; `dataset[i]` is a row.
-        batch_size: rows of one generation batch of this process.
-        process, processes: which one, of how many.
-        group_size: rollouts of a problem; where the batch does not hold whole groups, it is one draw.
+        batch_size: number of rows in one generation batch of this process.
+        process, processes: index of this process, and number of processes.
+        group_size: rollouts per problem; if the batch does not consist of whole groups, it is a single draw.
     """
 
     def __init__(
@@ -76,30 +76,30 @@ class BatchOrder:
 
     @property
     def groups(self) -> int:
-        """Draws of a batch of this process."""
+        """Number of draws in a batch of this process."""
         return self._size // self._group_size
 
     def draws(self, number: int) -> list[Draw]:
-        """Those of the batch of that number, from 0."""
+        """The draws of the batch with this number, from 0."""
         start, indices = self._place(number)
         own = indices[start : start + self._size]
         return [self._draw(own[i : i + self._group_size]) for i in range(0, self._size, self._group_size)]
 
     def in_groups(self, rows: Sequence[Row]) -> list[Draw]:
-        """The rows of a batch, as the data loader gives them."""
+        """The rows of a batch, as the data loader gives them, as draws."""
         return [Draw(tuple(rows[i : i + self._group_size])) for i in range(0, len(rows), self._group_size)]
 
     def drawn(self, index: int) -> Draw:
-        """A group of the problem at an index of the data set."""
+        """A draw of the problem at an index of the data set."""
         return self._draw([index] * self._group_size)
 
     def spare(self, number: int, seed: int, most: int) -> list[Draw]:
-        """Further problems for a batch, in a random order, none of which is in it; each process has others.
+        """Further problems for a batch, in random order, none of which is in it; different ones for each process.
 
         Args:
-            number: of the batch.
-            seed: of the run.
-            most: how many, at most.
+            number: number of the batch.
+            seed: seed of the run.
+            most: maximum number of problems.
         """
         start, indices = self._place(number)
         first = start - self._process * self._size
@@ -109,7 +109,7 @@ class BatchOrder:
         return [self.drawn(index) for index in others[self._process :: self._processes][:most]]
 
     def number_at(self, epoch: float) -> int:
-        """The number of the batch that is asked for first when so many epochs are done."""
+        """The number of the first batch after this many epochs."""
         return int(epoch * self.per_epoch + 1e-6)
 
     def _place(self, number: int) -> tuple[int, Sequence[int]]:
@@ -126,13 +126,13 @@ class BatchOrder:
 
 @dataclass
 class _Source:
-    """The rollouts of one generation batch under way.
+    """The rollouts of one generation batch in progress.
 
     Attributes:
         draws: its problems.
-        future: of its rollouts, with their counts.
-        owed: groups that it has still to give.
-        ready: whole groups that nobody has taken.
+        future: the future of its rollouts; returns their counts.
+        owed: number of groups that it has yet to deliver.
+        ready: complete groups that have not been taken.
         given: indices of the problems that were taken.
     """
 
@@ -145,7 +145,7 @@ class _Source:
 
 
 class Begin(Protocol):
-    """Begins the rollouts of a batch; called in the trainer's thread."""
+    """Starts the rollouts of a batch; called in the trainer's thread."""
 
     def __call__(
         self,
@@ -155,10 +155,10 @@ class Begin(Protocol):
         on_group: Callable[[Group], None],
         order: BatchOrder,
     ) -> Coroutine[Any, Any, Counts]:
-        """The rollouts as a coroutine, from the weights as they are now.
+        """The rollouts as a coroutine, from the current weights.
 
         Args:
-            number: of the batch.
+            number: number of the batch.
             draws: its problems.
             progress, on_group: see `GroupRollouts.run`.
             order: the problems of all batches.
@@ -167,16 +167,16 @@ class Begin(Protocol):
 
 
 class Overlap:
-    """Keeps the rollouts of the next `depth` batches under way, in an event loop in a thread of its own.
+    """Keeps the rollouts of the next `depth` batches in progress, in an event loop in a separate thread.
 
-    A batch is made of groups: its own and, where some of these are late, those of the next batches that are whole
-    already; late groups go into the batch after. So each group is trained on once, and in the order of the problems but
+    A batch consists of its own groups and, if some of these are late, of groups of the next batches that are already
+    complete; late groups go into the next batch. So each group is trained on once, in the order of the problems except
     for late ones.
 
     Args:
-        depth: batches ahead, at least 1.
-        begin: begins the rollouts of a batch.
-        min_groups: share of a batch's groups that must be whole before it is given, in (0, 1].
+        depth: number of batches ahead, at least 1.
+        begin: starts the rollouts of a batch.
+        min_groups: share of a batch's groups that must be complete before the batch is returned, in (0, 1].
     """
 
     def __init__(self, depth: int, begin: Begin, min_groups: float = 1.0) -> None:
@@ -190,17 +190,17 @@ class Overlap:
         self._resumed: dict[int, list[int]] = {}
 
     def take(self, number: int, rows: Sequence[Row], order: BatchOrder, last: int, progress: Progress) -> list[Group]:
-        """The groups of a batch, waited for if need be; begins those that come after it.
+        """The groups of a batch, after waiting for them if needed; starts the batches after it.
 
         Args:
-            number: of the batch, from 0.
-            rows: that the data loader gives for it.
+            number: number of the batch, from 0.
+            rows: the rows that the data loader gives for it.
             order: the problems of all batches.
             last: number of the last batch of the run.
-            progress: told how many rollouts of this batch have ended, while it is waited for.
+            progress: called while waiting, with the number of rollouts of this batch that have ended.
 
         Raises:
-            ConfigError: the data set gave other rows ahead than it gives now.
+            ConfigError: the data set gives other rows now than when it was read ahead.
             BackendError: see `RolloutEngine.run`.
         """
         for earlier, indices in self._resumed.items():
@@ -213,7 +213,7 @@ class Overlap:
         ahead = found.draws if len(found.draws) == order.groups else order.draws(number)  # resumed: some were given
         if [row["prompt"] for draw in ahead for row in draw.rows] != [row["prompt"] for row in rows]:
             raise ConfigError(
-                "overlap: the training data gave other rows for a batch than were read ahead for it; use a data set "
+                "overlap: the training data gave other rows for a batch than when it was read ahead; use a data set "
                 "whose rows stay the same, or --overlap 0"
             )
         with self._changed:
@@ -231,15 +231,15 @@ class Overlap:
         return [group for _, group in taken]
 
     def counts(self) -> Counts:
-        """Counts of the batches whose rollouts have all ended since this was asked last; see `GroupRollouts.run`."""
+        """Counts of the batches whose rollouts have all ended since the last call; see `GroupRollouts.run`."""
         with self._changed:
             found, self._counts = self._counts, Counts()
         return found
 
     def owed(self) -> dict[int, list[int]]:
-        """For a checkpoint: by batch the problems whose groups are still to be given, where that is not all or none.
+        """For a checkpoint: by batch, the problems whose groups are yet to be delivered.
 
-        So of batches up to the one that was taken last, and of those after it that have given groups already.
+        Included are batches up to the one that was taken last, and later ones that have already delivered groups.
         """
         with self._changed:
             return self._resumed or {
@@ -249,17 +249,17 @@ class Overlap:
             }
 
     def resume(self, owed: Mapping[int, list[int]]) -> None:
-        """Go on where a checkpoint was made that `owed` was written to."""
+        """Resume from the `owed` groups of a checkpoint."""
         self._resumed = dict(owed)
 
     def wait(self) -> None:
-        """Until nothing is under way: for weights that are replaced in place."""
+        """Wait until no rollout is in progress, since weights are replaced in place."""
         for source in list(self._sources.values()):
             with contextlib.suppress(Exception):  # whoever takes the batch is told
                 source.future.result()
 
     def idle_s(self) -> float:
-        """Seconds in which no rollout was under way, since this was asked last."""
+        """Seconds without a rollout in progress since the last call."""
         with self._changed:
             now = time.monotonic()
             spent = self._idle_s + (now - self._idle_since if self._loop and not self._busy else 0.0)
@@ -267,7 +267,7 @@ class Overlap:
             return spent
 
     def close(self) -> None:
-        """End what is under way, and the thread."""
+        """Cancel the rollouts in progress, and end the thread."""
         self._sources.clear()
         loop, self._loop = self._loop, None
         if loop is not None and self._thread is not None:
@@ -277,10 +277,10 @@ class Overlap:
             loop.close()
 
     def _enough(self, sources: Mapping[int, _Source], number: int, groups: int) -> bool:
-        """Whether a batch of so many groups can be given.
+        """Whether a batch of this many groups can be returned.
 
         Raises:
-            Exception: what ended rollouts that it would wait for.
+            Exception: the error that ended rollouts which the batch would wait for.
         """
         until = [source for key, source in sources.items() if key <= number]
         for source in until:
@@ -325,7 +325,7 @@ class Overlap:
 
 
 def _ready(sources: Mapping[int, _Source]) -> list[tuple[_Source, Group]]:
-    """The groups that can be taken, those of early batches first."""
+    """The groups that can be taken, those of earlier batches first."""
     return [
         (source, group)
         for _, source in sorted(sources.items())
@@ -334,9 +334,9 @@ def _ready(sources: Mapping[int, _Source]) -> list[tuple[_Source, Group]]:
 
 
 def _without(indices: Sequence[int | None], given: Sequence[int | None]) -> list[int]:
-    """The indices that were not given; of a problem that is there twice each counts.
+    """The indices that were not given; duplicates of a problem count separately.
 
-    Problems that were drawn in the place of others take the places of those that can't be found.
+    Each given problem that is not in `indices`, having been drawn as a replacement, also removes one index.
     """
     left = Counter(indices)
     left.subtract(index for index in given if left[index] > 0)

@@ -1,4 +1,4 @@
-"""What `GTPOTrainer` makes of `tools` and `environment_factory`, as TRL has them."""
+"""How `GTPOTrainer` handles TRL's arguments `tools` and `environment_factory`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def made_engine(
     environment_factory: Callable[[], Any] | None,
     sandbox: Sandbox | None,
 ) -> RolloutEngine:
-    """The engine that the trainer's arguments ask for.
+    """The engine that the trainer's arguments describe.
 
     Args:
-        args: the settings; their tools are used where none are given, but for the default beside an environment.
-        tokenizer: with a chat template.
-        tools: functions, or tools of ours.
+        args: the settings; their tools are used if none are given, except that an environment has no default tools.
+        tokenizer: a tokenizer with a chat template.
+        tools: functions, or gtpo tools.
         environment_factory: see `gtpo.rollout.environment`.
         sandbox: runs the model's code.
 
     Raises:
-        ConfigError, TemplateError: see `build_engine`; or several environments by name, which are not taken.
+        ConfigError, TemplateError: see `build_engine`; or several environments by name, which is not supported.
     """
     if isinstance(environment_factory, Mapping):
         raise ConfigError(
-            "environment_factory: a mapping of several environments is not taken; give one class, whose reset chooses "
-            "by a column"
+            "environment_factory: a mapping of several environments is not supported; give one class whose reset "
+            "chooses by a column"
         )
     environments = Environments(environment_factory, args.environment_timeout_s) if environment_factory else None
     if tools is None and environments and args.tools is None:
@@ -47,10 +47,10 @@ def made_engine(
 
 
 def check_data(environments: Environments, dataset: Any, args: GTPOConfig, prompts: Prompts) -> Any:
-    """The data set; without one the environment's own problems, or rows with an empty prompt, which `reset` fills.
+    """The data set; without one, the environment's own problems, or rows with an empty prompt, which `reset` fills.
 
     Raises:
-        ConfigError: `reset` does not take its columns, or there is neither a data set nor `max_steps`.
+        ConfigError: `reset` does not take the columns, or there is neither a data set nor `max_steps`.
     """
     if dataset is None and (problems := environments.problems()):
         dataset = problem_dataset(problems, prompts)
@@ -58,8 +58,8 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig, promp
     if dataset is None:
         if args.max_steps <= 0:
             raise ConfigError(
-                f"without a train_dataset the environment {environments.name} makes the prompts, so max_steps must say "
-                "how long to train: give it, above 0"
+                f"without a train_dataset the environment {environments.name} makes the prompts, so the length of "
+                "training is unknown: give max_steps above 0"
             )
         dataset = Dataset.from_dict({"prompt": [[{"role": "user", "content": ""}]] * args.groups_per_batch})
     names = getattr(dataset, "column_names", None)
@@ -69,7 +69,7 @@ def check_data(environments: Environments, dataset: Any, args: GTPOConfig, promp
 
 
 def reset_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as `reset` gets it: the columns, and the further fields of a problem by their names."""
+    """The arguments of `reset` for a row: the columns, and the further fields of a problem by their names."""
     extras = row.get("extras")
     if not isinstance(extras, str):
         return dict(row)

@@ -1,4 +1,4 @@
-"""The progress of a run: which step, what it is doing now, and the last pass rate."""
+"""The progress of a run: the step, its current phase, and the last pass rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StepProgress(TrainerCallback):
 
     Args:
         enabled: False shows nothing.
-        label: stands before the bar.
+        label: text before the bar.
     """
 
     def __init__(self, *, enabled: bool = True, label: str = "gtpo"):
@@ -26,12 +26,12 @@ class StepProgress(TrainerCallback):
         self._pass_rate: float | None = None
 
     def phase(self, name: str) -> None:
-        """Say what is being done from now on."""
+        """Set the name of the current phase."""
         self._phase = name
         self._show()
 
     def within_phase(self, what: str, done: int, of: int) -> None:
-        """Say how far it is; fits `gtpo.rollout.loop.Progress`."""
+        """Show the progress within a phase; a `gtpo.rollout.loop.Progress`."""
         self._phase = f"{what} {done}/{of}"
         self._show()
 
@@ -42,7 +42,7 @@ class StepProgress(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin at the step that the run is at."""
+        """Start at the current step of the run."""
         if self.enabled and state.is_world_process_zero:
             self._step = state.global_step
             self._shown = Progress(self.label, state.max_steps, "steps", done=self._step)
@@ -60,20 +60,20 @@ class StepProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Keep the last pass rate in sight."""
+        """Show the last pass rate."""
         self._pass_rate = (logs or {}).get("pass_rate", self._pass_rate)
         self._show()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """End with what came out."""
+        """Finish the display."""
         self._phase = ""
         self._show()
         self.close()
 
     def close(self) -> None:
-        """Leave it as it stands, where training does not come to its end."""
+        """Close the display as it is, if training ends early."""
         if self._shown is not None:
             self._shown.close()
             self._shown = None

@@ -1,9 +1,9 @@
 """Writes a run's directory: config.yaml, metrics.jsonl and rollouts/step_NNNNNN.jsonl.gz.
 
-Every process of a run makes a `RunRecorder`, which tries the directory; the main process alone writes with it.
+Every process of a run creates a `RunRecorder`, which checks the directory; only the main process writes with it.
 `docs/run-directory.md` documents the files; `SCHEMA_VERSION` changes whenever a field changes its meaning. Files are
-written whole and then renamed, so a reader never sees half a step; a disk that fills up raises a RecordError that says
-how to go on, and what was written before stays readable.
+written completely and then renamed, so a reader never sees half a step. A full disk raises a RecordError that says how
+to continue; what was written before stays readable.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gtpo.versions import installed_versions
 
 MIN_FREE_MB = 200
 
-_GO_ON = "go on from the last checkpoint with --resume true; what was recorded before is intact"
+_GO_ON = "resume from the last checkpoint with --resume true; what was recorded before is intact"
 
 
 class RunRecorder:
     """The files of one run.
 
     Args:
-        run_dir: made if missing.
+        run_dir: the directory; created if missing.
 
     Raises:
-        RecordError: the directory can't be written, or has less than `MIN_FREE_MB` of room.
+        RecordError: the directory can't be written, or its disk has less than `MIN_FREE_MB` free.
     """
 
     def __init__(self, run_dir: str | Path):
@@ -53,15 +53,15 @@ class RunRecorder:
             raise write_failure(self.run_dir, error, _GO_ON) from error
         if free_mb < MIN_FREE_MB:
             raise RecordError(
-                f"{self.run_dir}: only {free_mb:.0f} MB are free and a run needs {MIN_FREE_MB} at the least; free some "
+                f"{self.run_dir}: only {free_mb:.0f} MB are free, but a run needs at least {MIN_FREE_MB}; free disk "
                 "space or choose another --run_dir"
             )
 
     def hold(self) -> None:
-        """Keep other trainers out of the directory until `release`, and clear away what a kill left half written.
+        """Lock the directory against other trainers until `release`, and delete partial files left by a kill.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds the directory.
         """
         if self._lock is None:
             self._lock = RunLock(self.run_dir)
@@ -69,30 +69,30 @@ class RunRecorder:
                 sweep_partial(folder)
 
     def release(self) -> None:
-        """Let other trainers in."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def check_place(self) -> None:
-        """Make sure that the directory is still there, once it is held.
+        """Check that the directory, if it is held, is still there.
 
         Raises:
-            RecordError: it was deleted, moved or replaced.
+            RecordError: the directory was deleted, moved or replaced.
         """
         if self._lock is not None:
             self._lock.check()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.yaml: everything needed to run it again, with versions."""
+        """Write config.yaml: everything needed to repeat the run, with versions."""
         document = {"schema": SCHEMA_VERSION, "versions": installed_versions(), **config}
         self._replace(self.run_dir / CONFIG, yaml.safe_dump(json.loads(json.dumps(document, default=str))))
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rollouts of one step, a line each, compressed.
+        """Write the rollouts of one step, one per line, compressed.
 
-        A second batch of the same step, as where an update takes several generations, is added to the first; its
-        rollouts and groups are numbered on.
+        A second batch of the same step, as when an update uses several generation batches, is added to the first; the
+        numbering of rollouts and groups continues.
         """
         last_step, lines, rollouts, groups = self._last
         if last_step != step:
@@ -123,12 +123,12 @@ class RunRecorder:
             raise write_failure(self.metrics_path, error, _GO_ON) from error
 
     def start_afresh(self) -> None:
-        """Make room for a new run: delete the records and checkpoints of a former one."""
+        """Delete the records and checkpoints of an earlier run, for a new one."""
         self.rewind(0)
         shutil.rmtree(self.run_dir / CHECKPOINTS, ignore_errors=True)
 
     def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, since training resumes from there."""
+        """Delete what was recorded after `step`, since training resumes from there."""
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) is not None and (_step_of(line) or 0) <= step]
@@ -149,18 +149,18 @@ def check_vacant(run_dir: str | Path) -> None:
     """Refuse a directory with a run in it.
 
     Raises:
-        ConfigError: it holds records or checkpoints.
+        ConfigError: the directory holds records or checkpoints.
     """
     run_dir = Path(run_dir)
     if (run_dir / METRICS).exists() or any((run_dir / CHECKPOINTS).glob("checkpoint-*")):
         raise ConfigError(
-            f"{run_dir} holds a run already: go on with it (--resume auto), choose another --run_dir, or delete its "
+            f"{run_dir} holds a run already: resume it (--resume auto), choose another --run_dir, or delete its "
             "records and checkpoints (--overwrite true)"
         )
 
 
 def _step_of(line: str) -> int | None:
-    """Step of a metrics line; None for a line that a kill cut short."""
+    """Step of a metrics line; None for an incomplete line, as after a kill."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What a trainer says, each thing once, where a run can't learn what it should."""
+"""Warnings of the trainer, each given once, when a run can't learn what it should."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gtpo.advice import where_success_is_rare
 from gtpo.types import InvalidCall, Trajectory
 
 STEPS = 5
-"""Over which the share of groups that failed altogether is averaged."""
+"""Steps over which the share of groups without a success is averaged."""
 SHARE = 0.5
 
 
 class Remarks:
-    """Looks at each step.
+    """Checks each step.
 
     Args:
-        settings: of the algorithm, see `gtpo.advice.where_success_is_rare`.
-        tools: names of those that rollouts may call.
+        settings: settings of the algorithm, see `gtpo.advice.where_success_is_rare`.
+        tools: names of the tools that rollouts may call.
         pass_or_fail: whether the verifier alone rewards, and nothing between 0 and 1.
     """
 
@@ -31,11 +31,11 @@ class Remarks:
         self._said: set[str] = set()
 
     def of(self, metrics: Mapping[str, float], trajectories: Sequence[Trajectory] = ()) -> list[str]:
-        """What is to be said after a step.
+        """The warnings to print after a step.
 
         Args:
-            metrics: of its rollouts, as they are logged.
-            trajectories: those of this process.
+            metrics: the logged metrics of its rollouts.
+            trajectories: the rollouts of this process.
         """
         checks = {"calls": self._calls, "scores": self._scores, "rare success": self._rare_success}
         said = {name: check(metrics, trajectories) for name, check in checks.items()}

@@ -1,4 +1,4 @@
-"""The reward functions of TRL's trainer, put aside: it calls them when asked to, and sees one number per rollout."""
+"""The reward functions of TRL's trainer, set aside: TRL calls them only on request, and sees one number per rollout."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gtpo.scoring import VERIFIED
 
 
 class RewardSources:
-    """The reward functions that TRL's trainer has prepared, put aside: it sees their weighted sum alone.
+    """The reward functions that TRL's trainer has prepared, set aside: the trainer sees only their weighted sum.
 
-    The credit of rollouts is made of that sum, and the paper's GRPO baseline takes it together with the format. So each
-    function is called once, before TRL's own normalisation.
+    Credit is computed from that sum, and the paper's GRPO baseline combines it with the format. So each function is
+    called once, before TRL's own normalisation.
 
     Args:
         trainer: a `GRPOTrainer` after its `__init__`; from now on it has one reward function.
         outcome_reward: that function.
-        environment_reward: one more reward function, with weight 1, as TRL has an environment's.
+        environment_reward: one more reward function with weight 1, as in TRL for environments.
     """
 
     _NAMES = ("reward_funcs", "reward_processing_classes", "reward_func_names", "reward_weights")
@@ -54,12 +54,12 @@ class RewardSources:
             self._use(self._one)
 
     def means(self, rewards_B_F: Tensor) -> dict[str, float]:
-        """The mean reward by the function's name, where there are others than the verifier."""
+        """The mean reward by function name, if there are functions besides the verifier."""
         names = self._all["reward_func_names"]
         if names == [VERIFIED]:
             return {}
         return {name: column.nanmean().item() for name, column in zip(names, rewards_B_F.unbind(dim=1), strict=True)}
 
     def by_rollout(self, rewards_B_F: Tensor) -> list[list[float | None]]:
-        """For each rollout what each function gave; None where one does not apply."""
+        """For each rollout, the reward of each function; None where a function does not apply."""
         return [[None if math.isnan(value) else value for value in row] for row in rewards_B_F.tolist()]

@@ -1,6 +1,6 @@
 """TRL's trainer with our rollouts: where they are generated, from which weights, and when.
 
-Rollouts are made in process, by a colocated vLLM engine or on a server; on a server also ahead of the update
+Rollouts are generated in process, by a colocated vLLM engine or on a server; on a server also ahead of the update
 (`gtpo.training.overlap`).
 """
 
@@ -40,8 +40,8 @@ class RolledOut:
     """The rollouts of this process that are trained on next.
 
     Attributes:
-        groups: in the order in which they are trained on.
-        counts: of the rollouts that have ended since the last batch.
+        groups: the groups, in the order in which they are trained on.
+        counts: counts of the rollouts that have ended since the last batch.
     """
 
     groups: Sequence[Group]
@@ -59,12 +59,12 @@ class RolledOut:
 
     @property
     def environments(self) -> list[Any]:
-        """Their environments; none without any."""
+        """The rollouts' environments; empty if there are none."""
         return [environment for group in self.groups for environment in group.environments]
 
     @property
     def weights_steps(self) -> list[int]:
-        """For each rollout the optimizer step after which its weights were taken."""
+        """For each rollout, the optimizer step after which its weights were taken."""
         return [group.weights_step for group in self.groups for _ in group.trajectories]
 
 
@@ -72,7 +72,7 @@ class RollingTrainer(BaseTrainer):
     """`BaseTrainer` with rollouts.
 
     Args:
-        engine: rolls out.
+        engine: generates rollouts.
         rows: reads the problems of the data set's rows.
         args: settings.
         train_dataset, progress, kwargs: see `BaseTrainer`.
@@ -112,7 +112,7 @@ class RollingTrainer(BaseTrainer):
             check_takes_weights(self.vllm_generation)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """TRL's; rollouts that were begun ahead end with it."""
+        """TRL's `train`; rollouts that were started ahead end with it."""
         self._order = None
         try:
             return super().train(*args, **kwargs)
@@ -121,7 +121,7 @@ class RollingTrainer(BaseTrainer):
                 self._overlap.close()
 
     def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """See `TRLTrainer.score_batch`; the rollouts are made, or taken from those made ahead."""
+        """See `TRLTrainer.score_batch`; the rollouts are generated now, or taken from those generated ahead."""
         if self._overlap and self.args.vllm_sync == "nccl" and self.state.global_step != self.weights_sent_at:
             self._overlap.wait()  # the weights that rollouts under way are sampled from are about to be replaced
         send_weights(self)
@@ -135,7 +135,7 @@ class RollingTrainer(BaseTrainer):
         return cast("dict[str, Any]", output)
 
     def _save_more(self, folder: Path) -> None:
-        """Also which problems late groups are of, which earlier batches have left."""
+        """Also save the problems of late groups from earlier batches."""
         super()._save_more(folder)
         if self._owed:
             write_text(self._late_path(folder), json.dumps(self._owed))
@@ -145,7 +145,7 @@ class RollingTrainer(BaseTrainer):
         if checkpoint is None or not (path := self._late_path(Path(checkpoint))).exists():
             return
         if not self._overlap:
-            raise ConfigError(f"{path}: groups are still to be trained on that were late (min_groups): keep --overlap")
+            raise ConfigError(f"{path}: late groups (min_groups) are still to be trained on: keep --overlap")
         self._owed = {int(number): indices for number, indices in json.loads(path.read_text()).items()}
         self._overlap.resume(self._owed)
 
@@ -153,7 +153,7 @@ class RollingTrainer(BaseTrainer):
         return folder / f"late_groups_{self.accelerator.process_index}.json"
 
     def _roll(self, rows: Sequence[Row]) -> None:
-        """Make the rollouts of these rows, or take those that were made ahead; lend the environments anew."""
+        """Generate the rollouts of these rows, or take those generated ahead; hand out the environments again."""
         start = time.perf_counter()
         self.progress.phase("rollouts")
         order = self._batch_order() if self.model.training else None
@@ -164,12 +164,14 @@ class RollingTrainer(BaseTrainer):
             self.engine.environments.release(self._rolled.environments)  # those of the batch before
         self._rolled, self._weights_steps = rolled, rolled.weights_steps
         if not all(t.token_exact or t.stop_reason.is_failure for t in rolled.trajectories):
-            raise BackendError("the server did not give the ids that it sampled, so they can't be trained on")
+            raise BackendError(
+                "the server did not return the token ids that it sampled, so its rollouts can't be trained on"
+            )
         self._seconds["rollout"] += time.perf_counter() - start
         self._seconds["tools"] += rolled.counts.tools_s
 
     def _batch_order(self) -> BatchOrder | None:
-        """The problems of all batches of the run; None where the data set is streamed."""
+        """The problems of all batches of the run; None if the data set is streamed."""
         if self._order is None and not self._streams:
             self._order = BatchOrder(
                 self._epoch_order,
@@ -183,7 +185,7 @@ class RollingTrainer(BaseTrainer):
         return self._order
 
     def _rolled_now(self, rows: Sequence[Row], order: BatchOrder | None) -> RolledOut:
-        """The rollouts of these rows, from the weights as they are; of training if the order is known."""
+        """The rollouts of these rows, from the current weights; they are training rollouts if the order is known."""
         draws = [Draw(tuple(rows))] if order is None else order.in_groups(rows)
         groups: list[Group] = []
         run = self._begin(self._next_batch, draws, self.progress.within_phase, groups.append, order)
@@ -202,7 +204,7 @@ class RollingTrainer(BaseTrainer):
         return cast(Messages, row["prompt"])
 
     def _spread(self, group: Group) -> Spread:
-        """What the rewards of a group are."""
+        """The `Spread` of a group's rewards."""
         raise NotImplementedError
 
     def _begin(
@@ -213,7 +215,7 @@ class RollingTrainer(BaseTrainer):
         on_group: Callable[[Group], None],
         order: BatchOrder | None,
     ) -> Coroutine[Any, Any, Counts]:
-        """The rollouts of a batch, from the weights as they are now; see `gtpo.training.overlap.Begin`."""
+        """The rollouts of a batch, from the current weights; see `gtpo.training.overlap.Begin`."""
         context = ExitStack()
         backend = context.enter_context(self._backend())
         resamples = order is not None and self.args.resample_uniform > 1
@@ -241,22 +243,22 @@ class RollingTrainer(BaseTrainer):
         """Whether the data set is streamed, so that nothing can be read ahead.
 
         Raises:
-            ConfigError: further problems are to be drawn from it.
+            ConfigError: it is streamed, but `resample_uniform` needs further problems from it.
         """
         if not isinstance(dataset, IterableDataset):
             return False
         if args.resample_uniform > 1:
             raise ConfigError(
-                "resample_uniform: no further problems can be drawn from a train_dataset that is streamed"
+                "resample_uniform: no further problems can be drawn from a streamed train_dataset; set it to 0"
             )
         if args.overlap:
             args.overlap = 0
             if args.process_index == 0:
-                progress.say("gtpo: overlap 0: a train_dataset that is streamed can't be read ahead")
+                progress.say("gtpo: overlap is set to 0: a streamed train_dataset can't be read ahead")
         return True
 
     def _taken(self, overlap: Overlap, order: BatchOrder, rows: Sequence[Row]) -> RolledOut:
-        """The rollouts of this batch, which were begun earlier; those of the next ones are begun."""
+        """The rollouts of this batch, which were started earlier; starts those of the next batches."""
         last = -(-self.state.max_steps // self.args.updates_per_batch) - 1
         groups = overlap.take(self._next_batch, rows, order, last, self.progress.within_phase)
         self.own_metrics["time/server_idle_s"].append(overlap.idle_s())
@@ -264,7 +266,7 @@ class RollingTrainer(BaseTrainer):
 
     @contextmanager
     def _backend(self) -> Iterator[Backend]:
-        """What generates, for one batch."""
+        """The generation backend for one batch."""
         if self.use_vllm:
             if self.args.vllm_sync == "adapter":
                 with self.vllm_generation.backend(self.tokenizer_of_policy) as backend:
@@ -280,7 +282,7 @@ class RollingTrainer(BaseTrainer):
 
     @contextmanager
     def _whole_policy(self) -> Iterator[Any]:
-        """The policy as one process can compute with it, for one batch."""
+        """The policy in a form that one process can run by itself, for one batch."""
         with (
             unwrapped_for_generation(self) as model,
             whole_weights(self.model_wrapped, gathered=self.args.ds3_gather_for_generation),

@@ -29,7 +29,7 @@ from gtpo.training.trl_compat import longest_context, save_policy
 
 
 class MetricsCallback(TrainerCallback):
-    """Appends what the trainer logs to metrics.jsonl."""
+    """Appends the trainer's logs to metrics.jsonl."""
 
     def __init__(self, recorder: RunRecorder):
         self.recorder = recorder
@@ -42,12 +42,12 @@ class MetricsCallback(TrainerCallback):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run left.
+    """The result of a run.
 
     Attributes:
         run_dir: the run's directory.
-        model_dir: the trained model and its tokenizer.
-        steps: optimizer steps done in all.
+        model_dir: the folder of the trained model and its tokenizer.
+        steps: total number of optimizer steps done.
     """
 
     run_dir: Path
@@ -72,30 +72,30 @@ def train(
 ) -> TrainResult:
     """Train, record and save.
 
-    In the main thread, SIGTERM, SIGUSR1 and SIGHUP end the run after the step that is under way, with a checkpoint; a
-    second one ends the process.
+    In the main thread, SIGTERM, SIGUSR1 and SIGHUP end the run after the current step, with a checkpoint; a second
+    signal ends the process at once.
 
     Args:
         model: a model, or a folder or Hub id.
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
         problems: training problems.
-        args: settings; `args.run_dir` is where everything goes.
-        resume: go on from the newest whole checkpoint of the run's directory; "auto": if there is one, else start.
-        resume_with_changes: go on although settings, problems or model are others than the run was begun with.
+        args: settings; everything is written to `args.run_dir`.
+        resume: resume from the newest whole checkpoint of the run's directory; "auto": if there is one, else start.
+        resume_with_changes: resume although settings, problems or model differ from those that the run started with.
         provenance: further entries of config.yaml, such as the model's name and the problem files.
-        label: stands before the progress bar.
-        engine: rolls out; by default the one that `args` ask for.
+        label: text before the progress bar.
+        engine: generates rollouts; by default the one that `args` describe.
         sandbox: runs the model's code, in the default engine.
-        callbacks: of the trainer, besides those that record the run.
+        callbacks: callbacks of the trainer, besides those that record the run.
         trainer_options: passed on to `GTPOTrainer`.
 
     Raises:
-        ConfigError: `resume` without a checkpoint or of another run, a directory that holds a run already, or one that
-            another process trains in.
+        ConfigError: `resume` without a checkpoint or with another run's, the directory already holds a run, or another
+            process trains in it.
         DataError: no problem's prompt fits into the context.
-        ModelError: logits, loss, gradient or weights are not finite; says where to go on from.
+        ModelError: logits, loss, gradient or weights are not finite; names the checkpoint to resume from.
         RecordError: the run's directory can't be written.
-        StoppedError: a signal ended the run before its last step; it can go on.
+        StoppedError: a signal ended the run before its last step; it can be resumed.
         TooManyFailuresError: too many rollouts failed; says where the checkpoint is.
     """
     engine = engine or build_engine(args, tokenizer, sandbox=sandbox)
@@ -126,14 +126,14 @@ def train(
 
 
 def train_recorded(trainer: GTPOTrainer, resume: bool | str | Path | None, *, with_changes: bool) -> Any:
-    """Train in the run's directory, recorded, locked and stopped by signals as `train` does it.
+    """Train in the run's directory, with recording, lock and signal handling as in `train`.
 
-    For a trainer that was made in Python; see `GTPOTrainer.train`.
+    For a trainer that was created in Python; see `GTPOTrainer.train`.
 
     Raises:
-        ConfigError: see `begin`; or `resume` is the path of another checkpoint than the newest whole one.
+        ConfigError: see `begin`; or `resume` is the path of a checkpoint that is not the newest whole one.
         RecordError: the directory can't be written.
-        StoppedError: a signal ended the run before its last step; a checkpoint holds it.
+        StoppedError: a signal ended the run before its last step; it can be resumed from a checkpoint.
     """
     args = trainer.args
     newest = newest_whole(args.output_dir or "")
@@ -166,11 +166,11 @@ class RecordedRun:
 
     Attributes:
         args: settings.
-        settings: the same as they were asked for; TRL changes some.
+        settings: the settings as they were given; TRL changes some.
         about: further entries of config.yaml.
         recorder: writes the directory.
         start: where the run begins.
-        durability: ends it after a step when a signal has come.
+        durability: ends the run after the current step if a signal has come.
     """
 
     args: Any
@@ -182,15 +182,15 @@ class RecordedRun:
 
     @property
     def callbacks(self) -> list[Any]:
-        """What the trainer needs to be recorded and stopped."""
+        """The callbacks with which the trainer is recorded and stopped."""
         return [MetricsCallback(self.recorder), self.durability]
 
     def complete(self, trainer: Any, found: Mapping[str, Any]) -> Any:
-        """Write config.yaml, then train to the end; returns what the trainer's `train` does.
+        """Write config.yaml, then train to the end; returns what the trainer's `train` returns.
 
         Args:
             trainer: a `DurableTrainer`, with `callbacks`.
-            found: entries of config.yaml that were found out since.
+            found: further entries of config.yaml that are known only now.
 
         Raises:
             StoppedError: a signal ended the run before its last step.
@@ -211,12 +211,12 @@ class RecordedRun:
 def recorded_run(
     args: Any, about: Mapping[str, Any], progress: StepProgress, *, resume: Resume, with_changes: bool
 ) -> Iterator[RecordedRun]:
-    """A run's directory, locked and made ready. Inside, signals do not interrupt; see `gtpo._signals`.
+    """Lock and prepare a run's directory. Inside, signals do not interrupt; see `gtpo._signals`.
 
     Args:
         args: settings.
         about: see `gtpo.training.start.begin`.
-        progress: says what is passed over.
+        progress: reports skipped checkpoints.
         resume: see `begin`.
         with_changes: see `begin`.
 
@@ -244,6 +244,6 @@ def recorded_run(
 
 
 def identity_of(model: Any, args: Any, trainer_options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run starts from, but for its data; see `gtpo.training.identity`."""
+    """The identity of what a run starts from, except its data; see `gtpo.training.identity`."""
     adapter = adapter_id(trainer_options.get("peft_config"))
     return {"weights": model_id(model), "adapter": adapter, "processes": args.world_size}

@@ -1,4 +1,4 @@
-"""The order of the problems, which a resumed run takes up where it was."""
+"""The order of the problems, which a resumed run continues."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gtpo.training.trl_compat import RepeatSampler
 
 
 class EpochOrder(Sampler[int]):
-    """TRL's sampler, with an order that depends on the seed and the epoch and on nothing else.
+    """TRL's sampler, with an order that depends only on the seed and the epoch.
 
-    TRL's draws each epoch's order from a generator that goes on from the last epoch's and is in no checkpoint: a
-    run that is resumed in its second epoch or later would begin with the order of the first one again.
+    TRL draws each epoch's order from a generator that continues from the last epoch and is not in the checkpoint: a run
+    resumed in its second epoch or later would start again with the order of the first one.
 
     Args:
-        sampler: TRL's.
-        epoch: the number of epochs that are done, asked at the beginning of each.
+        sampler: TRL's sampler.
+        epoch: returns the number of finished epochs; called at the start of each epoch.
     """
 
     def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]):
@@ -30,7 +30,7 @@ class EpochOrder(Sampler[int]):
         yield from self.of_epoch(self.epoch())
 
     def of_epoch(self, epoch: int) -> Iterator[int]:
-        """The indices of that epoch, from 0, in their order; read whole before another epoch is asked for."""
+        """The indices of an epoch, counted from 0, in order; exhaust them before requesting another epoch."""
         if self.sampler.shuffle:
             generator = self.sampler.generator
             generator.manual_seed(cast(int, self.sampler.seed))

@@ -13,11 +13,11 @@ from gtpo.types import InvalidCall, Turn
 
 
 def recorded_groups(groups: Sequence[int], tokens: Sequence[int], max_tokens: int) -> set[int]:
-    """The first groups of a batch that together have about `max_tokens` completion tokens at most; at least one group.
+    """The first groups of a batch that together have at most about `max_tokens` completion tokens; at least one group.
 
     Args:
-        groups, tokens: of each rollout, its group and its completion tokens.
-        max_tokens: 0: all groups.
+        groups, tokens: for each rollout, its group and its number of completion tokens.
+        max_tokens: the limit; 0: all groups.
     """
     sizes: dict[int, int] = {}
     for group, count in zip(groups, tokens, strict=True):
@@ -39,9 +39,9 @@ def rollout_rows(
 
     Args:
         batch: the rollouts.
-        pieces: cuts the texts of turns at their tokens.
-        groups: those to describe.
-        weights_steps: for each rollout of this process the step of its weights, if that is known.
+        pieces: splits the texts of turns at token boundaries.
+        groups: the groups to describe.
+        weights_steps: for each rollout of this process, the step of its weights, if known.
     """
     values = {name: getattr(batch.credit, name).tolist() for name in PARTS}  # entries of a tensor are slow
     group_of = batch.credit.group_B.tolist()

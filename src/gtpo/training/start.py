@@ -1,4 +1,4 @@
-"""Making a run's directory ready: a new run, one that goes on, or whichever it turns out to be."""
+"""Prepares a run's directory for a new run or a resumed one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ _ADAPTIVE = ("reduce_lr_on_plateau", "greedy")
 
 @dataclass
 class ResumeArguments:
-    """How a run is gone on with."""
+    """How a run is resumed."""
 
     resume: str = field(
         default="false",
         metadata={
             "nargs": "?",
             "const": "true",
-            "help": "true: go on from the newest whole checkpoint of run_dir; auto: do so if there is one, else start, "
-            "so that one command serves both; false: start.",
+            "help": "Resume a run: true (from the newest whole checkpoint of run_dir), auto (if there is a "
+            "checkpoint, else start, so that one command serves both) or false (start).",
         },
     )
     resume_with_changes: bool = field(
         default=False,
         metadata={
-            "help": "Go on although settings, problems or model are not those that the run was begun with; config.yaml "
-            "keeps the step and the former values."
+            "help": "Resume although settings, problems or model differ from those that the run started with; "
+            "config.yaml records the step and the former values."
         },
     )
 
@@ -58,8 +58,8 @@ class Start:
     """Where a run begins.
 
     Attributes:
-        checkpoint: what it goes on from; None at the beginning.
-        changes: entries of config.yaml's `changes`: from which step on the run was done with other settings.
+        checkpoint: the checkpoint to resume from; None for a new run.
+        changes: entries of config.yaml's `changes`: from which step on the run used other settings.
     """
 
     checkpoint: str | None
@@ -68,11 +68,11 @@ class Start:
 
 @contextmanager
 def held(args: Any, chosen: ResumeArguments, about: Mapping[str, Any]) -> Iterator[None]:
-    """A run's directory, locked and looked at before weights are loaded; the main process alone does it.
+    """Lock and check a run's directory before weights are loaded; only the main process does this.
 
     Args:
         args: settings.
-        chosen: whether the run is gone on with.
+        chosen: whether the run is resumed.
         about: see `begin`.
 
     Raises:
@@ -103,22 +103,22 @@ def begin(
     about: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Start:
-    """Make the run's directory ready.
+    """Prepare the run's directory.
 
-    Every process of the run calls this: the main one does it, and all of them learn what came out or what is wrong.
+    Every process of the run calls this: the main one does the work, and all of them get the result or the error.
 
     Args:
-        recorder: of the directory, which it locks.
+        recorder: recorder of the directory; locks it.
         args: settings.
-        resume: go on from the newest whole checkpoint, or, under "auto", from it if there is one.
-        overwrite: delete a run that is there.
-        with_changes: go on although the run is another one.
-        about: further entries of config.yaml that are compared with those of the run that is there.
-        say: told about checkpoints that are passed over.
+        resume: resume from the newest whole checkpoint; "auto": if there is one, else start.
+        overwrite: delete an existing run.
+        with_changes: resume although the existing run differs.
+        about: further entries of config.yaml that are compared with those of the existing run.
+        say: called with a sentence about each checkpoint that is skipped.
 
     Raises:
-        ConfigError: `resume` without a checkpoint or of another run, a directory that holds a run already, or one that
-            another process holds.
+        ConfigError: `resume` without a checkpoint or with another run's, the directory already holds a run, or another
+            process holds it.
         RecordError: the directory can't be written.
     """
 
@@ -146,10 +146,10 @@ def check_startable(
     with_changes: bool = False,
     about: Mapping[str, Any] | None = None,
 ) -> None:
-    """What `begin` would refuse, found without touching anything: before weights are loaded.
+    """Check what `begin` would refuse, without changing anything, before weights are loaded.
 
     Raises:
-        ConfigError: `resume` without a checkpoint or of another run, or a directory that holds a run already.
+        ConfigError: `resume` without a checkpoint or with another run's, or the directory already holds a run.
     """
     if not resume:
         if not overwrite:
@@ -161,19 +161,19 @@ def check_startable(
     if whole is None and (damaged := sealed_checkpoints(args.output_dir or "")):
         raise ConfigError(
             f"--resume auto: {damaged[-1]} is damaged ({flaw_of(damaged[-1])}), and no other checkpoint is whole; "
-            "start the run afresh with --overwrite true, without --resume"
+            "restart the run with --overwrite true, without --resume"
         )
     if with_changes:
         return
     if whole is not None and not isinstance(read_config(run_dir).get("config"), dict):
         raise ConfigError(
-            f"{Path(run_dir) / CONFIG} is missing or holds no settings, so nothing says what run the checkpoints are "
-            "of; go on all the same with --resume_with_changes true"
+            f"{Path(run_dir) / CONFIG} is missing or has no settings, so the run of the checkpoints is unknown; to "
+            "resume all the same, give --resume_with_changes true"
         )
     if found := _differences(args, run_dir, about):
         raise ConfigError(
-            f"{run_dir} holds another run, which differs in {', '.join(map(str, found))}: go on with what it was begun "
-            "with, choose another --run_dir, or take the changes with --resume_with_changes true"
+            f"{run_dir} holds another run, which differs in {', '.join(map(str, found))}: use what that run started "
+            "with, choose another --run_dir, or accept the changes with --resume_with_changes true"
         )
 
 
@@ -184,7 +184,7 @@ def _differences(args: TrainingArguments, run_dir: str | Path, about: Mapping[st
 def _changes(
     args: TrainingArguments, run_dir: str | Path, about: Mapping[str, Any] | None, step: int
 ) -> tuple[Mapping[str, Any], ...]:
-    """What config.yaml says about former changes, and those of now. Former ones after the checkpoint begin with it."""
+    """The changes recorded in config.yaml, and the new ones. Recorded ones after the checkpoint start at it."""
     try:
         document = read_config(run_dir)
     except ConfigError:  # with_changes: whatever it was

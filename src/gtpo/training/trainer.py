@@ -1,11 +1,11 @@
 """`GTPOTrainer`: TRL's `GRPOTrainer` with our rollouts and, for GTPO, per-token advantages in place of its own.
 
-TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. Of its methods this
-class extends one and copies none: the one that `TRLTrainer.score_batch` stands for (TRL 1.16). Afterwards
-`output["advantages"]`, which TRL's loss takes as (B,) or (B, T), is replaced, unless the algorithm is GRPO.
+TRL does everything else: batching, loss, clipping, distributed training, checkpoints, logging. This class copies none
+of its methods and extends one, for which `TRLTrainer.score_batch` stands (TRL 1.16). Afterwards `output["advantages"]`,
+which TRL's loss takes as (B,) or (B, T), is replaced, unless the algorithm is GRPO.
 
-A rollout that failed for reasons of its surroundings is dropped: no reward, no advantage, no token in the loss. The
-same can be asked for rollouts without an answer or that were cut (`gtpo.training.loss_policy`).
+A rollout that failed through no fault of the model is dropped: no reward, no advantage, no token in the loss. Rollouts
+without an answer and truncated ones can be dropped too (`gtpo.training.loss_policy`).
 """
 
 from __future__ import annotations
@@ -61,38 +61,39 @@ from gtpo.types import Trajectory
 
 
 class GTPOTrainer(RollingTrainer):
-    """Trains a model that reasons with tools. Its arguments are those of `GRPOTrainer`, in their order and meaning.
+    """Trains a model that reasons with tools. Its arguments have the order and meaning of those of `GRPOTrainer`.
 
     Args:
         model: a model, or a folder or Hub id.
-        reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: that
-            alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
+        reward_funcs: as in TRL; "auto" or a verifier among them stands for the verdict on the final answer. None: the
+            verdict alone. The outcome reward of a rollout is their sum, weighted by `args.reward_weights`.
         args: settings.
-        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt` (text, which is put as a problem's
-            question is, with the system prompt; or chat messages, which are taken as they are) and any others, which
-            reach reward functions by name; `answer` (text or a list of aliases) and, if there, `id`, `question`,
-            `domain` and `extras` are what a verifier reads. Or rows of a published data set as they are; see
+        train_dataset: a `Dataset` or `IterableDataset` with a column `prompt`: text, which is treated like a problem's
+            question and gets the system prompt, or chat messages, which are used as they are. Other columns are passed
+            to reward functions by name. A verifier reads `answer` (text or a list of aliases) and, if present, `id`,
+            `question`, `domain` and `extras`. Rows of published data sets are also read as they are; see
             `gtpo.tasks.row_forms`.
-        eval_dataset: likewise.
+        eval_dataset: like `train_dataset`.
         processing_class: the tokenizer; its chat template frames the observations. By default the model's.
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config: as in TRL.
         tools: functions with type hints and a docstring, names as in `args.tools` (such as "mcp:URL"), `MCPTools`, or
-            tools of ours; in place of those of `args.tools`.
-        rollout_func: not taken.
-        environment_factory: as in TRL, and more (`gtpo.rollout.environment`): a class with `reset`, whose public
-            methods are tools; its `get_reward` is one more reward function of weight 1, and the only one if none is
-            given. With it `tools` are none by default, and `train_dataset` may be left out if `args.max_steps` is set.
-        engine: rolls out; by default the one that `args` and `tools` ask for.
-        sandbox: runs the model's code, in the default engine; by default the one that `args` ask for.
-        verifier: checks final answers; by default the one that `args` ask for.
-        similarity: of codes, for shaping; by default `args.similarity`.
+            gtpo tools; they replace those of `args.tools`.
+        rollout_func: not supported.
+        environment_factory: as in TRL, with extensions (`gtpo.rollout.environment`): a class with `reset`, whose public
+            methods are tools. Its `get_reward` is one more reward function with weight 1, and the only one if none is
+            given. With an environment, there are no `tools` by default, and `train_dataset` may be omitted if
+            `args.max_steps` is set.
+        engine: generates rollouts; by default the one that `args` and `tools` describe.
+        sandbox: runs the model's code, in the default engine; by default the one that `args` describe.
+        verifier: checks final answers; by default the one that `args` name.
+        similarity: code similarity for shaping; by default `args.similarity`.
         turn_reward_funcs: see `gtpo.turn_rewards`; by default those of `args`.
-        recorder: writes the run's directory, which the caller has made ready; None: if `args` name a directory, `train`
-            records the run there, as `gtpo train` does; False: nothing is recorded.
-        progress: says on the terminal what a step is doing; None says nothing.
+        recorder: writes the run's directory, which the caller has prepared. None: if `args` name a directory, `train`
+            records the run there, as `gtpo train` does. False: nothing is recorded.
+        progress: shows on the terminal what a step is doing; None shows nothing.
 
     Raises:
-        ConfigError: fewer problems than a generation batch holds, or an argument that is not taken.
+        ConfigError: there are fewer problems than a generation batch holds, or an argument is not supported.
         TemplateError: the chat template can't express a conversation with the tools.
     """
 
@@ -125,7 +126,8 @@ class GTPOTrainer(RollingTrainer):
         args = GTPOConfig() if args is None else args
         if args.eval_strategy != "no" and eval_dataset is None:
             raise ConfigError(
-                f"eval_strategy {str(args.eval_strategy)!r} needs an eval_dataset; `gtpo train` has none: use gtpo eval"
+                f"eval_strategy {str(args.eval_strategy)!r} needs an eval_dataset, which `gtpo train` does not have: "
+                "use gtpo eval"
             )
         if isinstance(train_dataset, Dataset):
             check_enough_problems(len(train_dataset), args)
@@ -187,7 +189,7 @@ class GTPOTrainer(RollingTrainer):
         self.remove_callback(ProgressCallback)
 
     def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """See `TRLTrainer.score_batch`; but for GRPO the advantages are ours."""
+        """See `TRLTrainer.score_batch`; the advantages are ours, except for GRPO."""
         self._random_state = RandomState.now()
         output = super().score_batch(inputs)
         if self.args.algorithm != "grpo":
@@ -207,16 +209,16 @@ class GTPOTrainer(RollingTrainer):
     def train(
         self, resume_from_checkpoint: Any = None, *args: Any, resume_with_changes: bool = False, **kwargs: Any
     ) -> Any:
-        """TRL's, recorded in `args.run_dir`.
+        """TRL's `train`, recorded in `args.run_dir`.
 
         Args:
-            resume_from_checkpoint: True, or the path of the newest whole checkpoint, to go on with the run.
+            resume_from_checkpoint: True, or the path of the newest whole checkpoint, to resume the run.
             args, kwargs: see `GRPOTrainer.train`.
-            resume_with_changes: go on although settings are not those that the run was begun with.
+            resume_with_changes: resume although settings differ from those that the run started with.
 
         Raises:
-            ConfigError: the directory holds a run already, and it is not to be resumed or overwritten.
-            StoppedError: a signal ended the run, whose checkpoint says where.
+            ConfigError: the directory already holds a run, which is neither resumed nor overwritten.
+            StoppedError: a signal ended the run; it can be resumed from its checkpoint.
         """
         if not self._records_itself:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -229,7 +231,7 @@ class GTPOTrainer(RollingTrainer):
             self._records_itself = True
 
     def _roll_out(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-        """TRL's `rollout_func`: from prompts, with each group's duplicates in place, to rollouts with their credit."""
+        """TRL's `rollout_func`: from prompts, repeated for each rollout of a group, to rollouts with their credit."""
         trajectories = self._rolled.trajectories
         self._batch = batch = self._scored(trajectories)
         return {
@@ -242,7 +244,7 @@ class GTPOTrainer(RollingTrainer):
     def _scored_answers(
         self, trajectories: Sequence[Trajectory], problems: Sequence[Problem], group_size: int
     ) -> dict[str, list[Any]]:
-        """What turn reward functions are given besides the data set's columns: scored answers, if one asks."""
+        """What turn reward functions get besides the data set's columns: scored answers, if one of them needs them."""
         if not self._answers:
             return {}
         start = time.perf_counter()
@@ -253,7 +255,7 @@ class GTPOTrainer(RollingTrainer):
         return found
 
     def _reward_function(self, source: Any) -> Any:
-        """A source of reward as TRL calls it; None for none."""
+        """A reward source as a function that TRL can call; None for None."""
         if source is None:
             return None
         if isinstance(source, EnvironmentReward):
@@ -263,7 +265,7 @@ class GTPOTrainer(RollingTrainer):
     def _rewards(
         self, trajectories: Sequence[Trajectory], verdicts: Sequence[Verdict], columns: Mapping[str, Sequence[Any]]
     ) -> Rewards:
-        """What TRL gets from each reward function for the rollouts of this process."""
+        """The result of each reward function, called by TRL, for the rollouts of this process."""
         self._verdicts, self._rolled_out = verdicts, trajectories
         completions = list(map(completion_messages, trajectories))
         ids = [trajectory.completion_ids for trajectory in trajectories]
@@ -283,14 +285,14 @@ class GTPOTrainer(RollingTrainer):
         return self._sources.by_rollout(found[first : first + len(trajectories)])
 
     def verified(self, prompts: Sequence[Any], **columns: Any) -> list[float]:
-        """The verifier as a reward function: 1 for a rollout that passed, or its score under `graded`."""
+        """The verifier as a reward function: 1 for a rollout that passed, else 0; its score under `graded`."""
         return self.scorer.scorer.verified(self._verdicts)
 
     def _scored(self, trajectories: tuple[Trajectory, ...]) -> Batch:
         """Verdicts and credit, given the rollouts of all processes; logged and recorded.
 
         Raises:
-            TooManyFailuresError: too many of them failed; those of this process that did not are kept in a file.
+            TooManyFailuresError: too many of them failed; the other rollouts of this process are kept in a file.
         """
         training = self.model.training
         group_size = cast(int, self.num_generations if training else self.num_generations_eval)
@@ -358,7 +360,7 @@ class GTPOTrainer(RollingTrainer):
         self._seconds["record"] += time.perf_counter() - start
 
     def _partial_path(self) -> Path:
-        """Where rollouts of a batch go that was not finished."""
+        """The file for the rollouts of an unfinished batch."""
         process = self.accelerator.process_index
         return Path(self.args.run_dir) / "rollouts" / f"unfinished_{self.state.global_step + 1:06d}_{process}.jsonl"
 

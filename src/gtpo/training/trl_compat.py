@@ -1,4 +1,4 @@
-"""What leans on TRL, transformers and accelerate: filling in arguments, several processes, saving what was trained."""
+"""Code that relies on TRL, transformers and accelerate: default arguments, several processes, saving the model."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ __all__ = [
 
 
 class TRLTrainer(GRPOTrainer):
-    """`GRPOTrainer`, with names for those of its internals that we use: no other module touches them.
+    """`GRPOTrainer`, with names for the internals that we use; no other module accesses them.
 
-    `tests/training/test_trl_compat.py` checks each of them against the TRL that is installed.
+    `tests/training/test_trl_compat.py` checks each of them against the installed TRL.
     """
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         return self.score_batch(inputs)
 
     def score_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Rollouts, rewards and advantages of the rows of one generation batch, as the loss takes them."""
+        """Rollouts, rewards and advantages for the rows of one generation batch, in the form that the loss takes."""
         return cast("dict[str, Any]", super()._generate_and_score_completions(inputs))
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
@@ -76,12 +76,12 @@ class TRLTrainer(GRPOTrainer):
     def call_reward_functions(
         self, rows: list[Any], prompts: list[Any], completions: list[Any], completion_ids: list[Any]
     ) -> Tensor:
-        """What each reward function gives the rollouts of all processes, shape (B, functions); NaN for None."""
+        """The reward of each function for the rollouts of all processes, shape (B, functions); NaN for None."""
         return cast(Tensor, self._calculate_rewards(rows, prompts, completions, completion_ids))
 
     @property
     def own_metrics(self) -> Any:
-        """What is averaged and logged next, by name: of training or, in the middle of an evaluation, of that."""
+        """The values to be averaged and logged next, by name: those of training or, during an evaluation, of that."""
         return self._metrics["train" if cast(Any, self.model).training else "eval"]
 
     @property
@@ -91,7 +91,7 @@ class TRLTrainer(GRPOTrainer):
 
     @property
     def buffered(self) -> tuple[int, Any]:
-        """Micro-steps done, and the generation batch that the next ones train on; None before the first."""
+        """Number of micro-steps done, and the generation batch that the next ones use; None before the first."""
         return self._step, self._buffered_inputs
 
     @buffered.setter
@@ -100,7 +100,7 @@ class TRLTrainer(GRPOTrainer):
 
     @property
     def weights_sent_at(self) -> int:
-        """The optimizer step whose weights vLLM samples from; -1: none was sent."""
+        """The optimizer step whose weights vLLM samples from; -1 if none were sent."""
         return cast(int, self._last_loaded_step)
 
     @weights_sent_at.setter
@@ -109,21 +109,21 @@ class TRLTrainer(GRPOTrainer):
 
     @property
     def rows_per_batch(self) -> int:
-        """Rollouts of this process in a generation batch."""
+        """Number of rollouts of this process in a generation batch."""
         return cast(int, self._train_batch_size) * (cast(Any, self.args).steps_per_generation or 1)
 
     @property
     def tokenizer_of_policy(self) -> Any:
-        """The tokenizer, also of a processor."""
+        """The tokenizer; for a processor, the processor's tokenizer."""
         return self._tokenizer
 
 
 def apply_defaults(args: Any, default_run_dir: str) -> None:
-    """Fill in, before TRL checks its arguments, what follows from the run's directory and the machine.
+    """Set defaults that follow from the run's directory and the machine, before TRL checks its arguments.
 
-    `output_dir`, TRL's name for the directory of a run, may be given in place of `run_dir`; checkpoints go into a
-    folder of it. Without an accelerator TRL wants to be told that the CPU is meant before it computes in bfloat16
-    there, and the allocator is told to keep what was freed.
+    `output_dir`, TRL's name for the directory of a run, may be given instead of `run_dir`; checkpoints go into a
+    subfolder. Without an accelerator, `use_cpu` is set, which TRL requires for bfloat16 on a CPU, and the allocator is
+    told to keep freed memory.
 
     Raises:
         ConfigError: both are given and differ.
@@ -142,20 +142,20 @@ def apply_defaults(args: Any, default_run_dir: str) -> None:
 
 
 def save_policy(trainer: Any, run_dir: str | Path) -> Path:
-    """Save what was trained to `<run_dir>/model`, as a whole model that any library loads.
+    """Save what was trained to `<run_dir>/model`, as a complete model that any library can load.
 
     A PEFT adapter is saved to `<run_dir>/adapter` as it is, and merged in float32 into a copy of its base for `model`:
-    in bfloat16 most of a small change would be rounded away. The copy is loaded anew, on the CPU; a base that was
-    never on disk can't be, and then the adapter is all that is saved. All processes wait until it is there, however
-    long that takes: a barrier of NCCL would give up after its time limit.
+    in bfloat16 most of a small change would be rounded away. The copy is loaded from disk, on the CPU; if the base was
+    never on disk, only the adapter is saved. All processes wait until saving is done, however long it takes: an NCCL
+    barrier would give up after its timeout.
 
-    Each folder is written beside its place and moved there, so none is ever half written.
+    Each folder is written under another name and then moved into place, so none is ever half written.
 
     Returns:
         The folder of the model, or of the adapter if there is no model.
 
     Raises:
-        RecordError: it can't be written. The checkpoints are as they were.
+        RecordError: the model can't be written. The checkpoints are unchanged.
     """
     patient = _patient_group()
     places = {name: partial_folder(Path(run_dir) / name) for name in ("model", "adapter")}
@@ -175,7 +175,9 @@ def save_policy(trainer: Any, run_dir: str | Path) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
         if is_write_failure(error):
             raise write_failure(
-                Path(run_dir) / "model", error, "give the same command with --resume true: it saves the last checkpoint"
+                Path(run_dir) / "model",
+                error,
+                "run the same command with --resume true, which saves the model of the last checkpoint",
             ) from error
         raise
     _wait_in(patient)
@@ -188,17 +190,17 @@ def _wait_in(group: Any) -> None:
 
 
 def _patient_group() -> Any:
-    """A process group whose barrier waits for hours; None where there is one process."""
+    """A process group whose barrier waits for hours; None if there is one process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     return torch.distributed.new_group(backend="gloo", timeout=_SAVING)
 
 
 def on_main(compute: Callable[[], T]) -> T:
-    """What the main process computes, on every process: so an endpoint is asked once, and all see one answer.
+    """The main process's result, on every process: so an endpoint is asked once, and all processes see one answer.
 
     Raises:
-        Exception: what the main process raised.
+        Exception: the exception of the main process.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -216,7 +218,7 @@ def on_main(compute: Callable[[], T]) -> T:
 
 
 def gather_on_main(items: list[T]) -> list[T]:
-    """The items of all processes on the main one, those of this process alone on the others."""
+    """On the main process, the items of all processes; on the others, their own items only."""
     state = PartialState()
     if state.num_processes == 1:
         return items
@@ -227,7 +229,7 @@ def gather_on_main(items: list[T]) -> list[T]:
 
 @dataclass(frozen=True)
 class RandomState:
-    """States of the generators that a checkpoint keeps; nothing to restore by default."""
+    """States of the random generators that a checkpoint stores; nothing to restore by default."""
 
     python: Any = None
     numpy: Any = None
@@ -236,12 +238,12 @@ class RandomState:
 
     @classmethod
     def now(cls) -> RandomState:
-        """As they are."""
+        """The current states."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
         return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
 
     def restore(self) -> None:
-        """As they were."""
+        """Restore the states."""
         if self.cpu is None:
             return
         random.setstate(self.python)
@@ -252,14 +254,14 @@ class RandomState:
 
 
 def send_weights(trainer: TRLTrainer) -> None:
-    """Have vLLM sample from the weights as they are, before rollouts are begun. TRL does the same later, if need be."""
+    """Make vLLM sample from the current weights, before rollouts start. TRL does the same later if needed."""
     if trainer.use_vllm and trainer.state.global_step != trainer.weights_sent_at:
         trainer.vllm_generation.sync_weights()
         trainer.weights_sent_at = trainer.state.global_step
 
 
 def unwrapped_for_generation(trainer: Any) -> AbstractContextManager[Any]:
-    """TRL's `unwrap_model_for_generation` with the trainer's options; the second came with TRL 1.16."""
+    """TRL's `unwrap_model_for_generation` with the trainer's options; the second one is new in TRL 1.16."""
     options = {
         "gather_deepspeed3_params": trainer.args.ds3_gather_for_generation,
         "gradient_checkpointing_kwargs": trainer.args.gradient_checkpointing_kwargs,
@@ -276,7 +278,9 @@ def _save_policy(trainer: Any, model_dir: Path, adapter_dir: Path) -> Path:
         return model_dir
     trainer.save_model(str(adapter_dir))
     if not policy.active_peft_config.base_model_name_or_path:
-        logger.warning("the base of the adapter has no name or folder: saved the adapter, merged nothing")
+        logger.warning(
+            "the base model of the adapter has no name or folder: the adapter was saved, but not merged into a model"
+        )
         return adapter_dir
     if trainer.accelerator.is_main_process:
         base_dtype = policy.get_base_model().dtype
@@ -290,27 +294,27 @@ def _save_policy(trainer: Any, model_dir: Path, adapter_dir: Path) -> Path:
 def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
     """Inside, a forward pass of one process needs no other process.
 
-    Rollouts go each at its own pace, so processes make different numbers of passes; weights that are spread over
-    processes (FSDP 2) are put together before, and spread again afterwards.
+    Each rollout runs at its own pace, so processes make different numbers of passes; weights that are sharded over
+    processes (FSDP 2) are gathered before, and sharded again afterwards.
 
     Args:
-        model: as accelerate wrapped it.
-        gathered: DeepSpeed ZeRO-3's weights have been put together by TRL.
+        model: the model as wrapped by accelerate.
+        gathered: whether TRL has gathered the weights of DeepSpeed ZeRO-3.
 
     Raises:
-        ConfigError: the wrapper has no way to do that: FSDP 1, or ZeRO-3 with `ds3_gather_for_generation` off.
+        ConfigError: the wrapper does not support this: FSDP 1, or ZeRO-3 with `ds3_gather_for_generation` off.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
         if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
             raise ConfigError(
-                "a process that computes on its own (rollouts in process, information_gain) needs FSDP 2 (fsdp_config: "
-                "{version: 2}); rollouts may also use --use_vllm true"
+                "rollouts in process and information_gain, where each process runs the model by itself, need FSDP 2 "
+                "(fsdp_config: {version: 2}); rollouts may also use --use_vllm true"
             )
         if not gathered and any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise ConfigError(
-                "a process that computes on its own (rollouts in process, information_gain) needs "
+                "rollouts in process and information_gain, where each process runs the model by itself, need "
                 "--ds3_gather_for_generation true under ZeRO-3; rollouts may also use --use_vllm true"
             )
         spread = [module for module in model.modules() if isinstance(module, FSDPModule)]
@@ -328,11 +332,11 @@ def whole_weights(model: Any, *, gathered: bool = False) -> Iterator[None]:
 
 
 def longest_context(model: Any, args: Any) -> int:
-    """Longest context that the rollouts of a run can have, as far as it is known before they start, in tokens.
+    """Longest context of the rollouts of a run in tokens, as far as it is known before they start.
 
     Args:
         model: a model, or a folder or Hub id.
-        args: a `GTPOConfig`; `max_context` bounds it.
+        args: a `GTPOConfig`; `max_context` limits the result.
     """
     config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
     stated = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31

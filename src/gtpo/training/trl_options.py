@@ -1,7 +1,7 @@
-"""Options of TRL that would have no effect on our rollouts and our credit: each is refused by name.
+"""TRL options that would have no effect on our rollouts and our credit: each is refused by name.
 
-All other options of `GRPOConfig` and `ModelConfig` and all other arguments of `GRPOTrainer` have their effect, through
-TRL or through us; `tests/training/test_trl_options.py` wants each of them in one of the two lists.
+All other options of `GRPOConfig` and `ModelConfig` and all other arguments of `GRPOTrainer` take effect, through TRL or
+through gtpo; `tests/training/test_trl_options.py` requires each of them to be in one of the two lists.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ REFUSED: Mapping[str, str] = {
     "label_smoothing_factor": _NO_LABELS,
     "include_for_metrics": _NO_LABELS,
     "batch_eval_metrics": _NO_LABELS,
-    "remove_unused_columns": "the columns of a row are what its answer is verified by",
+    "remove_unused_columns": "the verifier reads the columns of a row",
     "do_train": "`gtpo train` trains; this flag is for scripts that read it",
     "do_predict": "use gtpo eval",
     "enable_jit_checkpoint": "SIGTERM, SIGUSR1 and SIGHUP always end a run with a checkpoint",
     "use_cache": "generation in process keeps its own cache",
 }
-"""By name, what to use in its place."""
+"""Refused options by name, and what to use instead."""
 
 _FOR_GROUPS = "GTPO normalises returns over the group"
 FIXED: Mapping[str, tuple[Any, str]] = {
     "scale_rewards": ("group", f"{_FOR_GROUPS}; for GRPO without division use --algorithm dr_grpo"),
     "multi_objective_aggregation": ("sum_then_normalize", _FOR_GROUPS),
 }
-"""Options with one value that fits, and why."""
+"""Options of which only one value works, and why."""
 
 REFUSED_ARGUMENTS: Mapping[str, str] = {
-    "rollout_func": "the trainer rolls out by itself: give engine=",
+    "rollout_func": "the trainer generates rollouts itself: give engine=",
 }
-"""Arguments of `GRPOTrainer` that `GTPOTrainer` does not take, and what to use in their place."""
+"""Arguments of `GRPOTrainer` that `GTPOTrainer` does not take, and what to use instead."""
 
 
 def check_options(args: GRPOConfig) -> None:
-    """Refuse options without effect that are set to something else than TRL's default.
+    """Refuse options without effect that differ from TRL's default.
 
     Raises:
-        ConfigError: names the option and what to use.
+        ConfigError: there is one; names it and what to use.
     """
     defaults = {item.name: _default(item) for item in fields(GRPOConfig)}
     for name, instead in REFUSED.items():
@@ -72,10 +72,10 @@ def check_options(args: GRPOConfig) -> None:
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse arguments of `GRPOTrainer` without effect.
+    """Refuse arguments of `GRPOTrainer` that have no effect.
 
     Raises:
-        ConfigError: names the argument and what to use.
+        ConfigError: there is one; names it and what to use.
     """
     for name, value in given.items():
         if value is not None:

@@ -1,8 +1,8 @@
-"""vLLM under the trainer: TRL's engine in this process, and servers, with and without NCCL.
+"""vLLM for the trainer: TRL's engine in this process, and servers, with and without NCCL.
 
 TRL starts a colocated engine, wakes it, and pushes weights into it; it also pushes weights to a server, over
-NCCL, which needs CUDA on both sides. `AdapterSync` does without: it writes the LoRA adapter into a folder that the
-server can read too, and has the server load it.
+NCCL, which needs CUDA on both sides. `AdapterSync` does not need NCCL: it writes the LoRA adapter into a folder that
+the server can read too, and tells the server to load it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOAD_S, _INFO_S = 300.0, 30.0
 
 
 def colocated(generation: Any) -> VLLMBackend:
-    """TRL's engine in this process, which sleeps between batches if it is told to."""
+    """TRL's engine in this process, which sleeps between batches if sleep mode is enabled."""
 
     def wake() -> None:
         if generation.enable_sleep_mode:
@@ -49,35 +49,35 @@ def check_takes_weights(generation: Any) -> None:
     """Refuse an engine that TRL can't push weights into.
 
     Raises:
-        ConfigError: it is of vLLM's CPU build, which packs its linear layers and drops what they were packed from.
+        ConfigError: the engine is vLLM's CPU build, which packs its linear layers and drops the original weights.
     """
     model = generation.llm.llm_engine.model_executor.driver_worker.model_runner.model
     if any(hasattr(module, "cpu_linear") and not module.weight.numel() for module in model.modules()):
         raise ConfigError(
-            "vLLM's CPU build packs its weights and takes no new ones: without an accelerator, leave --use_vllm out, "
-            "or use --vllm_mode server --vllm_sync adapter"
+            "vLLM's CPU build packs its weights and can't load new ones: without an accelerator, omit --use_vllm, or "
+            "use --vllm_mode server --vllm_sync adapter"
         )
 
 
 def server_url(args: Any) -> str:
-    """Base of the server's API, from TRL's options."""
+    """Base URL of the server's API, from TRL's options."""
     base = args.vllm_server_base_url or f"http://{args.vllm_server_host}:{args.vllm_server_port}"
     return f"{base.rstrip('/').removesuffix('/v1')}/v1"
 
 
 class AdapterSync:
-    """Takes the place of TRL's weight sync: a folder per step, loaded by the server as a model of its own name.
+    """Replaces TRL's weight sync: one folder per step, loaded by the server as a model with its own name.
 
     The server must have been started with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
-    --max-lora-rank RANK --logprobs-mode processed_logprobs`, BASE being the model under the adapter.
+    --max-lora-rank RANK --logprobs-mode processed_logprobs`, where BASE is the base model of the adapter.
 
     Args:
         model: the PEFT model that is trained.
-        accelerator: of the trainer.
-        url: base of the server's API.
-        folder: where adapters go; the server must see it under the same path.
-        server_timeout_s: how long the server may be away before that is an error. One that was started anew is
-            given the adapter again.
+        accelerator: the trainer's accelerator.
+        url: base URL of the server's API.
+        folder: the folder for adapters; the server must see it under the same path.
+        server_timeout_s: seconds without an answer of the server before that is an error. A restarted server is given
+            the adapter again.
 
     Raises:
         ConfigError: the model has no LoRA adapter.
@@ -88,8 +88,8 @@ class AdapterSync:
     ) -> None:
         if not hasattr(model, "peft_config"):
             raise ConfigError(
-                "vllm_sync 'adapter' needs a LoRA adapter: train with --use_peft, or sync all weights with "
-                "--vllm_sync nccl, which needs CUDA"
+                "vllm_sync 'adapter' needs a LoRA adapter: train with --use_peft, or send all weights with --vllm_sync "
+                "nccl, which needs CUDA"
             )
         self.model, self.accelerator, self.url = model, accelerator, url
         self.folder = Path(folder).resolve()
@@ -99,9 +99,9 @@ class AdapterSync:
         self._lock = threading.Lock()
 
     def wrong_logprobs(self) -> str | None:
-        """What is wrong with the server's log-probabilities for TRL's correction; None if nothing is known to be.
+        """Why the server's log-probabilities are wrong for TRL's correction; None if no problem is known.
 
-        The correction needs them after temperature and truncation. A server says so only in its development mode.
+        The correction needs them after temperature and truncation. A server reports its mode only in development mode.
         """
         try:
             url = f"{self.url.removesuffix('/v1')}/server_info"
@@ -113,15 +113,15 @@ class AdapterSync:
             return None
         seen = f"runs with --logprobs-mode {mode}" if mode else "does not say its --logprobs-mode"
         return (
-            f"the vLLM server {seen}; any other than processed_logprobs biases the importance sampling correction. "
+            f"the vLLM server {seen}; any mode but processed_logprobs biases the importance sampling correction. "
             "Start it with --logprobs-mode processed_logprobs, or set --vllm_importance_sampling_correction false"
         )
 
     def sync_weights(self) -> None:
-        """Have the server sample from the adapter as it is now; older ones stay as long as rollouts use them.
+        """Make the server sample from the current adapter; older ones are kept as long as rollouts use them.
 
         Raises:
-            BackendError: the server does not load it; the message has what it said and how it must be started.
+            BackendError: the server does not load it; the message has its answer and how it must be started.
         """
         self._count += 1
         self.name = f"gtpo-{self._run}-{self._count}"
@@ -141,17 +141,17 @@ class AdapterSync:
         self.accelerator.wait_for_everyone()
 
     def _unused_everywhere(self, unused: list[str]) -> list[str]:
-        """Of these adapters, those that no process uses."""
+        """Those of these adapters that no process uses."""
         everywhere = [set(names) for names in gather_object([unused])]
         return [name for name in unused if all(name in names for names in everywhere)]
 
     def _load(self, name: str) -> None:
-        """Also a second time: a server that was started anew knows the base only."""
+        """Load an adapter, also a second time: a restarted server has only the base model."""
         body = {"lora_name": name, "lora_path": str(self.folder / name)}
         self._tell("load_lora_adapter", body, gone=400, said="already")
 
     def _tell(self, what: str, body: dict[str, str], *, gone: int, said: str = "") -> None:
-        """Tell the server; `gone` is the status, with `said` in it, of what is so already."""
+        """Send the request; the status `gone`, with `said` in the answer, means that it is already done."""
         url = f"{self.url}/{what}"
         answer = until_answered(
             lambda: ask("POST", url, document=body, timeout_s=_LOAD_S),
@@ -167,7 +167,7 @@ class AdapterSync:
 
     @contextmanager
     def backend(self, tokenizer: Any) -> Iterator[OpenAIBackend]:
-        """The server, sampling from the adapter as it was synced last, which it keeps until the context ends."""
+        """The server, sampling from the last synced adapter, which it keeps until the context ends."""
         name = self.name
         with self._lock:
             self._users[name] += 1

@@ -4,6 +4,6 @@
     algorithm.adv_estimator=gtpo                                  # returns and advantages: `estimator`
     actor_rollout_ref.rollout.agent.default_agent_loop=gtpo       # rollouts with tools: `agent_loop`
 
-verl finds `plugin` through its entry point group `verl.plugins` and with it the three names. `docs/verl.md` says what
-verl passes, what is overridden and why.
+verl finds `plugin`, and with it the three names, through its entry point group `verl.plugins`. `docs/verl.md` describes
+what verl passes, what is overridden and why.
 """

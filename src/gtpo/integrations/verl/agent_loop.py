@@ -1,9 +1,9 @@
-"""The agent loop `gtpo`: our multi-turn rollout, sandbox and verifier on verl's model servers.
+"""The agent loop `gtpo`: gtpo's multi-turn rollout, sandbox and verifier on verl's model servers.
 
-An instance serves one rollout, as verl wants it; tools, sandbox and verifier are made once per process and shared. The
-score that goes to verl is the outcome reward: the accuracy, unless `graded` or `reward_funcs` say otherwise. Beside it,
-in `extra_fields["gtpo"]`, is what the trainer makes turn rewards of (`gtpo.integrations.verl.facts`). Reward functions
-and turn rewards are called for each rollout alone, with lists of one.
+An instance serves one rollout, as verl requires; tools, sandbox and verifier are created once per process and shared.
+The score that verl gets is the outcome reward: the accuracy, unless `graded` or `reward_funcs` say otherwise. Besides,
+`extra_fields["gtpo"]` holds what the trainer needs for turn rewards (`gtpo.integrations.verl.facts`). Reward functions
+and turn rewards are called for each rollout separately, with lists of one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from gtpo.types import Trajectory
 
 @register("gtpo")
 class GTPOAgentLoop(AgentLoopBase):
-    """Rolls out one problem with tools.
+    """Makes one rollout of a problem, with tools.
 
     Args:
-        args, kwargs: what verl gives each agent loop.
+        args, kwargs: the arguments that verl gives each agent loop.
         options: see `gtpo.integrations.verl.settings.loop_config`.
 
     Raises:
-        ConfigError: an option is unknown or can't be used, or routed experts are to be replayed, which are not kept.
+        ConfigError: an option is unknown or can't be used, or verl is to replay routed experts, which are not kept.
         TemplateError: the chat template can't express a conversation with the tools.
         SandboxError: the sandbox can't start.
     """
@@ -63,7 +63,7 @@ class GTPOAgentLoop(AgentLoopBase):
                 read (see `gtpo.integrations.verl.rows.problem_of`).
 
         Raises:
-            BackendError: the server gave nothing.
+            BackendError: the server returned nothing.
             DataError: the prompt is longer than verl's prompt and response together.
         """
         shared = self._shared
@@ -117,7 +117,7 @@ class _Shared:
 
 
 def _by_name(scored: Scored) -> dict[str, float]:
-    """What each reward function gave, for verl's validation figures; NaN where one does not apply."""
+    """What each reward function returned, for verl's validation metrics; NaN where one does not apply."""
     return {name: math.nan if value is None else float(value) for name, value in scored.parts.items()}
 
 
@@ -127,7 +127,7 @@ _SHARED: dict[str, _Shared] = {}
 def _shared(tokenizer: Any, config: LoopConfig, rollout: Any) -> _Shared:
     """Made once for each set of options."""
     if rollout.get("enable_rollout_routing_replay", False):
-        raise ConfigError("the agent loop gtpo keeps no routed experts: leave enable_rollout_routing_replay off")
+        raise ConfigError("the agent loop gtpo does not keep routed experts: turn enable_rollout_routing_replay off")
     key = f"{id(tokenizer)} {config}"
     if key not in _SHARED:
         scorer = make_scorer(config)
@@ -140,13 +140,13 @@ class VerlBackend:
     """verl's model servers, for one rollout.
 
     Args:
-        client: verl's `LLMServerClient`, or what behaves like it. A rollout keeps its request id, and with it its
-            server and the cache there.
+        client: verl's `LLMServerClient`, or an object that behaves like it. A rollout keeps its request id, and with it
+            its server and the cache there.
         sampling_params: verl's.
-        max_context: longest context, in tokens.
+        max_context: maximum context length, in tokens.
 
     Attributes:
-        preempted: times the servers put the rollout's requests off; -1 if they do not say.
+        preempted: how often the servers preempted the rollout's requests; -1 if they do not say.
         versions: the versions of the weights that its first and last turn were sampled with, as verl names them.
     """
 
@@ -162,7 +162,7 @@ class VerlBackend:
     async def serve(
         self, rollouts: int, *, sampling: Sampling, end_ids: frozenset[int], seed: int
     ) -> AsyncIterator[GenerationSession]:
-        """See `Backend.serve`. The sampling is verl's own, and it has no seed for it."""
+        """See `Backend.serve`. verl itself samples, and has no seed for it."""
         self._end_ids = end_ids
         yield self
 
@@ -179,7 +179,7 @@ class VerlBackend:
             },
         )
         if not output.token_ids:
-            raise BackendError(f"the server gave no token (stop reason {output.stop_reason!r})")
+            raise BackendError(f"verl's server returned no token (stop reason {output.stop_reason!r})")
         if output.num_preempted is not None:
             self.preempted = max(self.preempted, 0) + output.num_preempted
         found = dict(output.extra_fields or {})

@@ -1,7 +1,8 @@
-"""What travels with a rollout through verl, and the credit that is made of it. Does without verl.
+"""What travels with a rollout through verl, and the credit that is computed from it. Does not need verl.
 
-The agent loop tells what it knows of a rollout (`told`), as plain values; the trainer makes `CreditInputs` of what all
-agent loops told (`facts_of`), and the estimator returns and advantages of tokens (`token_advantages`).
+The agent loop passes on what it knows about a rollout (`told`), as plain values; the trainer makes `CreditInputs` from
+the values of all agent loops (`facts_of`), and the estimator computes returns and advantages per token
+(`token_advantages`).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from gtpo.types import Trajectory
 
 
 def told(trajectory: Trajectory, scored: Scored, *, penalize_syntax_errors: bool = False) -> dict[str, Any]:
-    """What the trainer needs to know of a rollout, as plain values: they travel through verl's queue.
+    """What the trainer needs to know about a rollout, as plain values that can travel through verl's queue.
 
-    One without an outcome reward, since its verifier failed or no reward function applies to it, is masked.
+    A rollout without an outcome reward, because its verifier failed or no reward function applies to it, is masked.
     """
     facts = credit_inputs(
         trajectory,
@@ -48,7 +49,7 @@ def told(trajectory: Trajectory, scored: Scored, *, penalize_syntax_errors: bool
 
 
 def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> list[CreditInputs]:
-    """The rollouts of a batch as credit wants them; padding (None) is masked."""
+    """The rollouts of a batch as `CreditInputs`; padding (None) is masked."""
     groups = {uid: number for number, uid in enumerate(dict.fromkeys(uids))}
     return [
         CreditInputs(
@@ -68,7 +69,7 @@ def facts_of(uids: Sequence[str], said: Sequence[Mapping[str, Any] | None]) -> l
 
 
 def turn_ids_of(mask_T: Tensor, row: Mapping[str, Any] | None) -> Tensor:
-    """The turn of each token of one rollout, -1 elsewhere; -1 throughout if there is nothing to be scored.
+    """The turn of each sampled token of one rollout, -1 elsewhere; -1 throughout if there is nothing to score.
 
     Raises:
         ValueError: the mask does not hold the tokens that were sampled.
@@ -83,7 +84,7 @@ def turn_ids_of(mask_T: Tensor, row: Mapping[str, Any] | None) -> Tensor:
 
 
 def on_last_tokens(rewards_K: Tensor, turn_ids_T: Tensor) -> Tensor:
-    """Turn rewards as rewards of tokens: each on the last token of its turn, 0 elsewhere."""
+    """Turn rewards as token rewards: each on the last token of its turn, 0 elsewhere."""
     rewards_T = torch.zeros(len(turn_ids_T))
     ends = (turn_ids_T >= 0) & (torch.cat([turn_ids_T[1:], turn_ids_T.new_full((1,), -1)]) != turn_ids_T)
     rewards_T[ends] = rewards_K[turn_ids_T[ends]]
@@ -92,12 +93,12 @@ def on_last_tokens(rewards_K: Tensor, turn_ids_T: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Known:
-    """What verl does not hand to an estimator.
+    """What verl does not pass to an estimator.
 
     Attributes:
         turn_ids_B_T: integer, the turn of each sampled token, -1 elsewhere; -1 throughout for rows that are not scored.
         passed_B: bool, whether the row's rollout passed.
-        own_B_K: float, turn rewards of the user's own, which are part of the rewards of tokens; None: there are none.
+        own_B_K: float, the user's own turn rewards, which are part of the token rewards; None: there are none.
     """
 
     turn_ids_B_T: Tensor
@@ -108,20 +109,20 @@ class Known:
 def token_advantages(
     rewards_B_T: Tensor, mask_B_T: Tensor, group_ids_B: Tensor, settings: CreditSettings, known: Known | None
 ) -> tuple[Tensor, Tensor]:
-    """GTPO's advantages and returns of tokens.
+    """GTPO's advantages and returns per token.
 
     Args:
         rewards_B_T: float; a turn's reward is the sum over its tokens.
-        mask_B_T: 1 on sampled tokens. Rows without any are left out of their group and get 0.
+        mask_B_T: 1 on sampled tokens. Rows without any are left out of their group; their advantages and returns are 0.
         group_ids_B: integer, equal within a group.
         settings: gamma, what to normalise over, the rule for uniform groups, the clip.
-        known: the turns, and who passed; None: turns are the runs of the mask.
+        known: the turns, and which rollouts passed; None: the turns are the contiguous runs of the mask.
 
     Returns:
         advantages_B_T and discounted returns_B_T, both 0 outside of sampled tokens.
 
     Raises:
-        ConfigError: `zero_uniform_groups`, and nobody said which rollouts passed.
+        ConfigError: `zero_uniform_groups` is true, and it is not known which rollouts passed.
     """
     if known is None and settings.zero_uniform_groups:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""What verl loads while it is imported, in each of its processes: makes the names `gtpo` known.
+"""Loaded by verl when it is imported, in each of its processes: registers the names `gtpo`.
 
-verl says nothing but a line at level DEBUG if this module fails; `gtpo doctor` shows whether it was loaded.
+If this module fails, verl only logs a line at level DEBUG; `gtpo doctor` shows whether it was loaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of verl's datasets: from our problems, and back. Does without verl."""
+"""Rows of verl's datasets: from gtpo's problems, and back. Does not need verl."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gtpo.tasks.problems import Problem
 
 
 def write_parquet(problems: Sequence[Problem], path: str | Path, data_source: str) -> None:
-    """Problems as a file for `data.train_files`.
+    """Write problems to a file for `data.train_files`.
 
-    The conversation holds no system prompt: the agent loop adds the one that its tools want.
+    The conversation has no system prompt: the agent loop adds the one that its tools need.
 
     Args:
         problems: at least one.
-        path: the file; its folder is made if missing.
-        data_source: verl's name for where they come from; it groups validation figures by it.
+        path: the file; its folder is created if missing.
+        data_source: verl's name for the source of the problems, by which verl groups validation metrics.
     """
     rows = [
         {
@@ -45,11 +45,12 @@ def write_parquet(problems: Sequence[Problem], path: str | Path, data_source: st
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """The problem of a row, ours or another's.
+    """The problem of a row, whether gtpo wrote the row or not.
 
     Args:
-        row: `raw_prompt` holds the chat messages, `reward_model.ground_truth` the answer. Of `extra_info` are used, if
-            there: `id` or `index`, `question`, `domain`, and `extras` (JSON); its other fields join the extras.
+        row: `raw_prompt` holds the chat messages, `reward_model.ground_truth` the answer. In `extra_info`, these are
+            used if present: `id` or `index`, `question`, `domain`, and `extras` (JSON); its other fields are added to
+            the extras.
     """
     messages = tuple(dict(message) for message in row["raw_prompt"])
     info = {str(name): _plain(value) for name, value in dict(row.get("extra_info") or {}).items()}
@@ -66,11 +67,12 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
 
 
 def reward_columns(row: Mapping[str, Any], problem: Problem) -> dict[str, list[Any]]:
-    """What reward functions get by name for one rollout: columns of verl's row, and those that our trainer gives.
+    """What reward functions get by name for one rollout: columns of verl's row, and those that gtpo's trainer gives.
 
     Args:
         row: as for `problem_of`; its columns `data_source`, `ability`, `reward_model` and `extra_info` are passed on.
-        problem: of the row; `id`, `question`, `answer`, `domain` and the entries of its extras are columns, too.
+        problem: the problem of the row; `id`, `question`, `answer`, `domain` and the entries of its extras are columns,
+            too.
     """
     of_verl = {
         name: {str(key): _plain(value) for key, value in row[name].items()}

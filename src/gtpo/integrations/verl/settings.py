@@ -18,11 +18,11 @@ from gtpo.scoring import RewardConfig
 class AlgorithmOptions:
     """`algorithm.gtpo` in verl's configuration: `+algorithm.gtpo.alpha=0.25` and so on.
 
-    verl's own `algorithm.gamma` and `algorithm.lam` mean a token's discount and are not read.
+    verl's own `algorithm.gamma` and `algorithm.lam` discount tokens and are not read.
 
     Attributes:
         credit: the fields of `gtpo.credit_assignment.CreditSettings`.
-        similarity: as the option of `gtpo train`.
+        similarity: as the option `similarity` of `gtpo train`.
     """
 
     credit: CreditSettings = field(default_factory=CreditSettings)
@@ -30,10 +30,10 @@ class AlgorithmOptions:
 
     @classmethod
     def of(cls, algorithm: Any) -> AlgorithmOptions:
-        """Read them from verl's `config.algorithm`, or its dataclass; what is not there keeps its default.
+        """Read the options from verl's `config.algorithm`, or its dataclass; missing options keep their defaults.
 
         Raises:
-            ConfigError: an unknown option or one that can't be used.
+            ConfigError: an option is unknown or can't be used.
         """
         found = _plain(algorithm.get("gtpo") if hasattr(algorithm, "get") else getattr(algorithm, "gtpo", None))
         if misplaced := sorted(set(found) & _OF_REWARDS):
@@ -48,7 +48,7 @@ class AlgorithmOptions:
 
 @dataclass
 class LoopConfig(RolloutConfig, RewardConfig):
-    """How the agent loop makes rollouts, and what they are worth."""
+    """The options of the agent loop: rollouts and their rewards."""
 
     def __post_init__(self) -> None:
         RolloutConfig.__post_init__(self)
@@ -67,11 +67,11 @@ _OF_VERL: Mapping[str, str] = {
         for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     },
 }
-"""Fields of `RolloutConfig` that verl decides on, and the option there."""
+"""Fields of `RolloutConfig` that verl sets, and verl's option for each."""
 
 
 def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str, Any] | None = None) -> LoopConfig:
-    """How the agent loop makes rollouts, and what they are worth.
+    """Read the options of the agent loop: rollouts and their rewards.
 
     Args:
         options: `options` of its entry in the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`: the fields
@@ -80,7 +80,7 @@ def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str,
         template_kwargs: verl's options of the chat template.
 
     Raises:
-        ConfigError: an unknown option, one that can't be used, or one that verl decides on.
+        ConfigError: an option is unknown, can't be used, or is set by verl.
     """
     found = _plain(options)
     if taken := sorted(set(found) & set(_OF_VERL)):
@@ -98,10 +98,10 @@ def loop_config(options: Any, rollout: Any = None, template_kwargs: Mapping[str,
 
 
 def gamma_by_turns(agent_loops: str | None) -> float:
-    """The discount that `gtpo train` has for as many turns as the agent loop `gtpo` may have.
+    """The discount that `gtpo train` would use with the `max_turns` of the agent loop `gtpo`.
 
     Args:
-        agent_loops: the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`, None if there is none.
+        agent_loops: the file `actor_rollout_ref.rollout.agent.agent_loop_config_path`; None if there is none.
 
     Raises:
         ConfigError: an option of the agent loop is unknown or can't be used.

@@ -1,9 +1,9 @@
 """Trainers `gtpo_sync`, `gtpo_colocate_async` and `gtpo_separate_async`: verl's own with turn rewards and shaping.
 
-One method is extended, `_compute_advantage`: it is where a whole batch of groups is in one place. Before verl's own
-runs, the score on the last token is replaced by the turn rewards, each on the last token of its turn; the estimator
-`gtpo` makes returns and advantages of them. A rollout whose sandbox failed loses its mask: it is neither scored, nor
-counted in its group, nor trained on.
+One method is extended, `_compute_advantage`, because a whole batch of groups is in one place there. Before verl's own
+method runs, the score on the last token is replaced by the turn rewards, each on the last token of its turn; the
+estimator `gtpo` computes returns and advantages from them. The mask of a rollout whose sandbox failed is cleared: the
+rollout is neither scored, nor counted in its group, nor trained on.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ PREFIX = "gtpo_"
 
 
 class TurnCredit(PPOTrainer):
-    """Brings turn rewards and shaping, which need whole groups, to verl's batch. Mixed into verl's trainers.
+    """Adds turn rewards and shaping, which need whole groups, to verl's batch. A mixin for verl's trainers.
 
     Args:
-        config: verl's; its `trainer.v1.trainer_mode` is the name of the trainer that is extended, after `gtpo_`. Where
-            `algorithm.gtpo.gamma` is not given, it is by the agent loop's `max_turns`, as in `gtpo train`.
+        config: verl's configuration; its `trainer.v1.trainer_mode` is `gtpo_` and the name of the trainer that is
+            extended. If `algorithm.gtpo.gamma` is not given, it follows from the agent loop's `max_turns`, as in
+            `gtpo train`.
 
     Raises:
-        ConfigError: another estimator than `gtpo`, or an unknown option.
+        ConfigError: the estimator is not `gtpo`, or an option is unknown.
     """
 
     def __init__(self, config: Any) -> None:
@@ -60,7 +61,7 @@ class TurnCredit(PPOTrainer):
         super().__init__(config)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """Turn rewards in place of the score, then verl's own."""
+        """Replace the score by turn rewards, then call verl's own method."""
         found = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=["uid", "extra_fields", "response_mask"]
         )
@@ -93,14 +94,14 @@ def _said(value: Any, is_padding: bool) -> Mapping[str, Any] | None:
     fields = getattr(value, "data", value)
     if not isinstance(fields, Mapping) or "gtpo" not in fields:
         raise ConfigError(
-            "rollouts of another agent loop hold no turns: set actor_rollout_ref.rollout.agent.default_agent_loop="
+            "rollouts of another agent loop have no turns: set actor_rollout_ref.rollout.agent.default_agent_loop="
             "gtpo, and let no row of the dataset name another agent"
         )
     return fields["gtpo"]
 
 
 def _put(batch: Any, turn_ids: Sequence[Tensor], credit: Credit) -> None:
-    """Turn rewards and masks into verl's queue."""
+    """Put turn rewards and masks into verl's queue."""
     rewards = [on_last_tokens(row_K, ids) for ids, row_K in zip(turn_ids, credit.rewards_B_K, strict=True)]
     masks = [(ids >= 0).long() for ids in turn_ids]
     fields = {"rm_scores": rewards, "response_mask": masks, "loss_mask": masks}
@@ -122,4 +123,4 @@ class GTPOTrainerColocateAsync(TurnCredit, PPOTrainerColocateAsync):
 
 @register_trainer(f"{PREFIX}separate_async")
 class GTPOTrainerSeparateAsync(TurnCredit, PPOTrainerSeparateAsync):
-    """verl's `separate_async`: rollouts and training on GPUs of their own."""
+    """verl's `separate_async`: rollouts and training on separate GPUs."""

@@ -1,4 +1,4 @@
-"""Studies: several variants of a training run, several seeds of each, evaluated alike and compared."""
+"""Studies: several variants of a training run, each with several seeds, evaluated in the same way and compared."""
 
 from gtpo.lab.study.plan import Cell, Study, read_study
 from gtpo.lab.study.report import write_report

@@ -1,7 +1,7 @@
 """The figures of a study: of each cell, of each variant over its seeds, and of differences paired by seed.
 
-The unit is the seed. Intervals and p-values are Student's over seeds: with five of them the spread itself is known
-badly, and the intervals are as wide as that asks for.
+The unit is the seed. Intervals and p-values are Student's over seeds: with five seeds the spread itself is poorly
+known, and the intervals are correspondingly wide.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gtpo.lab.study.plan import Cell, Study
 from gtpo.run_directory import read_metrics
 
 WINDOW = 5
-"""Steps over which the training pass rate is averaged, where one number stands for a moment of the training."""
+"""Steps over which the training pass rate is averaged when one number describes a point of the training."""
 _ROUNDING = 1e-12
-"""A deviation that is none: differences of equal rates differ by less than this."""
+"""A smaller deviation counts as 0: differences of equal rates vary by less than this."""
 _SHARES = ("rollout", "tools", "verify", "credit", "update")
 _OF_RESULT = ("turns_per_rollout", "calls_per_rollout", "invalid_calls_per_rollout", "sampled_tokens_per_rollout")
 
@@ -33,10 +33,10 @@ class Spread:
 
     Attributes:
         mean, deviation: over seeds; the deviation is 0 for one seed.
-        low, high: 95 % interval of the mean (Student's); None for one seed, and where all seeds agree: a few equal
-            values of something counted don't say how far apart others would be.
-        p_value: two-sided, that the mean is 0; None like them.
-        seeds: how many.
+        low, high: 95 % interval of the mean (Student's); None for one seed, and if all seeds agree: a few equal values
+            of a count do not show how far apart other seeds would be.
+        p_value: two-sided, for the hypothesis that the mean is 0; None whenever the interval is.
+        seeds: number of seeds.
     """
 
     mean: float
@@ -48,10 +48,10 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The mean of one value a seed, with its interval.
+    """The mean of one value per seed, with its interval.
 
     Raises:
-        ValueError: no value.
+        ValueError: there is no value.
     """
     if not values:
         raise ValueError("no value")
@@ -66,19 +66,19 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class CellFigures:
-    """What one cell came to.
+    """The figures of one cell.
 
     Attributes:
         steps: training steps.
         curve: training pass rate at each of them.
-        seconds: of training at the end of each.
+        seconds: seconds of training at the end of each.
         final: pass rate of the evaluation; without one, of the last `WINDOW` steps.
         area: mean of the training pass rate over all steps (the area under its curve, over the number of steps).
         first_step: by threshold, the first step whose pass rate, averaged over `WINDOW` steps, reaches it; None: never.
         metrics: every figure of metrics.jsonl, by name, at each step.
-        shares: of the step's time by phase, over all steps.
+        shares: shares of the step time by phase, over all steps.
         result: turns, calls, invalid calls and sampled tokens per rollout in the evaluation.
-        sources: pass rate of the evaluation by where its problems come from.
+        sources: pass rate of the evaluation by source of its problems.
     """
 
     steps: int
@@ -99,15 +99,15 @@ class CellFigures:
 
 
 def cell_figures(cell: Cell, thresholds: Sequence[float]) -> CellFigures:
-    """Read what a cell left.
+    """Read the results of a cell.
 
     Raises:
-        DataError: it left no metrics.
+        DataError: the cell has no metrics.
     """
     path = cell.folder / "metrics.jsonl"
     lines = [line for line in read_metrics(cell.folder) if line.get("pass_rate") is not None] if path.exists() else []
     if not lines:
-        raise DataError("holds no step with a pass rate; are logging_steps larger than max_steps?", path=path)
+        raise DataError("has no step with a pass rate; is logging_steps larger than max_steps?", path=path)
     metrics = {
         name: [float(line[name]) for line in lines]
         for name in lines[0]
@@ -140,15 +140,15 @@ def cell_figures(cell: Cell, thresholds: Sequence[float]) -> CellFigures:
 
 @dataclass(frozen=True)
 class StudyFigures:
-    """What a study came to.
+    """The figures of a study.
 
     Attributes:
-        cells: figures by variant and seed; only of cells that are done.
+        cells: figures by variant and seed, of finished cells only.
         final, area: over seeds, by variant.
         differences: from the baseline, over the seeds that both have, by variant: `final` (the evaluation, at equal
             rollouts), `area`, `last` (training pass rate of the last steps) and `equal_time` (the same at the time when
-            the quicker of the two had ended).
-        sources: where evaluations had problems from several places: by place, pass rates over seeds by variant.
+            the faster of the two runs had ended).
+        sources: if evaluations have problems from several sources: by source, pass rates over seeds by variant.
         source_differences: the same as differences from the baseline, paired by seed.
     """
 
@@ -161,7 +161,7 @@ class StudyFigures:
 
 
 def study_figures(study: Study, done: Sequence[Cell]) -> StudyFigures:
-    """The figures of the cells that are done."""
+    """The figures of the finished cells."""
     cells: dict[str, dict[int, CellFigures]] = {}
     for cell in done:
         cells.setdefault(cell.variant, {})[cell.seed] = cell_figures(cell, study.thresholds)
@@ -194,7 +194,7 @@ def study_figures(study: Study, done: Sequence[Cell]) -> StudyFigures:
 
 
 def _common_sources(cells: Sequence[CellFigures]) -> list[str]:
-    """Where all cells have problems from, if that is more than one place."""
+    """The sources from which all cells have problems, if there is more than one."""
     first = list(cells[0].sources) if cells else []
     common = [name for name in first if all(name in cell.sources for cell in cells)]
     return common if len(common) > 1 else []
@@ -212,7 +212,7 @@ def _differences(pairs: Sequence[tuple[CellFigures, CellFigures]]) -> dict[str, 
 
 
 def as_document(study: Study, figures: StudyFigures) -> dict[str, Any]:
-    """Everything as it goes into report.json."""
+    """The contents of report.json."""
     return {
         "baseline": study.baseline,
         "window": WINDOW,

@@ -1,4 +1,4 @@
-"""A study file, and the cells that come of it: every variant with every seed.
+"""A study file, and its cells: every variant with every seed.
 
     output: runs/studies/mine          # where everything goes
     train: {...}                       # options of `gtpo train` that all cells share
@@ -11,7 +11,7 @@
     seeds_of: {gtpo: [1, 2, 3, 4]}     # for variants that want others
     thresholds: [0.5, 0.8]             # pass rates whose first step is reported
 
-Nothing here knows of training: options are passed on as they stand and are checked by the commands.
+This module does not depend on training: options are passed on unchanged and are checked by the commands.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from gtpo.errors import ConfigError
 from gtpo.rollout import RolloutConfig
 
 _SHARED = {item.name for item in fields(RolloutConfig)} | {"dtype", "attn_implementation", "trust_remote_code"}
-"""Options that `gtpo train` and `gtpo eval` know under the same name."""
+"""Options that `gtpo train` and `gtpo eval` have under the same name."""
 _KEYS = {"output", "train", "evaluate", "variants", "baseline", "seeds", "seeds_of", "thresholds"}
 _RESERVED = {"run_dir", "seed", "resume", "resume_with_changes", "overwrite"}
-"""Options of a cell that the study itself decides on."""
+"""Options of a cell that the study itself sets."""
 _EVALUATE_RESERVED = {"model", "model_name_or_path", "output", "overwrite", "compare"}
 
 
@@ -41,10 +41,10 @@ class Cell:
     """One variant with one seed.
 
     Attributes:
-        variant, seed: which.
+        variant, seed: the variant and the seed.
         folder: its run's directory.
         train: options of `gtpo train`.
-        evaluate: options of `gtpo eval`; None if the study evaluates nothing.
+        evaluate: options of `gtpo eval`; None if the study does not evaluate.
     """
 
     variant: str
@@ -60,22 +60,22 @@ class Cell:
 
     @property
     def result(self) -> Path:
-        """Where its evaluation goes."""
+        """The file of its evaluation."""
         return self.folder / "eval" / "result.json"
 
     @property
     def train_fingerprint(self) -> str:
-        """Tells whether two cells are trained alike: by options, and the contents of the files that these name."""
+        """A fingerprint of the training: of the options, and of the contents of the files that they name."""
         return _fingerprint(self.train)
 
     @property
     def evaluate_fingerprint(self) -> str:
-        """The same of their evaluation."""
+        """The same for the evaluation."""
         return _fingerprint(self.evaluate or {})
 
 
 def _fingerprint(options: Mapping[str, Any]) -> str:
-    """Of options that name files or folders, the contents count too."""
+    """For options that name files or folders, the contents count too."""
     found = [
         [str(name), repr(value), [_contents(one) for one in (value if isinstance(value, list) else [value])]]
         for name, value in options.items()
@@ -93,7 +93,7 @@ class Study:
 
     Attributes:
         output: its folder.
-        cells: in the order in which they are run: all variants with the first seed come first.
+        cells: the cells in the order in which they are run: all variants with the first seed come first.
         baseline: the variant that the others are compared with.
         thresholds: pass rates whose first step is reported.
     """
@@ -105,15 +105,15 @@ class Study:
 
     @property
     def variants(self) -> list[str]:
-        """Their names, in the order of the file."""
+        """The names of the variants, in the order of the file."""
         return list(dict.fromkeys(cell.variant for cell in self.cells))
 
 
 def read_study(path: str | Path) -> Study:
-    """The study of a YAML file.
+    """Read a study from a YAML file.
 
     Raises:
-        ConfigError: the file can't be read, or a key is missing, unknown or of another kind; names it.
+        ConfigError: the file can't be read, or a key is missing, unknown or of the wrong type; names it.
     """
     path = Path(path)
     try:
@@ -130,9 +130,9 @@ def read_study(path: str | Path) -> Study:
         str(name): _options(path, str(name), options) for name, options in _mapping(path, found, "variants").items()
     }
     if not variants:
-        raise ConfigError(f"{path}: variants: name at least one")
+        raise ConfigError(f"{path}: variants: give at least one")
     if bad := [name for name in variants if not name.replace("_", "").replace("-", "").replace(".", "").isalnum()]:
-        raise ConfigError(f"{path}: variants: {bad[0]!r} is no name for a folder; use letters, digits, _ - .")
+        raise ConfigError(f"{path}: variants: {bad[0]!r} can't be the name of a folder; use letters, digits, _ - .")
     baseline = str(found.get("baseline", next(iter(variants))))
     seeds_of = {str(name): seeds for name, seeds in _mapping(path, found, "seeds_of", needed=False).items()}
     for name in (baseline, *seeds_of):
@@ -141,9 +141,9 @@ def read_study(path: str | Path) -> Study:
     seeds = {name: _seeds(path, seeds_of.get(name, found.get("seeds"))) for name in variants}
     for where, options in {"train": train, **variants}.items():
         if reserved := sorted(_RESERVED & set(options)):
-            raise ConfigError(f"{path}: {where}: the study itself sets {', '.join(reserved)}")
+            raise ConfigError(f"{path}: {where}: the study itself sets {', '.join(reserved)}; remove this")
     if evaluate is not None and (reserved := sorted(_EVALUATE_RESERVED & set(map(str, evaluate)))):
-        raise ConfigError(f"{path}: evaluate: the study itself sets {', '.join(reserved)}")
+        raise ConfigError(f"{path}: evaluate: the study itself sets {', '.join(reserved)}; remove this")
     output = Path(str(found.get("output") or Path("runs") / "studies" / path.stem))
     order = sorted({seed for chosen in seeds.values() for seed in chosen})
     cells = [
@@ -183,7 +183,7 @@ def _seeds(path: Path, value: Any) -> list[int]:
     if not isinstance(value, list) or not value or not all(type(seed) is int for seed in value):
         raise ConfigError(f"{path}: seeds: must be a list of whole numbers, such as [1, 2, 3]")
     if len(set(value)) < len(value):
-        raise ConfigError(f"{path}: seeds: {value} names one twice")
+        raise ConfigError(f"{path}: seeds: {value} contains a seed twice")
     return value
 
 

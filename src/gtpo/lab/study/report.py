@@ -22,23 +22,23 @@ PANELS = (
 )
 LEGEND_COLUMNS = 6
 LINES = ("-", "--", ":")
-"""Of ten variants each, in ten colours."""
+"""Line styles for ten variants each, in ten colours."""
 
 
 def write_report(study: Study) -> Path:
-    """Write the report of the cells that are done so far; returns its Markdown file.
+    """Write the report of the cells that have finished so far; returns its Markdown file.
 
     Raises:
-        DataError: a cell left no metrics.
-        ConfigError: a cell was done with other options than the study has.
+        DataError: a cell has no metrics.
+        ConfigError: a cell was run with other options than the study has.
     """
     done = [cell for cell in study.cells if _is_done(cell.folder)]
     for cell in done:
         if parts := stale_parts(cell):
             raise ConfigError(
                 f"{cell.folder}: its {' and '.join(parts)} was done with other options than the study file has now, or "
-                "with files whose contents have changed, so it can't be compared; delete the folder to run it again, "
-                "or give the study another output"
+                "with files that have changed since, so it can't be compared; delete the folder to run it again, or "
+                "give the study another output"
             )
     figures = study_figures(study, done)
     study.output.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
         "",
         f"{done} of {len(study.cells)} cells are done. Means over seeds with 95 % intervals (Student's); differences "
         "are paired by seed. Area: mean training pass rate over all steps. Last: training pass rate over the last "
-        f"{WINDOW} steps. Equal time: the same at the moment when the quicker of the two runs had ended.",
+        f"{WINDOW} steps. Equal time: the same at the time when the faster of the two runs had ended.",
         "",
         *markdown_table(
             [
@@ -104,18 +104,18 @@ def report_text(study: Study, figures: StudyFigures, done: int) -> str:
 
 
 def _source_lines(figures: StudyFigures) -> list[str]:
-    """The section about the places that problems of the evaluation come from; empty if it is one place."""
+    """The section about the sources of the evaluation's problems; empty if there is one source."""
     if not figures.sources:
         return []
     rows = source_rows(figures.sources, figures.source_differences)
-    head = ["problems", "variant", "seeds", "pass rate", "less the baseline's", "p"]
+    head = ["problems", "variant", "seeds", "pass rate", "minus the baseline's", "p"]
     return ["## By source of the problems", "", *markdown_table(head, rows), ""]
 
 
 def source_rows(
     sources: Mapping[str, Mapping[str, Spread]], differences: Mapping[str, Mapping[str, Spread]]
 ) -> list[list[str]]:
-    """A row a source and variant: both, seeds (how many are paired if not all), pass rate, difference, its p-value."""
+    """One row per source and variant: both, seeds (and how many are paired, if not all), pass rate, difference, p."""
     rows = []
     for source, variants in sources.items():
         for name, value in variants.items():
@@ -148,7 +148,7 @@ def _variant_row(study: Study, figures: StudyFigures, name: str) -> list[str]:
 
 
 def _steps(first: Sequence[int | None]) -> str:
-    """The (lower) median over the seeds that got there, and how many did if not all."""
+    """The (lower) median over the seeds that reached it, and their number if not all did."""
     there = [step for step in first if step is not None]
     if not there:
         return "never"
@@ -163,7 +163,7 @@ def _difference_row(name: str, parts: dict[str, Spread]) -> list[str]:
 
 
 def shown_p(value: Spread) -> str:
-    """A p-value; empty where there is none."""
+    """A p-value; empty if there is none."""
     return "" if value.p_value is None else f"{value.p_value:.3f}"
 
 
@@ -180,7 +180,7 @@ def _time_row(name: str, cells: Sequence[CellFigures]) -> list[str]:
 
 
 def draw_curves(figures: StudyFigures, path: Path, panels: Sequence[tuple[str, str]] = PANELS) -> None:
-    """Mean over seeds, with a band of one standard deviation to each side."""
+    """Draw the mean over seeds, with a band of one standard deviation on each side."""
     import matplotlib
 
     matplotlib.use("Agg")

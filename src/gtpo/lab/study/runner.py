@@ -1,7 +1,7 @@
-"""Runs the cells of a study, one after another or several at a time, each in a process of its own.
+"""Runs the cells of a study, one after another or several at a time, each in its own process.
 
-A cell that is done is not run again; one that was stopped goes on from its last checkpoint and the samples that its
-evaluation has. Processes come from a server that has the libraries loaded, so that a cell does not pay for that.
+A finished cell is not run again; a stopped one continues from its last checkpoint and the samples that its evaluation
+has. Processes are forked from a server that has loaded the libraries, so that cells start quickly.
 """
 
 from __future__ import annotations
@@ -40,25 +40,27 @@ def run_cells(
     say: Say = print,
     check: Check,
 ) -> list[Cell]:
-    """Run what is left of the cells.
+    """Run the cells that have not finished.
 
     Args:
-        cells: all of them.
-        jobs: cells at a time.
-        threads: CPU threads per cell; by default the machine's cores over the jobs.
-        say: told when a cell begins and ends.
-        check: called with the cells that are left, in a process that has the libraries loaded; a function of a module.
+        cells: all cells.
+        jobs: number of cells that run at the same time.
+        threads: CPU threads per cell; by default the number of the machine's cores divided by `jobs`.
+        say: called with a message when a cell starts or ends.
+        check: called with the remaining cells, in a process that has the libraries loaded; must be a function of a
+            module.
 
     Returns:
-        Those that failed. Their logs say why; the others have been run all the same.
+        The cells that failed. Their logs say why; the others have been run all the same.
 
     Raises:
-        ConfigError: `jobs` or `threads` below 1, a cell's folder holds a run with other options, or `check` raised it.
-        StoppedError: a signal came; the cells under way have saved where they are.
-        GtpoError, OSError: of `check`, as it raised them.
+        ConfigError: `jobs` or `threads` is below 1, a cell's folder holds a run with other options, or `check` raised
+            it.
+        StoppedError: a signal came; the running cells have saved their state.
+        GtpoError, OSError: an error raised by `check`.
     """
     if jobs < 1 or (threads is not None and threads < 1):
-        raise ConfigError("jobs and threads must be at least 1")
+        raise ConfigError("--jobs and --threads must be at least 1")
     for cell in cells:
         _check_same(cell)
     waiting = [cell for cell in cells if not _state(cell).get("done")]
@@ -112,13 +114,13 @@ def _run_all(waiting: list[Cell], jobs: int, threads: int, say: Say, stop: StopS
     if stop.requested and (waiting or left):
         raise StoppedError(
             f"stopped by {stop.requested.name}; {len(waiting) + left} of {total} cells are left, and the same command "
-            "goes on with them"
+            "runs them"
         )
     return failed
 
 
 def _check_apart(check: Check, cells: Sequence[Cell]) -> None:
-    """Check cells in a process of their server: this one then need not load the libraries, too."""
+    """Check cells in a process of their server, so that this process need not load the libraries."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = _context().Process(target=_checked, args=(check, cells, sender, os.getcwd()))
     process.start()
@@ -126,7 +128,7 @@ def _check_apart(check: Check, cells: Sequence[Cell]) -> None:
     try:
         fault = receiver.recv()
     except EOFError:
-        raise RuntimeError("the check of the options ended without a verdict; see what it wrote above") from None
+        raise RuntimeError("the check of the options ended without a result; see its output above") from None
     finally:
         process.join()
     if fault is not None:
@@ -144,7 +146,7 @@ def _checked(check: Check, cells: Sequence[Cell], sender: Any, folder: str) -> N
 
 
 def _context() -> Any:
-    """Of the cells' processes. Their server takes no signals: it would be ended with the study, and its cells lost."""
+    """The context of the cells' processes. Their server ignores signals: else it would end, and its cells be lost."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["gtpo.commands.train", "gtpo.commands.evaluate"])
     if threading.current_thread() is not threading.main_thread():
@@ -159,16 +161,16 @@ def _context() -> Any:
 
 
 def _check_same(cell: Cell) -> None:
-    """Refuse to go on with a cell whose options or files have changed under what is there of it."""
+    """Refuse to continue a cell whose options or files have changed since it was started."""
     for part in stale_parts(cell):
         raise ConfigError(
-            f"{cell.folder}: its {part} was done with other options than the study file has now, or with files whose "
-            "contents have changed; delete the folder to run it again, or give the study another output"
+            f"{cell.folder}: its {part} was done with other options than the study file has now, or with files that "
+            "have changed since; delete the folder to run it again, or give the study another output"
         )
 
 
 def stale_parts(cell: Cell) -> list[str]:
-    """Which of a cell's training and evaluation was done with other options, or contents of files, than it has now."""
+    """The parts of a cell, training or evaluation, that were done with other options or file contents than now."""
     state = _state(cell)
     begun = {
         "training": bool(state.get("trained")) or (cell.folder / "checkpoints").is_dir(),
@@ -189,7 +191,7 @@ def _save_state(cell: Cell, **changes: Any) -> None:
 
 
 def _run(cell: Cell, threads: int, folder: str) -> None:
-    """The process of a cell. It would begin in the folder in which the study's process was started."""
+    """The process of a cell. It changes to `folder`, since it starts in the folder in which the study was started."""
     os.chdir(folder)
     for number in STOPPING:  # its server ignores them
         signal.signal(number, signal.SIG_DFL)
@@ -201,7 +203,7 @@ def _run(cell: Cell, threads: int, folder: str) -> None:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            sys.exit(f"{cell.folder}: another process is at it")
+            sys.exit(f"{cell.folder}: another process is running this cell")
         import torch
 
         torch.set_num_threads(threads)
@@ -217,7 +219,7 @@ def _run(cell: Cell, threads: int, folder: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A cell does not outlive its study: started again, that would find the cell under way."""
+    """Make a cell end with its study: a restarted study would otherwise find the cell still running."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -247,6 +249,6 @@ def _headline(cell: Cell) -> str:
 
 def _last_line(path: Path) -> str:
     if not path.exists():
-        return "it ended before it could write its log"
+        return "it ended before it wrote to its log"
     lines = [line for line in path.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "no output"

@@ -1,8 +1,8 @@
-"""A bench for estimators of the advantage: multi-turn decision processes so small that everything about them is known.
+"""A test bench for advantage estimators: multi-turn decision processes small enough to compute everything exactly.
 
-The policy is a table, success rates and true gradients are computed and not sampled, and the expectation of an
-estimator over whole groups is a sum over all groups there are. Rewards, returns and advantages are those of
-`gtpo.functional` and `gtpo.credit_assignment`; only candidates that are not part of the algorithm are here
+The policy is a table. Success rates and true gradients are computed instead of sampled, and the expectation of an
+estimator over whole groups is a sum over all possible groups. Rewards, returns and advantages are those of
+`gtpo.functional` and `gtpo.credit_assignment`; only candidates that are not part of the algorithm are defined here
 (`candidates`).
 """
 

@@ -1,7 +1,7 @@
-"""Candidates for credit that is nowhere worse than GRPO's, as pure functions in the manner of `gtpo.functional`.
+"""Candidates for credit that is never worse than GRPO's, as pure functions in the style of `gtpo.functional`.
 
-No trainer has them: one that wins on the exact bench and in studies moves to `gtpo.functional`, as `gamma_for_turns`
-did, and the others go; docs/log.md says what they came to.
+No trainer uses them: a candidate that wins on the exact bench and in studies moves to `gtpo.functional`, as
+`gamma_for_turns` did, and the others are removed; docs/log.md has their results.
 Glossary, marks and conventions are those of `gtpo.functional`.
 """
 
@@ -27,7 +27,7 @@ from gtpo.functional.advantages import number_groups
 
 
 def bounded_shaping(shaped_B: Tensor, first_returns_B: Tensor, passed_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Shaped accuracy, scaled so that no failure gets more than the first turn of any success of its group.
+    """Shaped accuracy, scaled so that no failure gets more than the first turn of any success in its group.
 
         shaped'[i] = shaped[i] * clip(min over passing k of i's group of R[k,1], 0, 1), and 0 if none passes
 
@@ -35,7 +35,7 @@ def bounded_shaping(shaped_B: Tensor, first_returns_B: Tensor, passed_B: Tensor,
 
     Args:
         shaped_B: float in [0, 1], 0 for rollouts that passed (`shaped_accuracy`).
-        first_returns_B: float, returns of first turns; those of rollouts that passed count.
+        first_returns_B: float, returns of first turns; only those of rollouts that passed are used.
         passed_B: bool, True iff the rollout's final answer is verified.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
 
@@ -58,13 +58,13 @@ def bounded_shaping(shaped_B: Tensor, first_returns_B: Tensor, passed_B: Tensor,
 
 
 def prefix_ids(events_B_K: Tensor, num_turns_B: Tensor, group_ids_B: Tensor) -> Tensor:
-    """Numbers what each turn begins with: the calls and results of all turns before it.
+    """Number the prefixes of turns: the calls and results of all turns before a turn.
 
-    Two turns get the same number if and only if they have the same index, in rollouts of one group whose events up to
-    there are equal. All first turns of a group share one.
+    Two turns get the same number if and only if they have the same index and belong to rollouts of one group whose
+    events up to that turn are equal. All first turns of a group share one number.
 
     Args:
-        events_B_K: integer, equal where a turn's call and result are. Padding is ignored.
+        events_B_K: integer, equal if the turns' calls and results are equal. Padding is ignored.
         num_turns_B: integer, 1..K.
         group_ids_B: integer, equal within a group; any values, order and group sizes.
 
@@ -98,7 +98,7 @@ def gigpo_advantages(
     weight: float = 1.0,
     eps: float = 1e-4,
 ) -> Tensor:
-    """GiGPO's advantage of every turn: that of the rollout, plus that of the turn among turns that begin alike.
+    """GiGPO's advantage of every turn: that of the rollout, plus that of the turn among turns with the same prefix.
 
         A[i,j] = A_rollout[i] + weight * A_step[i,j]
 

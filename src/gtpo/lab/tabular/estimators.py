@@ -1,4 +1,4 @@
-"""Estimators as the bench takes them: from rollouts of the process to the advantage of each turn."""
+"""Estimators in the form that the bench uses: from rollouts of the process to the advantage of each turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtpo.lab.tabular.process import CallProcess, Rollouts
 def estimator(
     process: CallProcess, group_size: int, *, algorithm: str = "gtpo", eps: float = 1e-4, **settings: object
 ) -> Advantage:
-    """The advantages of an algorithm. Rollouts of a group must stand side by side.
+    """The advantages of an algorithm. The rollouts of a group must be contiguous.
 
     Args:
         process: the process.
@@ -36,7 +36,7 @@ def credit_of(
     algorithm: str,
     eps: float = 1e-4,
 ) -> Credit:
-    """The whole credit of rollouts, in float64."""
+    """The full credit of rollouts, in float64."""
     shapes = algorithm in SHAPED and settings.alpha > 0
     shaped_B = rollouts.passed_B.double() * 0
     if shapes:
@@ -55,7 +55,7 @@ def credit_of(
 
 
 def shaped_groups(code_B_D: Tensor, passed_B: Tensor, group_size: int, alpha: float) -> Tensor:
-    """`gtpo.functional.shaped_accuracy` of many groups of one size at once: the similarity is the cosine of the codes.
+    """`gtpo.functional.shaped_accuracy` for many groups of one size at once; the similarity is the cosine of the codes.
 
     Returns:
         shaped_B: 0 for rollouts that passed, in groups without a success, and without code.

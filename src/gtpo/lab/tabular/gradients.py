@@ -1,7 +1,7 @@
-"""What an estimator gives on average and how much it scatters: over all groups that there are, or over sampled ones.
+"""Mean and variance of an estimator's gradient, over all possible groups or over sampled ones.
 
-A group's gradient is the mean over its rollouts of the sum over turns of advantage times the gradient of the log of the
-action's probability, as in REINFORCE.
+A group's gradient is the mean over its rollouts of the sum over turns of the advantage times the gradient of the
+action's log-probability, as in REINFORCE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK = 20_000
 
 @dataclass(frozen=True)
 class Expectation:
-    """Mean and scatter of a group's gradient.
+    """Mean and spread of a group's gradient.
 
     Attributes:
         mean_S_A: the mean.
@@ -44,20 +44,20 @@ class Expectation:
         return self.second_moment - float(self.mean_S_A.square().sum())
 
     def cosine(self, gradient_S_A: Tensor) -> float:
-        """Of the angle between the mean and a gradient."""
+        """The cosine of the angle between the mean and a gradient."""
         lengths = float(self.mean_S_A.norm() * gradient_S_A.norm())
         return float((self.mean_S_A * gradient_S_A).sum()) / lengths if lengths > 0 else 0.0
 
     def signal_to_noise(self, gradient_S_A: Tensor) -> float:
-        """The mean's component along a gradient, over the standard deviation of the whole."""
+        """The mean's component along a gradient, over the standard deviation of the whole group gradient."""
         along = float((self.mean_S_A * gradient_S_A).sum() / gradient_S_A.norm())
         return along / math.sqrt(max(self.variance, 1e-300))
 
 
 def group_gradients(logits_S_A: Tensor, rollouts: Rollouts, advantages_B_K: Tensor, group_size: int) -> Tensor:
-    """The gradients of groups whose rollouts stand side by side: (groups, S, A).
+    """The gradients of groups whose rollouts are contiguous, shape (groups, S, A).
 
-    The logits may have a leading axis, a table for each group.
+    The logits may have a leading axis, with one table per group.
     """
     count, states = len(rollouts.num_turns_B), logits_S_A.shape[-2]
     policy = logits_S_A.softmax(dim=-1)
@@ -73,10 +73,10 @@ def group_gradients(logits_S_A: Tensor, rollouts: Rollouts, advantages_B_K: Tens
 def enumerate_expectation(
     process: CallProcess, logits_S_A: Tensor, advantage: Advantage, group_size: int
 ) -> Expectation:
-    """Over all groups: the exact expectation.
+    """The exact expectation, over all groups.
 
-    Estimators do not look at the order of a group, so each multiset of rollouts is looked at once. There are
-    C(N + G - 1, G) of them for N rollouts: 13 for 2 turns, 40 for 3, 121 for 4.
+    Estimators ignore the order of a group, so each multiset of rollouts is evaluated once. There are
+    C(N + G - 1, G) of them for N rollouts: N is 13 for 2 turns, 40 for 3, 121 for 4.
     """
     every = process.every_rollout()
     log_p = process.log_probabilities(logits_S_A, every)
@@ -95,7 +95,7 @@ def enumerate_expectation(
 def sampled_expectation(
     process: CallProcess, logits_S_A: Tensor, advantage: Advantage, group_size: int, *, groups: int, seed: int = 0
 ) -> Expectation:
-    """Over sampled groups."""
+    """The expectation estimated from sampled groups."""
     generator = torch.Generator().manual_seed(seed)
     tables = logits_S_A.expand(groups * group_size, *logits_S_A.shape)
     rollouts = process.sample(tables, generator)
@@ -115,7 +115,7 @@ def _pick(rollouts: Rollouts, rows: Tensor) -> Rollouts:
 
 
 def _multisets(count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Multisets of `size` of `count` things in chunks: their members, and how many orders each has."""
+    """The multisets of `size` out of `count` items, in chunks: their members, and the number of orders of each."""
     every = combinations_with_replacement(range(count), size)
     whole = math.factorial(size)
     while chunk := list(islice(every, _CHUNK)):

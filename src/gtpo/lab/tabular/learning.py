@@ -1,4 +1,4 @@
-"""Learning curves on the process: many seeds at once, success computed and not sampled."""
+"""Learning curves on the process: many seeds at once, with success rates computed instead of sampled."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gtpo.lab.tabular.process import CallProcess
 
 @dataclass(frozen=True)
 class Curves:
-    """What training came to, for each seed (N) and step (T + 1, the start first).
+    """Results of training, for each seed (N) and step (T + 1, the start first).
 
     Attributes:
         success_N_T: true success rate of the policy.
         turns_N_T, invalid_N_T: turns and malformed calls per rollout, of the rollouts of the step; the last is NaN.
-        similarity_N_T: mean similarity of failed rollouts to the successes of their group, as shaping sees it, where
-            there is a success; NaN where the algorithm does not shape.
-        uniform_N_T: share of groups that all passed or all failed.
+        similarity_N_T: mean similarity of failed rollouts to the successes of their group, as used for shaping, in
+            groups with a success; NaN if the algorithm does not shape.
+        uniform_N_T: share of groups in which all rollouts passed or all failed.
     """
 
     success_N_T: Tensor
@@ -46,19 +46,20 @@ def learn(
     learning_rate: float = 0.05,
     seed: int = 0,
 ) -> Curves:
-    """Train `seeds` copies of a policy with Adam, each on rollouts of its own.
+    """Train `seeds` copies of a policy with Adam, each on its own rollouts.
 
     Args:
         process: the process.
-        logits_S_A: the policy to begin with.
+        logits_S_A: the initial policy.
         algorithm: one of `gtpo.credit_assignment.ALGORITHMS`.
-        settings: of the algorithm.
-        advantage: an estimator in place of the algorithm, such as `gtpo.lab.tabular.candidate`.
-        seeds: copies.
-        steps: optimizer steps.
-        groups, group_size: rollouts per step and copy.
-        learning_rate: of Adam, which levels out that some estimators divide by a deviation and others don't.
-        seed: of all random numbers.
+        settings: settings of the algorithm.
+        advantage: an estimator to use instead of the algorithm, such as `gtpo.lab.tabular.candidate`.
+        seeds: number of copies.
+        steps: number of optimizer steps.
+        groups, group_size: groups per step and copy, and rollouts per group.
+        learning_rate: learning rate of Adam, which compensates that some estimators divide by a deviation and others
+            do not.
+        seed: seed of all random numbers.
     """
     settings = settings or CreditSettings()
     generator = torch.Generator().manual_seed(seed)

@@ -1,9 +1,10 @@
-"""The process: a task that takes a number of calls, and a policy that may also call badly, or answer too early.
+"""The process: a task that takes a number of calls, and a policy that may also make bad calls, or answer too early.
 
-At each turn the policy does one of four things. `good`: the call that brings the task one step on. `malformed`: a call
-that can't be carried out; nothing changes. `wrong`: a call that is carried out and spoils the result, unseen. `answer`:
-ends the rollout; it passes if all steps of the task are done and none was spoiled. A rollout that has not answered by
-its last turn has failed. The policy sees how many of its calls were carried out, and not whether they were right.
+At each turn the policy takes one of four actions. `good`: the call that advances the task by one step. `malformed`: a
+call that can't be carried out; nothing changes. `wrong`: a call that is carried out and spoils the result, which the
+policy does not see. `answer`: ends the rollout, which passes if all steps of the task are done and none was spoiled. A
+rollout that has not answered by its last turn fails. The policy sees how many of its calls were carried out, but not
+whether they were right.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ GOOD, MALFORMED, WRONG, ANSWER = range(4)
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Rollouts as tensors; B of them, K turns at most.
+    """Rollouts as tensors: B rollouts of at most K turns.
 
     Attributes:
         states_B_K: int64, what the policy saw: calls carried out so far, at most the process's `steps`.
-        actions_B_K: int64, what it did.
-        num_turns_B: int64.
-        passed_B: bool.
+        actions_B_K: int64, the actions it took.
+        num_turns_B: int64, number of turns.
+        passed_B: bool, whether the rollout passed.
     """
 
     states_B_K: Tensor
@@ -36,7 +37,7 @@ class Rollouts:
 
     @property
     def active_B_K(self) -> Tensor:
-        """Where there is a turn."""
+        """Whether there is a turn."""
         return torch.arange(self.states_B_K.shape[1]) < self.num_turns_B[:, None]
 
     @property
@@ -50,7 +51,7 @@ class Rollouts:
         return (self.active_B_K & (self.actions_B_K != ANSWER)).any(dim=1)
 
     def code_B_D(self, states: int) -> Tensor:
-        """What stands for the code of a rollout: how often each call that was carried out was made in each state."""
+        """A stand-in for the code of a rollout: how often each executed call was made in each state."""
         calls = self.active_B_K & ((self.actions_B_K == GOOD) | (self.actions_B_K == WRONG))
         words_B_K = self.states_B_K * 2 + (self.actions_B_K == WRONG)
         counts = torch.zeros(len(calls), 2 * states, dtype=torch.float64)
@@ -59,11 +60,11 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class CallProcess:
-    """See the module.
+    """The process that the module describes.
 
     Attributes:
-        steps: calls that the task takes, at least 1.
-        max_turns: turns of a rollout, more than `steps`.
+        steps: number of calls that the task takes, at least 1.
+        max_turns: maximum number of turns per rollout, more than `steps`.
     """
 
     steps: int
@@ -79,7 +80,7 @@ class CallProcess:
         return self.steps + 1
 
     def success(self, logits_S_A: Tensor) -> Tensor:
-        """The probability of passing; can be differentiated. Any number of leading axes: one value for each table."""
+        """The probability of passing; differentiable. With leading axes, one value for each table."""
         policy = logits_S_A.softmax(dim=-1)
         good, malformed, answer = policy[..., GOOD], policy[..., MALFORMED], policy[..., -1, ANSWER]
         start = torch.nn.functional.one_hot(torch.tensor(0), self.states).to(policy)
@@ -94,13 +95,13 @@ class CallProcess:
         return passed
 
     def true_gradient(self, logits_S_A: Tensor) -> Tensor:
-        """The gradient of `success` by the logits, of their shape."""
+        """The gradient of `success` with respect to the logits, in their shape."""
         leaf = logits_S_A.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.success(leaf), leaf)
         return gradient
 
     def reward_gradient(self, logits_S_A: Tensor, format_penalty: float = -0.1) -> Tensor:
-        """The gradient of the expected sum of a rollout's turn rewards, without shaping, of the logits' shape."""
+        """The gradient of the expected sum of a rollout's turn rewards, without shaping, in the logits' shape."""
         leaf = logits_S_A.detach().clone().requires_grad_()
         every = self.every_rollout()
         probability = self.log_probabilities(leaf, every).exp()
@@ -115,7 +116,7 @@ class CallProcess:
         return (chosen * rollouts.active_B_K).sum(dim=1)
 
     def every_rollout(self) -> Rollouts:
-        """All rollouts that there are: about 1.5 * 3^max_turns."""
+        """All possible rollouts: about 1.5 * 3^max_turns."""
         found: list[list[int]] = []
         open_ends: list[list[int]] = [[]]
         for _ in range(self.max_turns):
@@ -151,7 +152,7 @@ class CallProcess:
         return self._finished(actions_B_K, num_turns_B)
 
     def _finished(self, actions_B_K: Tensor, num_turns_B: Tensor) -> Rollouts:
-        """States and outcomes follow from the actions. What stands past the last turn is `answer`."""
+        """Derive states and outcomes from the actions. Past the last turn the action is `answer`."""
         carried_out = ((actions_B_K == GOOD) | (actions_B_K == WRONG)).long()
         before = carried_out.cumsum(dim=1) - carried_out
         states_B_K = before.clamp(max=self.steps)
@@ -165,13 +166,13 @@ def policy_with_success(
 ) -> Tensor:
     """Logits of a policy with this success rate.
 
-    In every state but the last it does something else than the good call with the same probability, which `faults`
-    splits over malformed, wrong and answer; in the last state something else than the answer, split over malformed,
-    wrong and a needless good call alike.
+    In every state but the last, the policy deviates from the good call with the same probability, which `faults` splits
+    over malformed, wrong and answer. In the last state it deviates from the answer with that probability, split in the
+    same way over malformed, wrong and a needless good call.
 
     Args:
         process: the process.
-        success: in (0, 1), within reach of such a policy.
+        success: success rate in (0, 1), within reach of such a policy.
         faults: shares that sum to 1.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The candidates as the bench takes them, each by a name: from rollouts to the advantage of each turn."""
+"""The candidates by name, in the form that the bench uses: from rollouts to the advantage of each turn."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEFAULT = CreditSettings()
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts whose groups stand side by side, and what candidates are made of; in float64."""
+    """Rollouts whose groups are contiguous, and the quantities that candidates are computed from; in float64."""
 
     process: CallProcess
     rollouts: Rollouts
@@ -39,11 +39,11 @@ class Batch:
 
     @property
     def prefixes_B_K(self) -> Tensor:
-        """Of calls and results: an action stands for both."""
+        """Prefixes of calls and results: an action stands for both."""
         return C.prefix_ids(self.rollouts.actions_B_K, self.rollouts.num_turns_B, self.group_B)
 
     def returns_B_K(self, gamma: float, *, penalty: float = -0.1, bounded: bool = False) -> Tensor:
-        """Returns with shaping as it is by default, or bounded by first turns of successes."""
+        """Returns with default shaping, or with shaping bounded by first turns of successes."""
         turns, passed_B = self.rollouts.num_turns_B, self.rollouts.passed_B
         codes_B_D = self.rollouts.code_B_D(self.process.states)
         shaped_B = shaped_groups(codes_B_D, passed_B, self.group_size, _DEFAULT.alpha)
@@ -64,12 +64,12 @@ class Batch:
         )
 
     def normalised(self, returns_B_K: Tensor) -> Tensor:
-        """As GTPO does by default."""
+        """Returns normalised as GTPO does by default."""
         found = self.rollouts
         return F.group_advantages(returns_B_K, found.num_turns_B, self.group_B, passed_B=found.passed_B)
 
     def gamma(self) -> float:
-        """`F.gamma_for_turns` of the longest rollout there may be."""
+        """`F.gamma_for_turns` for the longest possible rollout."""
         return F.gamma_for_turns(self.process.max_turns)
 
 
@@ -91,6 +91,6 @@ CANDIDATES: dict[str, Callable[[Batch], Tensor]] = {
 
 
 def candidate(process: CallProcess, group_size: int, name: str) -> Advantage:
-    """The advantages of a candidate. Rollouts of a group must stand side by side."""
+    """The advantages of a candidate. The rollouts of a group must be contiguous."""
     make = CANDIDATES[name]
     return lambda rollouts, group_ids_B: make(Batch(process, rollouts, group_ids_B, group_size))

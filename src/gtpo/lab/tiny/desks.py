@@ -1,7 +1,7 @@
-r"""Questions of several hops whose records lie at different desks: a call whose mistake can be seen and mended.
+r"""Questions of several hops whose records are at different desks: a wrong call gets a reply that shows how to fix it.
 
-Half of the records are at the front, where `kim boss` finds them. For any other, the tool says at which desk it is
-(`ask desk 7`), and the call has to be made again with that number: `kim boss 7`. A wrong number is answered with the
+Half of the records are at the front, where `kim boss` finds them. For any other record, the tool says at which desk it
+is (`ask desk 7`), and the call must be repeated with that number: `kim boss 7`. A wrong number is answered with the
 right one.
 """
 
@@ -32,7 +32,7 @@ DESKS = {fact: desk for fact in FACTS if (desk := _desk(*fact))}
 
 
 def ask(query: str) -> tuple[str, str]:
-    """What the tool says to `kim boss` or `kim boss 7`, and how the call ended."""
+    """The tool's reply to `kim boss` or `kim boss 7`, and the status of the call."""
     name, relation, desk = (*query.strip().split(" "), "", "", "")[:3]
     found = look_up(f"{name} {relation}")
     if not found:
@@ -45,7 +45,7 @@ class DeskLookupTool(LookupTool):
     """`LookupTool` that may ask for a desk; for `--tools gtpo.lab.tiny.desks:DeskLookupTool`."""
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """The name that is asked for, or the desk to ask at."""
+        """The requested name, or the desk to ask at."""
         return ToolResult(*ask(str(call.arguments["query"])))
 
 
@@ -74,7 +74,7 @@ class DeskHops(Hops):
 
 
 class _DeskWalk(HopsWalk):
-    """Goes to the desk that it has been told of; a wrong call there is one to a wrong desk or to the front again."""
+    """Goes to the desk that the tool named; a wrong call goes to a wrong desk or to the front again."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

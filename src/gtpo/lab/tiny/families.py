@@ -20,10 +20,10 @@ def get_family(name: str, steps: int | None = None) -> Family:
 
     Args:
         name: a key of `FAMILIES`.
-        steps: calls that each problem takes, for families where that can be chosen; by default their own mixture.
+        steps: number of calls that each problem takes, for families with that choice; by default a mixture.
 
     Raises:
-        ConfigError: there is none, `steps` is below 1, or the family has no choice of them.
+        ConfigError: there is no such family, `steps` is below 1, or the family does not let it be chosen.
     """
     if name not in FAMILIES:
         raise ConfigError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
@@ -31,5 +31,7 @@ def get_family(name: str, steps: int | None = None) -> Family:
     if steps is None:
         return kind()
     if issubclass(kind, Programs) or steps < 1:
-        raise ConfigError(f"problem_steps: {steps}: must be at least 1, and the family {Programs.name!r} has no choice")
+        raise ConfigError(
+            f"problem_steps: {steps}: must be at least 1, and can't be set for the family {Programs.name!r}"
+        )
     return kind(steps, steps)

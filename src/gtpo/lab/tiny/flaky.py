@@ -1,7 +1,7 @@
-r"""Questions of several hops over a look-up tool that fails at times: the same call, made again, may succeed.
+r"""Questions of several hops over a look-up tool that sometimes fails: the same call, repeated, may succeed.
 
-Whether a call fails depends on the rollout's number, the query and how often the rollout has made it, so runs repeat. A
-good rollout asks again; nothing else is different from `hops`.
+Whether a call fails depends on the rollout's number, the query and how often the rollout has made it, so runs are
+reproducible. A good rollout asks again; everything else is as in `hops`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FAILURE_RATE = 0.25
 
 
 class FlakyLookupTool:
-    """`LookupTool` whose calls fail at times; for `--tools gtpo.lab.tiny.flaky:FlakyLookupTool`."""
+    """`LookupTool` whose calls sometimes fail; for `--tools gtpo.lab.tiny.flaky:FlakyLookupTool`."""
 
     def __init__(self) -> None:
         self._lookup = LookupTool()
@@ -34,14 +34,14 @@ class FlakyLookupTool:
 
 
 class FlakyLookup:
-    """The tool in the hands of one rollout; made by `FlakyLookupTool.open`."""
+    """The tool as used by one rollout; created by `FlakyLookupTool.open`."""
 
     def __init__(self, lookup: LookupTool, key: Hashable) -> None:
         self._lookup, self._key = lookup, key
         self._asked: Counter[str] = Counter()
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """The name that is asked for, or the word that the tool is busy."""
+        """The requested name, or the reply that the tool is busy."""
         query = str(call.arguments["query"])
         self._asked[query] += 1
         if random.Random(f"{self._key} {query} {self._asked[query]}").random() < FAILURE_RATE:

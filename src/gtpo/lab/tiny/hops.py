@@ -1,7 +1,7 @@
 r"""Questions of several hops over a small knowledge base: the family that stands for commonsense reasoning.
 
-A question such as `kim;boss;twin` asks for the twin of Kim's boss. A good rollout looks up one relation a call, with a
-tool of its own, and reads each name off the observation before; the answer stands in `\boxed{}`.
+A question such as `kim;boss;twin` asks for the twin of Kim's boss. A good rollout looks up one relation per call, with
+the family's own tool, and reads each name from the previous observation; the answer is in `\boxed{}`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ FACTS = {
     for name in NAMES
     for relation in RELATIONS
 }
-"""The knowledge base: who stands in which relation to whom. Generated, and the same everywhere."""
+"""The knowledge base: who has which relation to whom. Generated, and always the same."""
 
 
 class LookupTool:
-    """Looks up one relation of one person; one for all rollouts. For `--tools gtpo.lab.tiny.hops:LookupTool`."""
+    """Looks up one relation of one person; shared by all rollouts. For `--tools gtpo.lab.tiny.hops:LookupTool`."""
 
     def __init__(self) -> None:
         self.spec = ToolSpec(
@@ -56,7 +56,7 @@ class LookupTool:
         return self
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """The name that is asked for."""
+        """The requested name."""
         found = look_up(str(call.arguments["query"]))
         return ToolResult(found or NOTHING, "ok" if found else "nothing_found")
 
@@ -65,7 +65,7 @@ class LookupTool:
 
 
 def look_up(query: str) -> str | None:
-    """The name that stands in this relation (`kim boss`), if there is one."""
+    """The name with this relation (`kim boss`), if there is one."""
     name, _, relation = query.strip().partition(" ")
     return FACTS.get((name, relation))
 
@@ -95,7 +95,7 @@ class Hops:
         """See `Family.make_problems`.
 
         Raises:
-            ConfigError: there are not so many questions.
+            ConfigError: there are not that many questions.
         """
         possible = sum(len(NAMES) * len(RELATIONS) ** steps for steps in range(self.fewest, self.most + 1))
         if count + len(avoid) > 0.8 * possible:

@@ -1,4 +1,4 @@
-"""A character tokenizer with a chat template, and a small Llama: both made on the spot."""
+"""A character tokenizer with a chat template, and a small Llama, both created from scratch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHRASES = (
     "the ` ` `python block was not closed with a line ` ` `.",
     "[no output]",
 )
-"""Fixed pieces of the conversation that are one token each, so that sequences stay short."""
+"""Fixed strings of the conversation that are one token each, so that sequences stay short."""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
@@ -33,7 +33,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(more_phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token a printable ASCII character, but for special tokens, `PHRASES` and further phrases."""
+    """A tokenizer with one token per printable ASCII character, plus special tokens, `PHRASES` and further phrases."""
     phrases = [*PHRASES, *more_phrases]
     characters = [c for c in string.printable if c == "\n" or c.isprintable()]
     specials = [PAD, END, UNKNOWN, *ROLES]
@@ -59,9 +59,9 @@ def make_model(
 ) -> LlamaForCausalLM:
     """A freshly initialised Llama of about 300,000 parameters.
 
-    Weights start at a deviation of about 1/sqrt(hidden_size): with the 0.02 that transformers has by default a model
-    this narrow takes more than twice as many steps to learn to copy a number. Positions turn fast (a base of 200):
-    sequences are short, and with the usual 10,000 some seeds had not learned to copy by the end of the cold start.
+    Weights are initialised with a standard deviation of about 1/sqrt(hidden_size): with transformers' default of 0.02,
+    a model this narrow takes more than twice as many steps to learn to copy a number. The rotary base is 200, since
+    sequences are short: with the usual 10,000 some seeds had not learned to copy by the end of the cold start.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""The whole way on a tiny model: cold start, evaluation, GTPO, evaluation, summary and picture."""
+"""The whole pipeline on a tiny model: cold start, evaluation, GTPO, evaluation, summary and picture."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from gtpo.training.run import train
 from gtpo.training.start import ResumeArguments, check_startable
 
 MAX_LENGTH = 128
-"""Tokens of a cold-start trace at most; longer ones are left out."""
+"""Maximum length of a cold-start trace in tokens; longer ones are left out."""
 _COLD_START = "cold-start"
 _COLD_START_SEED, _TRAIN_SEED, _EVAL_SEED, _SELECTION_SEED = 1, 2, 3, 4
-"""Of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
+"""Seed of the problems. The run's own seed decides the model's weights, the order of the data and the sampling."""
 
 
 @dataclass
@@ -46,19 +46,22 @@ class TinyArguments(ResumeArguments):
         default="steps",
         metadata={
             "help": "Kind of problems: steps (computations), programs (functions from examples), hops (look-ups), "
-            "flaky (look-ups that fail at times) or desks (look-ups that say what to mend)."
+            "flaky (look-ups that sometimes fail) or desks (look-ups that say how to fix a wrong call)."
         },
     )
     problem_steps: int | None = field(
         default=None,
-        metadata={"help": "Tool calls that each problem needs, at least 1 (not for programs); by default a mixture."},
+        metadata={
+            "help": "Number of tool calls that each problem needs, at least 1 (not for programs); by default a mixture."
+        },
     )
     max_trace_tokens: int = field(
-        default=MAX_LENGTH, metadata={"help": "Longest cold-start trace, in tokens; longer ones are left out."}
+        default=MAX_LENGTH,
+        metadata={"help": "Maximum length of a cold-start trace, in tokens; longer traces are left out."},
     )
     prepare_only: bool = field(
         default=False,
-        metadata={"help": "Stop after the cold start, with its model and the problems as files in run_dir."},
+        metadata={"help": "Stop after the cold start; its model and the problems are then files in run_dir."},
     )
     cold_start_traces: int = field(default=8192, metadata={"help": "Number of traces for the cold start."})
     cold_start_steps: int = field(
@@ -66,34 +69,40 @@ class TinyArguments(ResumeArguments):
     )
     train_problems: int = field(default=2048, metadata={"help": "Number of training problems."})
     eval_problems: int = field(
-        default=256, metadata={"help": "Number of held-out problems for the evaluation before and after GTPO."}
+        default=256, metadata={"help": "Number of held-out problems, evaluated before and after training."}
     )
     malformed: float = field(
-        default=0.2, metadata={"help": "Probability that a step of a trace begins with a malformed call."}
+        default=0.2, metadata={"help": "Probability that a step of a trace starts with a malformed call, in [0, 1]."}
     )
-    wrong: float = field(default=0.12, metadata={"help": "Probability that a step of a trace uses a wrong operator."})
-    guess: float = field(default=0.12, metadata={"help": "Probability that a trace gives up at a step and guesses."})
+    wrong: float = field(
+        default=0.12, metadata={"help": "Probability that a step of a trace uses a wrong operator, in [0, 1]."}
+    )
+    guess: float = field(
+        default=0.12, metadata={"help": "Probability that a trace gives up at a step and guesses, in [0, 1]."}
+    )
 
 
 def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
-    """Do everything and write `summary.json` and `learning_curve.png` into the run's directory.
+    """Run all stages and write `summary.json` and `learning_curve.png` into the run's directory.
 
-    With `tiny.resume` what is done already is taken from the run's directory, and what is not is gone on with.
+    With `tiny.resume`, finished stages are read from the run's directory, and the others are resumed.
 
     Returns:
         The summary; empty with `tiny.prepare_only`.
 
     Raises:
-        ConfigError: an unknown family, several processes, or a directory that another process trains in.
-        StoppedError: a signal ended a stage between two steps; `tiny.resume` goes on from there.
+        ConfigError: the family is unknown, there are several processes, or another process trains in the directory.
+        StoppedError: a signal ended a stage between two steps; `tiny.resume` resumes it.
     """
     if args.world_size > 1:
-        raise ConfigError("gtpo demo runs in one process; start it without a launcher (gtpo train takes several)")
+        raise ConfigError(
+            "gtpo demo runs in one process; start it without a launcher (gtpo train supports several processes)"
+        )
     start = time.perf_counter()
     run_dir = Path(args.run_dir)
     family = get_family(tiny.family, tiny.problem_steps)
     if args.tools not in (None, "python", family.tools):
-        raise ConfigError(f"gtpo demo: the family {family.name!r} has its own tools; leave out --tools {args.tools}")
+        raise ConfigError(f"gtpo demo: the family {family.name!r} has its own tools; omit --tools {args.tools}")
     args.tools = family.tools
     sandbox = args.make_sandbox()
     tokenizer = make_tokenizer(family.phrases)
@@ -101,7 +110,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
     held_out = family.make_problems(tiny.eval_problems, seed=_EVAL_SEED)
     problems = family.make_problems(tiny.train_problems, seed=_TRAIN_SEED, avoid=held_out)
     if tiny.choice is True and not (run_dir / _COLD_START / CONFIG).exists():
-        raise ConfigError(f"--resume: no demo was begun in {run_dir}; leave it out (or give --resume auto)")
+        raise ConfigError(f"--resume: no demo was started in {run_dir}; omit --resume (or give --resume auto)")
     _cold_start(tiny, args, family, tokenizer, engine, sandbox)
     files = {"train": problems, "held_out": held_out}
     if tiny.prepare_only:  # problems to choose options by, so that the held-out ones stay unseen
@@ -142,7 +151,7 @@ def run_tiny(tiny: TinyArguments, args: GTPOConfig) -> dict[str, Any]:
 
 
 def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
-    """The problems as files that `gtpo train` and `gtpo eval` take."""
+    """Write the problems as files that `gtpo train` and `gtpo eval` take."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, problems in files.items():
         rows = ({**problem.fields, **problem.extras} for problem in problems)
@@ -152,7 +161,7 @@ def _write_problems(folder: Path, files: dict[str, list[Problem]]) -> None:
 def _cold_start(
     tiny: TinyArguments, args: GTPOConfig, family: Family, tokenizer: Any, engine: RolloutEngine, sandbox: Sandbox
 ) -> None:
-    """Teach the mixed behaviour, from scratch, or as far as it is not done yet."""
+    """Train the mixed behaviour from scratch, or resume that training."""
     config = _cold_start_config(tiny, args)
     done = tiny.choice and (Path(config.run_dir) / "model").is_dir()
     if tiny.choice:
@@ -173,7 +182,7 @@ def _cold_start(
 
 
 def _resuming(tiny: TinyArguments) -> dict[str, Any]:
-    """How both trainings take up what is there, and what their records say of where it came from."""
+    """The options with which both trainings resume, and the provenance that they record."""
     return {
         "resume": "auto" if tiny.choice else False,
         "resume_with_changes": tiny.resume_with_changes,

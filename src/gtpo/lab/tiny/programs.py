@@ -1,8 +1,8 @@
 """From inputs and outputs to a function: the family that stands for program synthesis.
 
-A question such as `2:17;5:38;9:66` gives f(2), f(5) and f(9) of a function f(x) = a*x + b. A good rollout works out
-the slope and then the offset with the tool, and may try the function on the third pair before it answers; if that does
-not fit, it starts again. The answer is a program, which is tested in the sandbox on inputs that the model has not seen.
+A question such as `2:17;5:38;9:66` gives f(2), f(5) and f(9) of a function f(x) = a*x + b. A good rollout computes the
+slope and then the offset with the tool, and may test the function on the third pair before it answers; if that does not
+fit, it starts again. The answer is a program, which is tested in the sandbox on inputs that the model has not seen.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gtpo.traces.mixed import draw_problems
 
 OPEN, CLOSE = "<answer>f=lambda x:", "</answer>"
 _HIDDEN = (0, 13, -4)
-"""Inputs of the tests; none of them is ever shown."""
+"""Inputs of the tests; the model never sees them."""
 _TRIED = 0.5
-"""Share of walks that try the function before they answer."""
+"""Share of walks that test the function before they answer."""
 _ATTEMPTS = 2
 
 

@@ -1,7 +1,7 @@
 r"""Computations of several steps: the family that stands for mathematics.
 
 A question such as `37;*52;+418;-95` gives a number and operations to apply to it in order. A good rollout makes one
-call per step and reads each value off the observation before; the answer stands in `\boxed{}`.
+call per step and reads each value from the previous observation; the answer is in `\boxed{}`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 _PURE = re.compile(r"[\d+\-*/ ()]{1,60}")
 _TOGETHER = 200
-"""Computations in one program; what they print stays below the limit of a program's output."""
+"""Number of computations per program; their output stays below the limit of a program's output."""
 
 
 class Calculator:
     """Python in a sandbox that runs the same computation only once; for `--tools gtpo.lab.tiny.steps:Calculator`.
 
-    What a program of digits, brackets and operators gives depends only on the program, and rollouts of a group make
-    the same calls. Any other program is run each time. With it a study takes half as long; the model can't tell.
+    The result of a program of digits, brackets and operators depends only on the program, and rollouts of a group make
+    the same calls. Any other program is run each time. With this tool a study takes half as long; the model can't tell.
     """
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
@@ -44,7 +44,7 @@ class Calculator:
 
     @classmethod
     def from_options(cls, options: SandboxConfig) -> Calculator:
-        """With the sandbox and the limits that a run's options ask for."""
+        """A calculator with the sandbox and the limits of a run's options."""
         return cls(options.make_sandbox())
 
     def open(self, key: Hashable) -> _CalculatorUse:
@@ -78,9 +78,9 @@ class _CalculatorUse:
 
 
 def computed(calls: Sequence[str], sandbox: Sandbox) -> list[str]:
-    """What the sandbox says to each computation, many of them in one program.
+    """The sandbox's result of each computation, with many of them in one program.
 
-    Where one of a program's computations fails, each of them is run in a program of its own.
+    If one of a program's computations fails, each of them is run in its own program.
     """
     parts = [calls[start : start + _TOGETHER] for start in range(0, len(calls), _TOGETHER)]
     together = ["\n".join(f"print({call})" for call in part) for part in parts]

@@ -86,7 +86,7 @@ function top(state) {
 function omission(run) {
   const { steps, token_details_of_steps: bare } = run.left_out;
   if (!steps && !bare) return "";
-  return `${run.name}: to stay small the page holds the rollouts of ${run.steps.length - steps} of ${run.steps.length} recorded steps, and leaves out single tokens in ${bare} of them.`;
+  return `${run.name}: to stay small, the page holds the rollouts of ${run.steps.length - steps} of ${run.steps.length} recorded steps, without token details in ${bare} of them.`;
 }
 
 function toggleTheme() {

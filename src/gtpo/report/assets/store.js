@@ -58,5 +58,5 @@ function meaningOf(name) {
     const shape = key.replace(/[.+?^${}()|[\]\\]/g, "\\$&").replace("*", ".+").replace("STATUS", ".+");
     return (key.includes("*") || key.includes("STATUS")) && new RegExp(`^${shape}$`).test(name);
   });
-  return pattern ? glossary[pattern] : { unit: "", meaning: "TRL's own; see its GRPOTrainer" };
+  return pattern ? glossary[pattern] : { unit: "", meaning: "logged by TRL; see the documentation of its GRPOTrainer" };
 }

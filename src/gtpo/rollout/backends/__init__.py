@@ -1,4 +1,4 @@
-"""Where tokens come from: token ids in; token ids, log-probabilities and a finish reason out."""
+"""Where tokens come from: token ids in; sampled token ids and their log-probabilities out."""
 
 from gtpo.rollout.backends.base import Backend, Generation, GenerationSession, Request
 from gtpo.rollout.backends.openai import OpenAIBackend

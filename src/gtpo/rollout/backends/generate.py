@@ -1,9 +1,9 @@
 """Generation with `generate` of transformers, for models whose state the rows of `KVRowCache` can't hold.
 
-Layers with sliding windows, with convolutions or with linear attention keep a state of their own, which `generate`
-makes and fills. Turns are generated one at a time, and each computes its whole context: slower than the row
-cache by about the number of rollouts under way. What is sampled, with which random numbers, and its log-probabilities
-are as in `TransformersBackend`.
+Layers with sliding windows, with convolutions or with linear attention keep their own state, which `generate` creates
+and fills. Turns are generated one at a time, and each computes its whole context: slower than the row cache by a factor
+of about the number of concurrent rollouts. The sampled tokens, the random numbers and the log-probabilities are as in
+`TransformersBackend`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LOOK_EVERY = 16
 
 
 class GenerateSession:
-    """The turns of one batch of rollouts, one after another: a `GenerationSession`.
+    """A `GenerationSession` that generates the turns of one batch of rollouts one after another.
 
     Args:
         model: a causal language model.
         sampling: the sampling distribution.
         end_ids: ids that end a turn.
-        seed: of the sampling.
+        seed: seed of the sampling.
     """
 
     def __init__(self, model: Any, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
@@ -75,7 +75,7 @@ class GenerateSession:
 
 
 class _Chosen(LogitsProcessor):
-    """Samples as `Sampler` does, and leaves `generate` nothing but the token that was sampled."""
+    """Samples as `Sampler` does, and leaves `generate` only the sampled token."""
 
     def __init__(self, sampler: Sampler, uniforms: Iterator[float]) -> None:
         self._sampler, self._uniforms = sampler, uniforms
@@ -94,7 +94,7 @@ class _Chosen(LogitsProcessor):
 
 
 class _Degenerate(StoppingCriteria):
-    """Ends a turn that says the same few tokens over and over; looked at every few tokens."""
+    """Ends a turn that repeats the same few tokens over and over; checked every few tokens."""
 
     def __init__(self, chosen: _Chosen, limit: int) -> None:
         self._chosen, self._limit = chosen, limit

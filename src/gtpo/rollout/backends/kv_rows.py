@@ -1,4 +1,4 @@
-"""A key-value cache with a row for each rollout, of its own length, kept from turn to turn."""
+"""A key-value cache with one row per rollout; each row has its own length and is kept from turn to turn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 _GROW = 256
-"""Tokens by which the room of all rows grows."""
+"""Number of tokens by which all rows grow."""
 _ALIGN = 128
-"""Attention reads a multiple of this many tokens. What a row attends to is then summed in one order on a CPU, however
-long the rows beside it are: vectors are whole, and products large enough that one kernel does them all."""
+"""Attention reads a multiple of this many tokens. On a CPU, what a row attends to is then summed in the same order
+whatever the length of the other rows: vectors are whole, and products large enough that one kernel does them all."""
 
 
 @dataclass
@@ -81,8 +81,8 @@ class _KVRowLayer(CacheLayerMixin):
 class KVRowCache(Cache):
     """Rows of keys and values that fill up independently of each other.
 
-    Before each forward pass `append` or `step` says which rows it computes; both return what the model needs beside
-    the ids. Row r holds `lengths[r]` tokens.
+    Before each forward pass, `append` or `step` sets the rows that it computes; both return what the model needs
+    besides the ids. Row r holds `lengths[r]` tokens.
 
     Args:
         rows: number of rows.
@@ -100,9 +100,9 @@ class KVRowCache(Cache):
         """The next pass computes more tokens of some rows: ids of shape (R, padded), each row's own ones first.
 
         Args:
-            rows: which ones.
-            tokens: how many of its ids each row keeps; what is computed for the others is overwritten later.
-            padded: length to which all rows' ids are filled up.
+            rows: the numbers of the rows.
+            tokens: number of ids that each row keeps; what is computed for the others is overwritten later.
+            padded: length to which the ids of all rows are padded.
 
         Returns:
             `position_ids` of shape (R, padded) and a boolean `attention_mask` of shape (R, 1, padded, width).

@@ -1,12 +1,12 @@
 """Generation on a server that speaks OpenAI's HTTP API: vLLM's, or any other.
 
-Against vLLM (`dialect="vllm"`) contexts go as token ids and sampled ids come back, so the rollouts are exact and can be
-trained on. Another server (`dialect="openai"`) gives text only, which is tokenised here; such a generation says that it
-is not exact. With `api="chat"` the server renders the conversation itself, from messages; that is never exact.
+With vLLM (`dialect="vllm"`), contexts are sent as token ids and sampled ids come back, so the rollouts are exact and
+can be trained on. Other servers (`dialect="openai"`) return text only, which is tokenised here; such a generation is
+marked as not exact. With `api="chat"`, the server renders the conversation itself, from messages; that is never exact.
 
-A request that finds no server, or one that is starting or overloaded, is tried again after growing waits, until the
-server did not answer anything for `server_timeout_s`. An answer that can't be used (`gtpo.rollout.backends.answers`),
-or that is not whole after `timeout_s`, is asked for three times.
+A request that finds no server, or one that is starting or overloaded, is retried with growing waits until the server
+has answered nothing for `server_timeout_s`. A request whose answer can't be used (`gtpo.rollout.backends.answers`), or
+is not complete after `timeout_s`, is tried three times in all.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
 _SAID_CHARS = 500
 _RELOADS = 5
-"""Times that one request may find the model gone."""
+"""How often one request may find that the server does not know the model."""
 _BAD_ANSWERS = 3
-"""Times that one request may get an answer that can't be used, or none in its time."""
+"""How often one request may get an answer that can't be used, or none in time."""
 _ANSWER_BYTES, _BYTES_PER_TOKEN = 8 << 20, 1 << 10
-"""What an answer may weigh: so much, and so much for each token of the context and the turn."""
+"""Maximum size of an answer in bytes: a constant, plus a number of bytes for each token of the context and the turn."""
 _MODELS_S = 30.0
 _CONNECTIONS = 16
-"""Of one HTTP client: httpx looks at all of a client's connections for each request."""
+"""Per HTTP client, because httpx scans all connections of a client for each request."""
 
 
 def until_answered(ask: Callable[[], Answer], server_timeout_s: float, otherwise: str) -> Answer:
-    """Ask until there is an answer that is about the request, and not about a server that is starting or overloaded.
+    """Ask until an answer is about the request, and not about a server that is starting or overloaded.
 
     Args:
         ask: sends the request.
-        server_timeout_s: how long to go on.
-        otherwise: what is said if there is none, before the cause.
+        server_timeout_s: seconds after which to give up.
+        otherwise: the message if there is no such answer; the cause is appended.
 
     Raises:
-        ServerGoneError: there was none.
+        ServerGoneError: there was no such answer in time.
     """
     deadline, wait_s = time.monotonic() + server_timeout_s, _FIRST_WAIT_S
     while True:
@@ -70,27 +70,27 @@ def until_answered(ask: Callable[[], Answer], server_timeout_s: float, otherwise
 
 
 class OpenAIBackend:
-    """Generates on a server.
+    """Generates on a server with OpenAI's HTTP API.
 
     Args:
-        base_url: with its version, such as `http://localhost:8000/v1`.
-        model: the name under which the server knows the model; by default the first one it lists.
-        tokenizer: of that model. It encodes what a server gives as text.
-        dialect: `vllm` (ids go and come) or `openai` (standard fields only).
+        base_url: URL with the version of the API, such as `http://localhost:8000/v1`.
+        model: name of the model on the server; by default the first one that the server lists.
+        tokenizer: the tokenizer of that model; it encodes what a server returns as text.
+        dialect: `vllm` (token ids in both directions) or `openai` (standard fields only).
         api: `completions`, or `chat` for a server that has nothing else.
         api_key: sent as a bearer token; never over plain http to another machine, never along a redirect.
-        max_context: longest context in tokens; by default what the server says.
-        concurrency: requests at once.
-        timeout_s: for one request, from its connection to the last byte of the answer.
-        server_timeout_s: how long a server may be away before that is an error.
-        extra: further fields of each request.
-        reload: makes the server know the model again when it does not (HTTP status 404), as after a start; called in a
-            thread, once for all requests that wait for it.
-        transport: of httpx, for tests.
+        max_context: maximum context length, in tokens; by default the one that the server states.
+        concurrency: maximum number of concurrent requests.
+        timeout_s: time limit of one request in seconds, from its connection to the last byte of the answer.
+        server_timeout_s: seconds for which a server may be unavailable before that is an error.
+        extra: additional fields of each request.
+        reload: loads the model on the server again if the server does not know it (HTTP status 404), as after a
+            restart; called in a thread, once for all requests that wait for it.
+        transport: httpx transport, for tests.
 
     Raises:
-        ConfigError: the URL is none, the key would go over plain http to another machine, or the server knows neither
-            the model nor its longest context.
+        ConfigError: the URL is invalid, the key would go over plain http to another machine, or the server does not
+            list the model or does not state its maximum context length.
         BackendError: the server does not answer within `server_timeout_s`.
     """
 
@@ -124,18 +124,18 @@ class OpenAIBackend:
             known = self._models()
         self.model = model or next(iter(known), "")
         if not self.model:
-            raise ConfigError(f"{self.base_url}: the server lists no model; give its name")
+            raise ConfigError(f"{self.base_url}: the server lists no model; give the model's name")
         stated = known.get(self.model)
         if max_context is None and stated is None:
             listed = f" (it lists {', '.join(known)})" if known and self.model not in known else ""
             raise ConfigError(
-                f"{self.base_url}: the server does not say how long a context of {self.model!r} may be{listed}; give "
+                f"{self.base_url}: the server does not state the context length of {self.model!r}{listed}; give "
                 "max_context"
             )
         self.max_context = min(max_context or stated or 0, stated or max_context or 0)
 
     def _models(self) -> dict[str, int | None]:
-        """Names and longest contexts of the models that the server lists; an adapter has that of its base."""
+        """Names and context lengths of the models that the server lists; an adapter has the length of its base."""
         url = f"{self.base_url}/models"
         answer = until_answered(
             lambda: ask("GET", url, timeout_s=_MODELS_S, headers=self._headers, transport=self._transport),
@@ -150,7 +150,7 @@ class OpenAIBackend:
             return {name: stated[name] or stated.get(str(model.get("parent"))) for name, model in models.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = ascii(answer.text[:_SAID_CHARS])
-            raise ConfigError(f"{url}: not a list of models of OpenAI's API ({error}): {said}") from error
+            raise ConfigError(f"{url}: the answer is not a list of models of OpenAI's API ({error}): {said}") from error
 
     @asynccontextmanager
     async def serve(
@@ -189,7 +189,10 @@ class OpenAIBackend:
                 "logprobs": 0 if self.api == "completions" else True,
             }
         elif sampling.top_k or sampling.min_p or sampling.repetition_penalty != 1:
-            raise ConfigError("top_k, min_p and repetition_penalty are not in OpenAI's API; dialect 'vllm' has them")
+            raise ConfigError(
+                "top_k, min_p and repetition_penalty are not in OpenAI's API: use dialect 'vllm', or leave them at "
+                "their defaults"
+            )
         return fields | self.extra
 
 
@@ -200,7 +203,7 @@ class _Client:
 
 
 def _whole_number(value: Any) -> int | None:
-    """A longest context as a server states it; ValueError if that is none."""
+    """A context length as a server states it; ValueError if it is invalid."""
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError(f"max_model_len is {ascii(value)[:_SAID_CHARS]}")
@@ -242,7 +245,7 @@ class _HttpSession:
         """See `GenerationSession.finish`."""
 
     async def _post(self, body: Mapping[str, Any], request: Request) -> Generation:
-        """What was generated, however often it has to be asked for."""
+        """Send a request, again if necessary, and return what was generated."""
         wait_s, asked_at = _FIRST_WAIT_S, time.monotonic()
         reloads = bad = 0
         while True:
@@ -272,7 +275,7 @@ class _HttpSession:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
     async def _send(self, body: Mapping[str, Any], request: Request) -> Answer:
-        """By the client with the fewest requests under way."""
+        """Send a request by the client with the fewest running requests."""
         client = min(self._clients, key=lambda client: client.under_way)
         client.under_way += 1
         try:
@@ -288,7 +291,7 @@ class _HttpSession:
             client.under_way -= 1
 
     async def _reload(self, sent_at: float) -> None:
-        """Once for all requests that were sent before the server knew the model again."""
+        """Reload the model once for all requests that were sent before the server knew it again."""
         async with self._reloading:
             if self._backend.reload and sent_at > self._reloaded_at:
                 await asyncio.to_thread(self._backend.reload)
@@ -299,12 +302,12 @@ class _HttpSession:
         """What was generated.
 
         Raises:
-            BadAnswerError: it can't be what was asked for.
+            BadAnswerError: it can't be what was requested.
         """
         try:
             document = answer.json()
         except ValueError as error:
-            raise BadAnswerError(f"{self._url}: not JSON: {error}") from error
+            raise BadAnswerError(f"{self._url}: the answer is not JSON: {error}") from error
         choice = only_choice(document, self._url)
         ended = ended_by_itself(choice, self._url)
         chat = self._backend.api == "chat"
@@ -335,7 +338,7 @@ class _HttpSession:
         return Generation(tuple(ids[: request.max_new_tokens]), None, token_exact=False)
 
     def _with_end(self, ids: Sequence[int], request: Request) -> Generation:
-        """With an end token that the server did not show, so that these are not the ids that were sampled."""
+        """Append an end token that the server did not return, so that these are not the ids that were sampled."""
         if ids and ids[-1] in self._end_ids:
             return Generation(tuple(ids), None, token_exact=False)
         kept = ids[: request.max_new_tokens - 1]

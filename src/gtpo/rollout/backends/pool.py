@@ -1,4 +1,4 @@
-"""Several backends as one: each rollout stays on the one that it began on, where its prefix is kept."""
+"""Several backends as one: each rollout stays on the backend on which it began, where its prefix is kept."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from gtpo.rollout.settings import Sampling
 
 
 class BackendPool:
-    """Spreads rollouts over backends of the same model, each to the one with the fewest under way.
+    """Distributes rollouts over backends of the same model; each rollout goes to the backend with the fewest running.
 
-    One that is gone (`ServerGoneError`) or gives nonsense (`BadAnswerError`) is left out for the rest of the batch, and
-    its rollouts go on elsewhere; where sampling is deterministic, that does not change what is sampled.
+    A backend that is gone (`ServerGoneError`) or returns invalid answers (`BadAnswerError`) is left out for the rest of
+    the batch, and its rollouts continue elsewhere. If sampling is deterministic, that does not change what is sampled.
 
     Args:
         backends: at least one; they sample from the same model.
 
     Raises:
-        ConfigError: none.
+        ConfigError: there is no backend.
     """
 
     def __init__(self, backends: Sequence[Backend]) -> None:

@@ -1,4 +1,4 @@
-"""From logits to tokens: transformers' own filters, and one stream of random numbers for each rollout."""
+"""From logits to tokens: transformers' own filters, and one stream of random numbers per rollout."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sampler:
     def sample(
         self, logits_R_V: Tensor, uniforms: Sequence[float], contexts: Sequence[Sequence[int]] = ()
     ) -> tuple[list[int], list[float]]:
-        """One token a row, and its log-probability at the temperature of sampling, before any truncation.
+        """One token per row, and its log-probability at the sampling temperature, before any truncation.
 
         Args:
             logits_R_V: next-token logits of R rows, any floating dtype.
@@ -72,7 +72,7 @@ class Sampler:
         total_R = scores_R_V.logsumexp(-1)
         if not bool(total_R.isfinite().all()):
             raise ModelError(
-                "the model's logits are not finite (NaN or infinity): its weights may have diverged. Go on from an "
+                "the model's logits are not finite (NaN or infinity): its weights may have diverged. Resume from an "
                 "earlier checkpoint with a lower learning_rate, or check the model with --dtype float32"
             )
         chosen_logprobs_R = scores_R_V.gather(-1, chosen_R.unsqueeze(-1)).squeeze(-1) - total_R
@@ -80,13 +80,13 @@ class Sampler:
 
 
 def _rectangle(contexts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """The contexts as one tensor; shorter ones repeat their last id, which a penalty of held ids does not mind."""
+    """The contexts as one tensor; shorter ones repeat their last id, which does not change a repetition penalty."""
     width = max(map(len, contexts))
     return torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in contexts], device=device)
 
 
 def uniform_numbers(seed: int, rollout: int) -> Iterator[float]:
-    """Numbers in [0, 1) for one rollout of a batch; the same whatever the other rollouts do."""
+    """Numbers in [0, 1) for one rollout of a batch, independent of the other rollouts."""
     mixed = torch.Generator().manual_seed(seed)
     high, low = torch.randint(0, 2**31, (2,), generator=mixed).tolist()
     own = torch.Generator().manual_seed((high << 32 | low) + rollout * 0x9E3779B97F4A7C15 & (1 << 63) - 1)

@@ -1,19 +1,19 @@
-"""Generation in process with a `transformers` model: continuous batching with a key-value cache a rollout.
+"""In-process generation with a `transformers` model: continuous batching with a row of a key-value cache per rollout.
 
 Each rollout has a row of the cache (`kv_rows.KVRowCache`) from its first turn to its last. A turn computes only what is
-new since the one before: the end of the turn and the observation. Rollouts of one prompt share its computation. A row
-that a finished rollout leaves goes to the next. The model computes between two awaits of the event loop, so that tool
-calls, which run elsewhere, go on meanwhile and their rollouts join at the next token.
+new since the turn before: the end of that turn and the observation. Rollouts of the same prompt share its computation.
+The row of a finished rollout goes to the next one. The model computes between two awaits of the event loop, so tool
+calls, which run elsewhere, continue meanwhile and their rollouts join at the next token.
 
-Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the
-rollouts beside it or on when they came. For that the shapes of what is computed are chosen such that a row's result
-does not depend on the number of other rows: on a CPU at least eight rows, new tokens in multiples of 32 and attention
-in multiples of 128 (with MKL's float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all
-rows. The tests check it on a CPU.
+Which token a rollout samples depends on its own ids, its own stream of random numbers, and the model; not on the other
+rollouts or on when they arrived. To this end, shapes are chosen so that a row's result does not depend on the number of
+other rows: on a CPU at least eight rows, new tokens in multiples of 32 and attention in multiples of 128 (with MKL's
+float32 also `MKL_CBWR=AUTO,STRICT`, which the command line sets); elsewhere always all rows. The tests check this on a
+CPU.
 
 Attention masks are explicit, so the model must use eager or scaled-dot-product attention; others are switched to the
-latter while it generates. Models that keep anything but keys and values of all tokens (sliding windows, convolutions,
-linear attention) go through `generate` of transformers, one turn at a time, with a warning about the speed.
+latter during generation. Models that keep anything but keys and values of all tokens (sliding windows, convolutions,
+linear attention) use `generate` of transformers, one turn at a time, with a warning about the speed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from gtpo.rollout.settings import Sampling
 
 _LEAST_ROWS = 8
 _PREFILL, _PREFILL_ALIGN, _PREFILL_TOKENS = 512, 32, 4096
-"""Tokens of one row and of a batch of rows that are computed at once, and of what length they are a multiple."""
+"""Prefill: tokens of one row computed at once, the multiple to which a row is padded, and tokens of a batch of rows."""
 _SMALL = 5_000_000
 _LOOK_EVERY = 16
-"""Tokens after which a turn is looked at for repetition."""
+"""Number of tokens after which a turn is checked for repetition."""
 _KEPT_SHARE = 0.75
 """Rows are moved together when fewer than this share of those computed are wanted."""
 
@@ -49,8 +49,8 @@ class TransformersBackend:
     """Generates with an in-process model.
 
     Args:
-        model: a causal language model, PEFT included. Under FSDP or ZeRO-3 its weights must have been gathered.
-        batch_size: rollouts under way at once; each has a row of the key-value cache.
+        model: a causal language model, with or without PEFT. Under FSDP or ZeRO-3 its weights must have been gathered.
+        batch_size: maximum number of concurrent rollouts; each has a row of the key-value cache.
     """
 
     def __init__(self, model: Any, *, batch_size: int = 64):
@@ -64,8 +64,8 @@ class TransformersBackend:
             more = ", ".join(sorted(_layer_kinds(config) - {"full_attention"})) or "a sliding window"
             warnings.warn(
                 f"{type(model).__name__} keeps more than keys and values of its tokens ({more}), so turns are "
-                "generated one at a time, each from its whole context: much slower than other models. If that is too "
-                "slow, use vLLM (--use_vllm true, or --backend vllm)",
+                "generated one at a time, each from its whole context, which is much slower than with other models. If "
+                "it is too slow, use vLLM (--use_vllm true, or --backend vllm)",
                 stacklevel=2,
             )
 
@@ -83,7 +83,7 @@ class TransformersBackend:
 
 @dataclass(eq=False)
 class _Turn:
-    """A turn under way."""
+    """A turn that is being generated."""
 
     request: Request
     future: asyncio.Future[Generation]
@@ -91,7 +91,7 @@ class _Turn:
     logprobs: list[float] = field(default_factory=list)
 
     def cut_repetition(self) -> bool:
-        """Cut it where it has become degenerate, if it has; looked at every few tokens."""
+        """Cut the turn where it became degenerate, if it did; checked every few tokens."""
         limit = self.request.max_repeated_tokens
         if not limit or len(self.sampled) % _LOOK_EVERY:
             return False
@@ -103,7 +103,7 @@ class _Turn:
 
 
 class _KVRowSession:
-    """The rows of one batch of rollouts, and who is in them."""
+    """The rows of one batch of rollouts, and which rollout uses each."""
 
     def __init__(self, model: Any, rows: int, sampling: Sampling, end_ids: frozenset[int], seed: int) -> None:
         self._model, self._end_ids, self._seed = model, end_ids, seed
@@ -172,7 +172,7 @@ class _KVRowSession:
                 raise
 
     def _admit(self) -> None:
-        """Computes what is new in each waiting context but its last token, if its rollout has or gets a row."""
+        """Computes what is new in each waiting context except its last token, if its rollout has or gets a row."""
         kept: deque[_Turn] = deque()
         admitted: list[Request] = []
         copies: list[tuple[int, Request]] = []
@@ -286,7 +286,7 @@ def mask_for(model: Any, seen: torch.Tensor) -> torch.Tensor:
 
 
 def attends_to_all(model: Any) -> bool:
-    """Whether every layer of a model attends to all tokens before, and keeps nothing else of them."""
+    """Whether every layer of a model attends to all earlier tokens, and keeps nothing else of them."""
     config = model.config.get_text_config()
     windows = bool(getattr(config, "sliding_window", None)) and "layer_types" not in config.to_dict()
     return _layer_kinds(config) == {"full_attention"} and not windows
@@ -298,9 +298,9 @@ def _layer_kinds(config: Any) -> set[str]:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout) and an attention that takes explicit masks inside, the former ones afterwards.
+    """Inside: evaluation mode (no dropout) and an attention that takes explicit masks. Both are restored afterwards.
 
-    A very small model computes on one thread of a CPU: more make it no faster, and get in the way of the tools.
+    A very small model computes on one thread of a CPU: more threads make it no faster and compete with the tools.
     """
     training, config = model.training, model.config.get_text_config()
     attention, threads = config._attn_implementation, torch.get_num_threads()

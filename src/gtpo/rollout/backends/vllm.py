@@ -1,4 +1,4 @@
-"""Generation with vLLM in this process: a request a turn, so that its continuous batching and prefix cache do the work.
+"""In-process generation with vLLM: one request per turn, so that its continuous batching and prefix cache do the work.
 
 The engine computes between two awaits of the event loop, as the `transformers` backend does. For vLLM on a server see
 `gtpo.rollout.backends.openai`.
@@ -20,8 +20,8 @@ from gtpo.rollout.settings import Sampling
 class VLLMBackend:
     """Generates with a `vllm.LLM`.
 
-    Its log-probabilities are what the engine's `logprobs_mode` says; TRL's correction for the difference between
-    sampling and training wants "processed_logprobs", with which truncation (top-k and the like) counts.
+    The engine's `logprobs_mode` decides what its log-probabilities are. TRL's correction for the difference between
+    sampling and training needs "processed_logprobs", which include truncation (top-k and the like).
 
     Args:
         llm: the engine.
@@ -100,13 +100,13 @@ class _EngineSession:
         """See `GenerationSession.finish`."""
 
     def abort(self) -> None:
-        """Takes out of the engine what nobody waits for any more."""
+        """Aborts the requests that are no longer waited for."""
         if self._waiting:
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()
 
     async def _work(self) -> None:
-        """Computes while somebody waits, and lets the event loop run between two steps."""
+        """Computes while requests wait, and lets the event loop run between two steps."""
         try:
             while self._waiting:
                 for output in self._engine.step():
@@ -130,14 +130,14 @@ class _EngineSession:
 
     def _read(self, output: Any) -> Generation:
         if len(output.outputs) != 1:
-            raise BadAnswerError(f"vLLM: {len(output.outputs)} completions where one was asked for")
+            raise BadAnswerError(f"vLLM: {len(output.outputs)} completions, but one was requested")
         (completion,) = output.outputs
         ids = list(completion.token_ids)
         found = completion.logprobs or []
         try:
             logprobs = [step[token].logprob for token, step in zip(ids, found, strict=True)]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadAnswerError(f"vLLM: {len(ids)} ids without log-probabilities of their own ({error!r})") from error
+            raise BadAnswerError(f"vLLM: {len(ids)} ids without one log-probability for each ({error!r})") from error
         return checked_generation(
             ids,
             logprobs,

@@ -1,7 +1,7 @@
-"""One session with an MCP server, from its start to its end; the only file that knows the SDK (1.x and 2.x).
+"""One session with an MCP server, from its start to its end; the only file that depends on the SDK (1.x and 2.x).
 
-All sessions of a process live in one event loop, in a thread of its own: a generation batch has a new event loop, and a
-session that rollouts share outlasts it. Nothing here blocks the caller's loop.
+All sessions of a process live in one event loop, in its own thread: each generation batch has a new event loop, and a
+session that rollouts share outlives it. Nothing here blocks the caller's loop.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GUARD = Path(__file__).with_name("guard.py")
 _PING_S = 5.0
 _CLOSING_S = 10.0
 _LAST_WORDS, _MAX_LOG = 400, 2**20
-"""Bytes of what a server writes to stderr: that are quoted, that are kept."""
+"""Bytes of a server's stderr: how many are quoted, and how many are kept."""
 _CLOSED, _TIMED_OUT, _SESSION_GONE = {-32000}, {408, -32001}, {32600, -32600}
 """Codes of errors that the SDK itself raises, not the server: 2.x has -32001 and -32600 where 1.x has 408 and 32600."""
 
@@ -53,11 +53,11 @@ class ConnectionLostError(GtpoError, RuntimeError):
 
 
 class RefusedError(GtpoError, RuntimeError):
-    """The server is there and says that it can't do what was asked."""
+    """The server is running and says that it can't do what was asked."""
 
 
 class StuckError(GtpoError, RuntimeError):
-    """The server is there and answers nothing; it has been ended."""
+    """The server is running but answers nothing; it has been stopped."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Server:
 
     Attributes:
         address: a command, as a shell splits it, or a URL of the streamable HTTP transport.
-        env: of a command: environment variables besides those that the SDK passes on (HOME, PATH and such).
-        headers: of a URL: sent with every request.
-        connect_s: seconds for the server to start and to name its tools.
-        call_s: seconds for each call.
+        env: for a command: environment variables besides those that the SDK passes on (HOME, PATH and such).
+        headers: for a URL: sent with every request.
+        connect_s: time limit in seconds for the server to start and list its tools.
+        call_s: time limit per call, in seconds.
 
     Raises:
-        ConfigError: the address is blank, no URL, or names a program that is not there.
+        ConfigError: the address is blank, is not a valid URL, or names a program that does not exist.
     """
 
     address: str
@@ -88,7 +88,7 @@ class Server:
         try:
             command = self.command
         except ValueError as error:
-            raise ConfigError(f"tools: {self}: can't be read as a command ({error}): mend its quotes") from error
+            raise ConfigError(f"tools: {self}: can't be read as a command ({error}): fix its quotes") from error
         if not command:
             raise ConfigError("tools: mcp: names no server: give a command or a URL, such as mcp:uvx mcp-server-time")
         if shutil.which(command[0]) is None:
@@ -109,7 +109,7 @@ class Server:
 
 
 class Connection:
-    """A session with a server. Made and used in the loop of `background` only.
+    """A session with a server. Created and used only in the loop of `background`.
 
     Args:
         server: where it is.
@@ -135,10 +135,10 @@ class Connection:
         return self._stop.is_set() or self._task.done()
 
     async def opened(self) -> Any:
-        """The SDK's session, once the server has named its tools (`tools`).
+        """The SDK's session, once the server has listed its tools (`tools`).
 
         Raises:
-            ConnectionLostError: it can't be reached, or does not name them within `connect_s`; says why.
+            ConnectionLostError: the server can't be reached, or does not list its tools within `connect_s`; says why.
         """
         return await asyncio.shield(self._opened)
 
@@ -146,9 +146,9 @@ class Connection:
         """The result of a call, in the protocol's own names (`content`, `isError`).
 
         Raises:
-            RefusedError: the server is there and gave an error of the protocol, or a result that can't be read.
-            TimeoutError: no answer within `call_s`; the server is there.
-            StuckError: no answer within `call_s`, nor to a ping; the server has been ended.
+            RefusedError: the server is running and gave an error of the protocol, or a result that can't be read.
+            TimeoutError: no answer within `call_s`; the server is running.
+            StuckError: no answer within `call_s`, nor to a ping; the server has been stopped.
             ConnectionLostError: the server is gone.
         """
         session = await self.opened()
@@ -158,7 +158,7 @@ class Connection:
         except TimeoutError:
             if not await self._answers(session):
                 self.close()
-                raise StuckError(f"{self._server} answers nothing since the call") from None
+                raise StuckError(f"{self._server} has answered nothing since the call") from None
             raise
         except ConnectionLostError as error:
             if not self._task.done() and await self._answers(session):
@@ -258,19 +258,19 @@ class Connection:
             os.ftruncate(self._log.fileno(), 0)
 
     def _lost(self, reason: str) -> ConnectionLostError:
-        """With the last that the server wrote to stderr."""
+        """An error that quotes the last that the server wrote to stderr."""
         written = b""
         if self._log and not self._log.closed:
             size = os.fstat(self._log.fileno()).st_size
             written = os.pread(self._log.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS))
         words = " ".join(written.decode(errors="replace").split())
         return ConnectionLostError(
-            f"{self._server}: {reason}" + (f"; its last words: {words}" if words else ""), reason
+            f"{self._server}: {reason}" + (f"; last output on stderr: {words}" if words else ""), reason
         )
 
 
 async def _all_tools(session: Any) -> list[dict[str, Any]]:
-    """All pages of them. Of a tool that it has not seen listed, the SDK would ask again with every call."""
+    """All pages of the list. For a tool that it has not seen listed, the SDK would ask again with every call."""
     from mcp.types import PaginatedRequestParams
 
     found: list[dict[str, Any]] = []
@@ -291,14 +291,14 @@ def _sdk() -> Any:
 
 
 def _http_client(server: Server) -> Any:
-    """A client of the library that the SDK is built on; it follows no redirects, along which headers would travel."""
+    """A client of the SDK's HTTP library; it follows no redirects, because these would pass the headers on."""
     http = importlib.import_module("httpx" if version("mcp").startswith("1.") else "httpx2")
     timeout = http.Timeout(server.connect_s, read=max(server.connect_s, server.call_s) + _PING_S)
     return http.AsyncClient(headers=dict(server.headers), timeout=timeout)
 
 
 def _plain(answer: Any) -> dict[str, Any]:
-    """An answer by the protocol's own names, which the fields of the SDK do not have in all versions."""
+    """An answer with the protocol's own names, which the SDK's fields do not have in all versions."""
     return answer.model_dump(by_alias=True, mode="json", exclude_none=True)
 
 
@@ -328,7 +328,7 @@ def background(asked: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def _end(owner: int) -> None:
-    """At the end of the process: end every server, politely; what is left is ended by its guard."""
+    """At the end of the process: close every server's session; a server that remains is ended by its guard."""
 
     async def all_closed() -> None:
         await asyncio.gather(*(connection.closed() for connection in list(_LIVE)))

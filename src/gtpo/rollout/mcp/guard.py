@@ -1,11 +1,11 @@
-"""Runs a command and ends it, with all that it has started, once the process that asked for it is gone.
+"""Runs a command, and ends it with all that it has started once the process that asked for it is gone.
 
-A server on stdio should end when its stdin closes, but not every server does, and none of its children has to. Run as
-a script of its own, by path: it imports little, so that it starts in about 20 ms.
+A server on stdio should end when its stdin closes, but not every server does, and none of its children has to. It is
+run as a script, by path: it imports little, so that it starts in about 20 ms.
 
     guard.py PARENT_PID COMMAND [ARGUMENT ...]
 
-It has to be the leader of its process group; a child that leaves the group is out of its reach.
+It must be the leader of its process group; it can't end a child that leaves the group.
 """
 
 from __future__ import annotations

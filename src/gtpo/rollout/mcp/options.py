@@ -24,30 +24,36 @@ class MCPConfig:
     mcp_session: Literal["rollout", "shared"] = field(
         default="rollout",
         metadata={
-            "help": "MCP: rollout (a session per rollout, of a command a process) or shared (one per training process, "
-            "for servers that keep nothing)."
+            "help": "MCP: rollout (one session per rollout; for a command, one process) or shared (one session per "
+            "training process, for servers that keep no state)."
         },
     )
     mcp_connect_s: float = field(
-        default=30.0, metadata={"help": "MCP: seconds until a server has started and named its tools, above 0."}
+        default=30.0, metadata={"help": "MCP: seconds for a server to start and list its tools, above 0."}
     )
-    mcp_call_s: float = field(default=30.0, metadata={"help": "MCP: wall-clock seconds that a call may take, above 0."})
+    mcp_call_s: float = field(
+        default=30.0, metadata={"help": "MCP: time limit per call, in wall-clock seconds, above 0."}
+    )
     mcp_env: list[str] = field(
         default_factory=list,
-        metadata={"help": "MCP: environment variables that servers get besides HOME, PATH and such, by name."},
+        metadata={
+            "help": "MCP: names of environment variables to pass to servers that are commands, besides HOME, PATH "
+            "and such."
+        },
     )
     mcp_key_variable: str | None = field(
         default=None,
         metadata={
-            "help": "MCP: environment variable with the API key of servers that are URLs, sent as a bearer token."
+            "help": "MCP: name of the environment variable with the API key of servers that are URLs, which is sent "
+            "as a bearer token."
         },
     )
 
     def check_mcp(self) -> None:
-        """Whether the options can be used.
+        """Check that the options can be used.
 
         Raises:
-            ConfigError: one is out of range.
+            ConfigError: an option is out of range.
         """
         if self.mcp_session not in ("rollout", "shared"):
             raise ConfigError(f"mcp_session must be rollout or shared, got {self.mcp_session!r}")
@@ -56,10 +62,10 @@ class MCPConfig:
                 raise ConfigError(f"{name} must be above 0 seconds, got {getattr(self, name)}")
 
     def mcp_tools(self, name: str) -> MCPTools:
-        """The tools of a server, which is reached now.
+        """Connect to a server, and return its tools.
 
         Args:
-            name: as in `tools`: `mcp:COMMAND` or `mcp:URL`, and `#TOOL+TOOL` for some of its tools.
+            name: as in `tools`: `mcp:COMMAND` or `mcp:URL`, followed by `#TOOL+TOOL` for some of its tools.
 
         Raises:
             ConfigError: the server can't be reached, or has no such tools; says why.
@@ -68,7 +74,7 @@ class MCPConfig:
 
         address, only = split_name(name)
         if missing := [variable for variable in self.mcp_env if variable not in os.environ]:
-            raise ConfigError(f"mcp_env: the environment variable {missing[0]} is not set; tools: {name} was to get it")
+            raise ConfigError(f"mcp_env: the environment variable {missing[0]} is not set; set it for tools: {name}")
         headers = {}
         if self.mcp_key_variable and address.startswith(("http://", "https://")):
             key = key_for(address, self.mcp_key_variable, option="mcp_key_variable")
@@ -85,12 +91,12 @@ class MCPConfig:
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
-    """The server's address and the tools that were chosen, none for all."""
+    """The server's address and the chosen tools; an empty tuple for all."""
     address = name.removeprefix(PREFIX).strip()
     match = _CHOSEN.fullmatch(address)
     return (match[1].strip(), tuple(match[2].split("+"))) if match else (address, ())
 
 
 def split_tools(text: str) -> list[str]:
-    """What `tools` names, apart at its commas; a comma in quotes belongs to a command."""
+    """Split `tools` at its commas; a comma in quotes belongs to a command."""
     return [part.strip() for part in re.findall(r"""(?:"[^"]*"|'[^']*'|[^,])+""", text) if part.strip()]

@@ -1,4 +1,4 @@
-"""What a server says of a tool, as a `ToolSpec`; and what it answers, as text."""
+"""A server's description of a tool as a `ToolSpec`, and its results as text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def spec_of(tool: Mapping[str, Any], server: object) -> ToolSpec:
-    """The tool as the model is told of it.
+    """The description of a tool for the model.
 
     Args:
-        tool: an entry of the server's list, by the protocol's names.
-        server: where it is from, for messages.
+        tool: an entry of the server's list, with the protocol's names.
+        server: the server of the tool, for messages.
 
     Raises:
         ConfigError: its name or its arguments can't be expressed in a call.
@@ -27,15 +27,15 @@ def spec_of(tool: Mapping[str, Any], server: object) -> ToolSpec:
     if not _NAME.fullmatch(name):
         raise ConfigError(
             f"tools: {server}: the tool {name!r} can't be called: chat templates and servers take names of up to 64 "
-            "letters, digits, _ and -; rename it, or name the others with #TOOL+TOOL at the end"
+            "letters, digits, _ and -; rename it, or select the others with #TOOL+TOOL at the end"
         )
     schema = inlined(tool.get("inputSchema") or {}, f"tools: {server}: the tool {name!r}")
     description = " ".join(str(tool.get("description") or tool.get("title") or name).split())
     parameters = schema.get("properties") or {}
     if name == "python" and set(parameters) != {"code"}:
         raise ConfigError(
-            f"tools: {server}: its tool 'python' must take one argument, `code`, as ours does; rename it, or name the "
-            "others with #TOOL+TOOL at the end"
+            f"tools: {server}: its tool 'python' must take one argument, `code`, as gtpo's does; rename it, or select "
+            "the others with #TOOL+TOOL at the end"
         )
     return ToolSpec(
         name,
@@ -50,10 +50,10 @@ def spec_of(tool: Mapping[str, Any], server: object) -> ToolSpec:
 def inlined(schema: Mapping[str, Any], where: str) -> dict[str, Any]:
     """A JSON Schema with its references replaced by what they refer to: templates show properties, not definitions.
 
-    A definition that contains itself is left out where it comes again: anything is allowed there.
+    A definition that contains itself is left out where it recurs: anything is allowed there.
 
     Raises:
-        ConfigError: a reference leads nowhere.
+        ConfigError: a reference has no target.
     """
 
     def replaced(node: Any, within: tuple[str, ...]) -> Any:
@@ -83,7 +83,7 @@ def _found(schema: Mapping[str, Any], reference: str, where: str) -> Any:
 
 
 def text_of(result: Mapping[str, Any]) -> str:
-    """The text of a result; pictures and sound are named, not shown. Without any content, its structure as JSON."""
+    """The text of a result; images and audio are named, not shown. Without content, its structured content as JSON."""
     texts = [_block(block) for block in result.get("content") or ()]
     if not texts and result.get("structuredContent") is not None:
         return json.dumps(result["structuredContent"], ensure_ascii=False)
@@ -103,10 +103,10 @@ def _block(block: Mapping[str, Any]) -> str:
 
 
 def chosen(tools: Sequence[Mapping[str, Any]], names: Sequence[str], server: object) -> list[Mapping[str, Any]]:
-    """The tools of these names, in this order; all without names.
+    """The tools with these names, in this order; all tools if no names are given.
 
     Raises:
-        ConfigError: there is none, or none of a name.
+        ConfigError: the server has no tools, or none with one of the names.
     """
     known = {str(tool["name"]): tool for tool in tools}
     if not known:

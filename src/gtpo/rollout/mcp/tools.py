@@ -1,12 +1,12 @@
-"""The tools of an MCP server: reached once to learn of its tools, then again for each rollout, or once for all.
+"""The tools of an MCP server: contacted once to list its tools, then again for each rollout, or once for all.
 
-What comes of a call:
+The outcome of a call:
 
 - the server's result, and its error results (`isError`), are observations, as are errors of the protocol;
 - no answer within `call_s`: an observation, status `timeout`. A server that then answers nothing, not even a ping, is
-  ended and started again with the next call, and the model is told that the server's state is lost;
+  stopped and restarted with the next call, and the model is told that the server's state is lost;
 - a server that dies, or can't be reached again within `connect_s`: the tool has failed, and `gtpo.failures` masks the
-  rollout. The next rollout finds the server started again.
+  rollout. For the next rollout the server is started again.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class MCPTools:
 
     Args:
         address: a command, as a shell splits it, or a URL of the streamable HTTP transport.
-        only: names of the tools to use; none: all.
-        session: "rollout": a session per rollout, which of a command is a process, started with its first call;
-            "shared": one for all, for servers that keep nothing of a conversation.
-        connect_s: seconds for the server to start and to name its tools.
-        call_s: wall-clock seconds for each call.
-        env: of a command: environment variables besides HOME, PATH and such.
-        headers: of a URL: sent with every request.
+        only: names of the tools to use; empty: all.
+        session: "rollout": one session per rollout, started with its first call (for a command, one process);
+            "shared": one for all rollouts, for servers that keep no state of a conversation.
+        connect_s: time limit in seconds for the server to start and list its tools.
+        call_s: time limit per call, in wall-clock seconds.
+        env: for a command: environment variables besides HOME, PATH and such.
+        headers: for a URL: sent with every request.
 
     Raises:
         ConfigError: the SDK is not installed, the server can't be reached, or it has no such tools.
@@ -107,7 +107,7 @@ class MCPTools:
             return session
 
     def leave(self, session: _Session, key: Hashable) -> None:
-        """A rollout needs a tool no longer; with the last one its session ends."""
+        """A rollout no longer needs a tool; its session ends with the last one."""
         if session is self._shared:
             return
         with self._lock:
@@ -131,14 +131,14 @@ class MCPTool:
 
 
 class MCPToolUse:
-    """A tool in the hands of one rollout; made by `MCPTool.open`, ended by `aclose`."""
+    """A tool while one rollout uses it; created by `MCPTool.open`, closed by `aclose`."""
 
     def __init__(self, server: MCPTools, spec: ToolSpec, key: Hashable) -> None:
         self._server, self._spec, self._key = server, spec, key
         self._session: _Session | None = server.join(spec.name, key)
 
     async def run(self, call: ToolCall) -> ToolResult:
-        """Carry out one call.
+        """Run one call.
 
         Raises:
             ConnectionLostError: the server has died, or can't be reached.
@@ -217,8 +217,8 @@ class _Session:
 
 def _unreachable(server: Server, error: Exception) -> str:
     remedy = (
-        "Start it, or mend the URL (its path is often /mcp)."
+        "Start it, or correct the URL (its path is often /mcp)."
         if server.is_url
-        else "Run the command by hand to see what it lacks, or raise mcp_connect_s if it is slow to start."
+        else "Run the command by hand to see what is wrong, or raise mcp_connect_s if it is slow to start."
     )
     return f"tools: no MCP server answers: {error}. {remedy}"

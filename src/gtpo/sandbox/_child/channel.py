@@ -1,6 +1,6 @@
-"""One JSON object per line over a stream socket, with file descriptors alongside.
+"""One JSON object per line over a stream socket, together with file descriptors.
 
-Both ends are ours; untrusted code never holds either.
+Both ends belong to gtpo; untrusted code never has either.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Channel:
                 self.sock.sendall(line)
 
     def recv(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors, which are the caller's to close; None at hang-up.
+        """Returns the next message and its descriptors, which the caller must close; None when the other end hangs up.
 
         Raises:
-            OSError: a failure of the socket, or a line that is no message.
+            OSError: the socket failed, or a line is not a message.
         """
         while b"\n" not in self._buffer:
             data, fds, _, _ = socket.recv_fds(self.sock, 65536, MAX_FDS)
@@ -57,11 +57,11 @@ class Channel:
         return message, fds
 
     def pending(self) -> bool:
-        """Whether a whole message has been read from the socket and not been taken yet."""
+        """Whether a whole message has been read from the socket and not been received yet."""
         return b"\n" in self._buffer
 
     def close(self) -> None:
-        """Closes the socket and any descriptor that nobody took."""
+        """Closes the socket and all descriptors that were not received."""
         with self._sending:
             for fd in self._fds:
                 os.close(fd)

@@ -28,17 +28,17 @@ FILE_BYTES = 16 << 20
 OPEN_FILES = 128
 _LASTING_CPU_S = 3600
 _SPARED_PROCESSES = 256
-"""Of the user's limit of processes and threads, for those who run the sandbox: a program is refused before they are."""
+"""Part of the user's process and thread limit reserved for the sandbox's user: programs are refused first."""
 
 
 @dataclass(frozen=True)
 class Confinement:
-    """What the children of a server go without, prepared once for all of them.
+    """The confinement of a server's children, prepared once for all of them.
 
     Args:
-        filter: of system calls.
-        rules: which files may be opened.
-        new_root: whether there is one, with `namespaces.WORK` to write in.
+        filter: the system-call filter.
+        rules: the files that may be opened.
+        new_root: whether there is a new root, with `namespaces.WORK` to write in.
     """
 
     filter: seccomp.Filter
@@ -46,11 +46,11 @@ class Confinement:
     new_root: bool
 
     def enter_directory(self, directory: str, own: bool) -> None:
-        """Goes where the calling process may write, if anywhere, and gives up all other files; raises OSError.
+        """Changes to the working directory and gives up access to all other files; raises OSError.
 
         Args:
             directory: the working directory.
-            own: whether the process outlives others that may write there, so that it needs a file system of its own.
+            own: whether the process outlives others that may write there, so that it needs its own file system.
         """
         if self.new_root and own:
             namespaces.own_work()
@@ -58,7 +58,7 @@ class Confinement:
         self.rules.enforce()
 
     def enter(self) -> None:
-        """Gives up the rest, for good; raises OSError."""
+        """Gives up the remaining rights permanently; raises OSError."""
         if self.new_root:
             kernel.drop_capabilities()
         self.filter.install(os.getpid())
@@ -66,18 +66,18 @@ class Confinement:
 
 @dataclass(frozen=True)
 class Order:
-    """What the server tells a child.
+    """The server's instructions for a child.
 
     Args:
-        fds: code, stdout, stderr.
-        directory: working directory, empty and its own.
-        cpu_s: processor time, enforced by the server; the child's own limit is a looser second line.
-        memory_bytes: address space, the interpreter's included.
-        file_bytes: size of any one file.
-        confinement: None where nothing is confined.
-        parent: process number of the server.
-        seed: of the generators of random numbers; None for fresh randomness.
-        lasting: whether it stays for several programs, so that the server alone bounds the processor time of each.
+        fds: descriptors of code, stdout and stderr.
+        directory: working directory, empty and not shared.
+        cpu_s: CPU time in seconds, enforced by the server; the child's own limit is a looser second safeguard.
+        memory_bytes: address space, including that of the interpreter.
+        file_bytes: maximum size of a file.
+        confinement: None if nothing is confined.
+        parent: process id of the server.
+        seed: seed for the random number generators; None for fresh randomness.
+        lasting: whether the child stays for several programs, so that only the server limits the CPU time of each.
     """
 
     fds: tuple[int, int, int]
@@ -113,7 +113,7 @@ def main(order: Order, report: Report) -> NoReturn:
 
 
 def confine(order: Order) -> None:
-    """Limits of the calling process, and what it still has to give up after `surroundings`."""
+    """Sets the limits of the calling process, and gives up what remains after `surroundings`."""
     _limits(order)
     _randomness(order.seed)
     if order.confinement is not None:
@@ -121,12 +121,12 @@ def confine(order: Order) -> None:
 
 
 def refusals(confinement: Confinement, directory: str, server: int, witness: str) -> list[str]:
-    """Confines the calling process, tries what must be refused, returns what was refused.
+    """Confines the calling process, tries what must be refused, and returns what was refused.
 
     Args:
-        confinement: as of a program.
-        directory: as of a program.
-        server: process number of the server.
+        confinement: as for a program.
+        directory: as for a program.
+        server: process id of the server.
         witness: a file outside that any user may read and write.
     """
     confinement.enter_directory(directory, own=False)
@@ -161,7 +161,7 @@ def _is_refused(call: Callable[[], object]) -> bool:
 
 
 def read_code(fd: int) -> str:
-    """The program's text from its file."""
+    """Reads the program's source from its file."""
     data, size = b"", os.fstat(fd).st_size
     while len(data) < size:
         data += os.pread(fd, size - len(data), len(data))
@@ -169,11 +169,11 @@ def read_code(fd: int) -> str:
 
 
 def descriptors(standard: tuple[int, int, int], keep: int | None = None, at: int = 3) -> None:
-    """Leaves the three standard ones, and nothing else.
+    """Keeps only the three standard descriptors.
 
     Args:
-        standard: what becomes 0, 1 and 2.
-        keep: one more to keep, or None.
+        standard: descriptors that become 0, 1 and 2.
+        keep: one more descriptor to keep, or None.
         at: its new number, 3.
     """
     signal.set_wakeup_fd(-1)
@@ -185,7 +185,7 @@ def descriptors(standard: tuple[int, int, int], keep: int | None = None, at: int
 
 
 def surroundings(order: Order) -> None:
-    """A process group of its own, death with the server, the working directory and no other."""
+    """Sets up its own process group, its end with the server, and the working directory as the only one."""
     os.setpgid(0, 0)
     if sys.platform == "linux":
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -199,7 +199,7 @@ def surroundings(order: Order) -> None:
 
 
 def _randomness(seed: int | None) -> None:
-    """Seeds the global generators; a fork seeds `random` anew by itself, but not numpy's."""
+    """Seeds the global generators; a fork reseeds `random` by itself, but not numpy's generator."""
     if seed is not None:
         sys.modules["random"].seed(seed)
     if "numpy.random" in sys.modules:
@@ -225,13 +225,13 @@ def _limits(order: Order) -> None:
 
 
 def changing_limits(order: Order) -> list[tuple[int, int]]:
-    """The limits that the server sets anew for each program of a child that stays; the filter denies it to programs."""
+    """Limits that the server resets for each program of a lasting child; the filter denies this to programs."""
     memory = [(resource.RLIMIT_AS, order.memory_bytes)] if sys.platform == "linux" else []
     return [(resource.RLIMIT_FSIZE, order.file_bytes), *memory]
 
 
 def lower(kind: int, soft: int, hard: int) -> None:
-    """Sets a resource limit, but never above the hard limit that already stands."""
+    """Sets a resource limit, but never above the existing hard limit."""
     ceiling = resource.getrlimit(kind)[1]
     if ceiling != resource.RLIM_INFINITY:
         soft, hard = min(soft, ceiling), ceiling if hard == resource.RLIM_INFINITY else min(hard, ceiling)

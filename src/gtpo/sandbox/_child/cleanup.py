@@ -1,4 +1,4 @@
-"""Removing a directory that untrusted code has filled."""
+"""Removes directories that untrusted code has filled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def remove_empty(directory: str) -> bool:
-    """Removes a directory if nothing is in it; returns whether it did."""
+    """Removes a directory if it is empty; returns whether it was."""
     with contextlib.suppress(OSError):
         os.rmdir(directory)
         return True
@@ -15,7 +15,7 @@ def remove_empty(directory: str) -> bool:
 
 
 def holds_more(directory: str, files: int, size: int) -> bool:
-    """Whether a tree holds more than so many files and directories, or more than so many bytes."""
+    """Whether a tree has more files and directories, or more bytes, than allowed."""
     pending = [directory]
     while pending:
         with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
@@ -29,11 +29,11 @@ def holds_more(directory: str, files: int, size: int) -> bool:
 
 
 def remove(directory: str) -> None:
-    """Removes a directory tree, however deep, even where its owner took away his own rights to it.
+    """Removes a directory tree of any depth, even if its owner removed his own permissions.
 
-    Each deeper subdirectory is first moved up to the top, so neither the length of a path nor the depth of
-    the tree matters. Links are not followed. What can't be removed stays; no error is raised. Nobody else may
-    be at work in the tree.
+    Each deeper subdirectory is first moved to the top, so neither the length of a path nor the depth of
+    the tree matters. Links are not followed. What can't be removed stays; no error is raised. No other process
+    may work in the tree at the same time.
     """
     pending, moved, token = [directory], 0, os.urandom(8).hex()
     while pending:

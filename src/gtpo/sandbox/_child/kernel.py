@@ -1,4 +1,4 @@
-"""System calls that the standard library does not offer, by ctypes (Linux only)."""
+"""System calls that the standard library does not provide, by ctypes (Linux only)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def prctl(option: int, value: int, address: int = 0) -> int:
 
 
 def prepared_prctl(option: int, value: int, address: int) -> Callable[[], int]:
-    """`prctl(2)` to be called later, with little to do then."""
+    """Prepares `prctl(2)` for a later call, which then does little work."""
     zero = ctypes.c_ulong(0)
     return partial(libc().prctl, ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(address), zero, zero)
 
 
 def prepared_syscall(number: int, *arguments: int) -> Callable[[], int]:
-    """`syscall(2)` to be called later, with little to do then; -1 and errno on failure."""
+    """Prepares `syscall(2)` for a later call, which then does little work; -1 and errno on failure."""
     call = libc().syscall
     call.restype = ctypes.c_long
     return partial(call, ctypes.c_long(number), *map(ctypes.c_long, arguments))
@@ -60,9 +60,9 @@ def checked(result: int, what: str) -> int:
 
 
 def forbid_capabilities() -> None:
-    """Takes every capability out of the bounding set, so that none can be gained that is not held; needs CAP_SETPCAP.
+    """Removes every capability from the bounding set, so that no further ones can be gained; needs CAP_SETPCAP.
 
-    Without that capability nothing happens: such a process can't gain any but by exec, which the filter refuses.
+    Without that capability nothing happens: such a process can only gain capabilities by exec, which the filter denies.
     """
     for capability in range(64):
         if prctl(PR_CAPBSET_DROP, capability):
@@ -70,14 +70,14 @@ def forbid_capabilities() -> None:
 
 
 def keep_capabilities(*kept: int) -> None:
-    """Gives up every capability but `kept` for good; raises OSError if one of `kept` is not held."""
+    """Gives up every capability except `kept` permanently; raises OSError if one of `kept` is not held."""
     mask = sum(1 << capability for capability in kept)
     words = [(mask >> shift & 0xFFFFFFFF).to_bytes(4, "little") for shift in (0, 32)]
     checked(libc().capset(_CAPABILITY_HEADER, b"".join(word * 2 + bytes(4) for word in words)), "capset")
 
 
 def drop_capabilities() -> None:
-    """Gives up every capability for good, so that a root user's limits can't be raised; raises OSError."""
+    """Gives up every capability permanently, so that a root user's limits can't be raised; raises OSError."""
     checked(libc().capset(_CAPABILITY_HEADER, _NO_CAPABILITIES), "capset")
 
 

@@ -22,7 +22,7 @@ _SCOPE_ABSTRACT_SOCKETS_SIGNALS = 3
 
 
 def abi() -> int:
-    """Version of the kernel's Landlock, 0 where there is none."""
+    """Version of the kernel's Landlock, 0 if it has none."""
     if sys.platform != "linux":
         return 0
     try:
@@ -32,11 +32,11 @@ def abi() -> int:
 
 
 class Ruleset:
-    """What a process may still do once it is enforced.
+    """A ruleset: what a process may still do after it is enforced.
 
     Args:
-        fd: descriptor of the kernel's object, -1 where there is no Landlock.
-        version: of Landlock, 0 where there is none.
+        fd: descriptor of the kernel's object, -1 if there is no Landlock.
+        version: version of Landlock, 0 if there is none.
     """
 
     def __init__(self, fd: int, version: int) -> None:
@@ -44,9 +44,9 @@ class Ruleset:
         self._enforce = kernel.prepared_syscall(_RESTRICT, fd, 0)
 
     def enforce(self) -> None:
-        """Confines the calling process and all its children for good; PR_SET_NO_NEW_PRIVS must be set.
+        """Confines the calling process and all its children permanently; PR_SET_NO_NEW_PRIVS must be set.
 
-        It does nothing where there is no Landlock.
+        It does nothing if there is no Landlock.
 
         Raises:
             OSError: the kernel refused.
@@ -56,7 +56,7 @@ class Ruleset:
 
 
 def ruleset(read: list[str], write: list[str]) -> Ruleset:
-    """Makes a ruleset, which costs so much more than to enforce it that a server makes one for all its children.
+    """Creates a ruleset. This costs much more than enforcing it, so a server creates one for all its children.
 
     Args:
         read: files and directories that may be read; what does not exist is left out.

@@ -1,11 +1,11 @@
-"""Namespaces and a root of its own for a server, made once when it starts.
+"""Namespaces and a new root directory for a server, created once when it starts.
 
-The new root holds read-only views of the Python installation and the system's libraries, and nothing in it can be
-written to or changed but what is in `WORK`. There is no `/proc` in it. `WORK` is a file system in memory with a limit
-on its size and its number of files: one for the programs of a server, one after the other, replaced by a new one as
-soon as a program has touched it (`Work`), and one for each session, in a mount namespace of its own where no other
-process can name it (`own_work`). Root makes the namespaces directly; another user through a user namespace, where the
-system allows that.
+The new root contains read-only views of the Python installation and the system's libraries. Only the contents of
+`WORK` can be written or changed. There is no `/proc`. `WORK` is a file system in memory with a limit on its size and
+its number of files. The programs of a server use one such file system one after the other; it is replaced by a new one
+as soon as a program has touched it (`Work`). Each session has its own, in a separate mount namespace where no other
+process can name it (`own_work`). Root creates the namespaces directly; other users through a user namespace, if the
+system allows it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ DEVICES = ("/dev/null", "/dev/urandom", "/dev/zero")
 
 
 def enter(inherited: int) -> int:
-    """Moves the server into namespaces of its own; returns its process number as seen from outside.
+    """Moves the server into its own namespaces; returns its process id as seen from outside.
 
-    It returns in a new process, the first of a pid namespace. The caller's own process stays behind, without
-    any descriptor but the standard ones, ends when the new one does, and takes it along when it is killed.
+    It returns in a new process, the first of a pid namespace. The caller's original process remains, with only
+    the standard descriptors; it ends when the new one does, and the new one ends when it is killed.
 
     Args:
-        inherited: descriptor of the channel, which the process that stays behind closes.
+        inherited: descriptor of the channel, which the original process closes.
 
     Raises:
-        OSError: the system does not allow it; the calling process is as it was.
+        OSError: the system does not allow it; the calling process is unchanged.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -80,7 +80,7 @@ def _unshare(flags: int) -> None:
 
 
 def _stay_behind(pid: int, tell: int, inherited: int) -> None:
-    """The process that stays in the old pid namespace: waits for the server, and nothing else."""
+    """The process that remains in the old pid namespace; it only waits for the server."""
     with contextlib.suppress(BaseException):
         os.write(tell, struct.pack("=i", pid))
         os.close(tell)
@@ -91,7 +91,7 @@ def _stay_behind(pid: int, tell: int, inherited: int) -> None:
 
 
 def new_root(readable: list[str]) -> None:
-    """Replaces the root directory of this mount namespace by one that is read-only as a whole.
+    """Replaces the root directory of this mount namespace by an entirely read-only one.
 
     Args:
         readable: files and directories that appear at their own places, read-only.
@@ -122,7 +122,7 @@ class Work:
         self._mount()
 
     def untouched(self) -> bool:
-        """Whether it is as it was when it was made: nothing left in it, nothing changed about it."""
+        """Whether it is unchanged since it was created: empty, with its original attributes."""
         return self._state() == self._first
 
     def renew(self) -> None:
@@ -151,7 +151,7 @@ class Work:
 
 @contextlib.contextmanager
 def passing_work() -> Iterator[None]:
-    """Inside, a file system lies over `WORK`, for what is warmed up; it is gone before rules are made for `WORK`."""
+    """Mounts a file system over `WORK` for the warm-up; it is removed before rules for `WORK` are created."""
     _mount_work()
     try:
         yield
@@ -162,7 +162,7 @@ def passing_work() -> Iterator[None]:
 def own_work() -> None:
     """Gives the calling process a file system over `WORK` that no other process sees; needs CAP_SYS_ADMIN.
 
-    It is gone when the process is.
+    It ends with the process.
 
     Raises:
         OSError: the system refused, for a lack of memory or of namespaces.
@@ -181,7 +181,7 @@ def _unmount(path: str) -> None:
 
 
 def _mount_point(needed: list[str]) -> str:
-    """A directory to build the new root on: any that hides nothing needed; outside it is not touched."""
+    """Returns a directory to build the new root on, one that hides nothing needed; it is unchanged outside."""
     for name in sorted(os.listdir("/")):
         path = f"/{name}"
         if os.path.isdir(path) and not os.path.islink(path) and not any(f"{n}/".startswith(f"{path}/") for n in needed):
@@ -225,7 +225,7 @@ def _mount(source: str, target: str, kind: bytes | None, flags: int, options: by
 
 
 def readable_paths(python_path: list[str]) -> list[str]:
-    """What a program must be able to read: the interpreter's libraries, the installed packages, shared libraries."""
+    """The paths that a program must be able to read: the interpreter's libraries, packages, shared libraries."""
     wanted = [*_SYSTEM, os.path.join(sys.base_prefix, "lib"), *python_path]
     paths: list[str] = []
     for path in dict.fromkeys(p for w in wanted for p in (os.path.abspath(w), os.path.realpath(w))):

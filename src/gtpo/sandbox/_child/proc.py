@@ -1,4 +1,4 @@
-"""What `/proc` says of the server and its children, readable even after the new root has no `/proc`.
+"""Reads `/proc` about the server and its children, even after a new root without `/proc` is in place.
 
 Children lose the descriptor before their program begins.
 """
@@ -21,8 +21,8 @@ class Memory:
     """Of one process, in bytes.
 
     Args:
-        resident: in use.
-        shared: address space of mappings that are not private and writable, where memory can be kept unseen.
+        resident: resident memory.
+        shared: address space of mappings that are not private and writable, in which memory use can't be seen.
     """
 
     resident: int
@@ -30,7 +30,7 @@ class Memory:
 
 
 class Proc:
-    """Opened while there is a `/proc`; where there is none, nothing is known."""
+    """Opened while there is a `/proc`; without one, nothing is known."""
 
     def __init__(self) -> None:
         self._root: int | None = None
@@ -40,7 +40,7 @@ class Proc:
                 self._root = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def own_numbers(self) -> bool:
-        """Gets ready for `scatter_numbers`, in a pid namespace of one's own; returns whether the system lets it."""
+        """Prepares `scatter_numbers`, in a separate pid namespace; returns whether the system allows it."""
         if self._root is None:
             return False
         with contextlib.suppress(OSError):
@@ -49,10 +49,10 @@ class Proc:
         return self.scatter_numbers()
 
     def scatter_numbers(self) -> bool:
-        """Draws the number from which those of new processes and threads of this pid namespace go on.
+        """Draws a random number from which the ids of new processes and threads of this pid namespace continue.
 
-        The kernel counts them on, so that a program could tell a later one something by how many threads it starts.
-        Needs CAP_SYS_ADMIN.
+        The kernel numbers them consecutively, so a program could send information to a later one by the number of
+        threads that it starts. Needs CAP_SYS_ADMIN.
         """
         if self._last is None:
             return False
@@ -64,7 +64,7 @@ class Proc:
         return True
 
     def address_space(self) -> int:
-        """Bytes of address space that the server itself takes, which each child inherits."""
+        """Address space of the server in bytes, which each child inherits."""
         pages = self._read("self/statm").split()
         return int(pages[0]) * resource.getpagesize() if pages else 512 << 20
 
@@ -108,7 +108,7 @@ def memory_of(file: int) -> Memory:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process, all threads together; 0 where the system has no clock for it."""
+    """CPU time of a process, summed over all threads; 0 if the system has no clock for it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             return time.clock_gettime((~pid << 3) | 2)

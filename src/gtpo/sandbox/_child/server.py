@@ -1,11 +1,11 @@
 """A small fork server: one process, one thread, one child at a time.
 
-The trainer starts it by exec, with an empty environment, so neither the trainer's memory nor its
-descriptors are ever in it. For each request it forks a child in a process group and a working directory of
-its own, under resource limits and the system-call filter; watches the clocks, the threads and the size of the output;
-ends the child with SIGKILL; and reaps it. Code and output travel as descriptors that only
-the trainer and the child read, so one program's text is not lying about in the memory that the next one
-inherits. When the trainer goes away, the server ends its child and itself.
+The trainer starts it by exec, with an empty environment, so it never has the trainer's memory or
+descriptors. For each request it forks a child with its own process group and working directory,
+under resource limits and the system-call filter; monitors the clocks, the threads and the size of the output;
+ends the child with SIGKILL; and reaps it. Code and output are passed as descriptors that only
+the trainer and the child read, so one program's text is not left in the memory that the next one
+inherits. When the trainer is gone, the server ends its child and itself.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ INTERRUPT_S = 0.5
 
 @dataclass(frozen=True)
 class Means:
-    """What a server has for its work.
+    """The resources of a server.
 
     Args:
-        directory: where programs run.
-        shared_disk: whether that directory has to be made and removed for each program, on a file system of others;
-            else it is there.
-        work: the file system over that directory; None where programs can't write, or on a shared disk.
+        directory: directory in which programs run.
+        shared_disk: whether that directory must be created and removed for each program, on a shared file system;
+            else it exists already.
+        work: the file system over that directory; None if programs can't write, or on a shared disk.
         base_bytes: address space of the server, which its children inherit.
-        confinement: of the children, or None.
-        proc: to look at children.
-        threads: by which the kernel asks about threads; None where it can't.
+        confinement: confinement of the children, or None.
+        proc: used to inspect children.
+        threads: answers the kernel's questions about new threads; None if the kernel can't ask.
     """
 
     directory: str
@@ -60,7 +60,7 @@ class Server:
     """Answers requests on one channel until the other end hangs up.
 
     Args:
-        channel: to the trainer.
+        channel: channel to the trainer.
         means: see `Means`.
     """
 
@@ -83,10 +83,10 @@ class Server:
         self.pid = os.getpid()
 
     def serve(self) -> None:
-        """Answers one request after the other; returns at hang-up.
+        """Answers requests one after the other; returns when the trainer hangs up.
 
-        A reply says whether the program's directory is gone already; if not, a second message follows when it
-        is, so that a program which leaves a great many files can't hold back its own result.
+        A reply says whether the program's directory is already removed; if not, a second message follows when it
+        is, so a program that leaves very many files can't delay its own result.
         """
         while (received := self.channel.recv()) is not None:
             request, fds = received
@@ -105,7 +105,7 @@ class Server:
                     self.channel.send({"clean": True})
 
     def _is_clean(self) -> bool:
-        """Whether nothing is left of the program that was just run."""
+        """Whether nothing is left of the last program."""
         if self.means.work is not None:
             return self.means.work.untouched()
         return not self.means.shared_disk or remove_empty(self.means.directory)
@@ -117,12 +117,12 @@ class Server:
             remove(self.means.directory)
 
     def _answer(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
-        """The reply to one request; None to a request that has none, or if the trainer has gone."""
+        """Returns the reply to one request; None if the request has none, or if the trainer is gone."""
         run = {"run": self._run, "cell": self._cell}.get(request["op"])
         if run is not None:
             try:
                 return run(request, fds)
-            except OSError as error:  # no room for a directory, no process to be had
+            except OSError as error:  # no space for a directory, or no process available
                 self._end_session(request.get("session", ""))
                 return {"id": request["id"], **_NOTHING_USED, "status": "tool_failure", "detail": f"server: {error}"}
         if request["op"] == "close":
@@ -130,7 +130,7 @@ class Server:
         return None
 
     def self_test(self, witness: str) -> list[str]:
-        """What a child can't do here, as found by one that tries; `witness` is a readable file outside."""
+        """Operations that a child can't perform, as tested by a child; `witness` is a readable file outside."""
         if self.means.confinement is None:
             return []
         report = Report()
@@ -146,7 +146,7 @@ class Server:
         return refused.split()
 
     def _run(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
-        """Executes one request in a child of its own; None if the trainer has gone."""
+        """Executes one request in its own child; None if the trainer is gone."""
         order = self._order(request, fds, self.means.directory)
         if self.means.shared_disk:
             os.mkdir(order.directory, 0o700)
@@ -180,9 +180,9 @@ class Server:
         return {"id": request["id"], **used, **_verdict(reason, wait_status, said, request, order)}
 
     def _cell(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any] | None:
-        """Executes one request in the child of its session, which is started if need be; None if the trainer has gone.
+        """Executes one request in the child of its session, which is started if needed; None if the trainer is gone.
 
-        The reply says whether the child was started for it ("opened"), and whether it is gone now ("lost").
+        The reply says whether the child was started for it ("opened"), and whether the child is gone now ("lost").
         """
         name, opened = request["session"], request["session"] not in self.sessions
         order = self._order(request, fds, self._directory_of(name))
@@ -234,7 +234,7 @@ class Server:
         return os.path.join(os.path.dirname(directory), session) if self.means.shared_disk else directory
 
     def _over_quota(self, session: Session) -> str:
-        """What a session keeps more of than it may, for a reader; "" if nothing."""
+        """The resource of which a session keeps more than it may; "" if none."""
         if self.means.shared_disk and holds_more(session.order.directory, KEPT_FILES, KEPT_FILE_BYTES):
             return "files"
         return session.over_quota()
@@ -264,12 +264,12 @@ class Server:
         )
 
     def _watch(self, task: _Task, deadline: float, limited: bool = True) -> str:
-        """Waits until the program has ended or must be ended; returns why it must, "" if it has.
+        """Waits until the program has ended or must be ended; returns the reason, or "" if it has ended.
 
         Args:
             task: the program.
-            deadline: when it must, on the monotonic clock.
-            limited: whether it also must when it is over a limit.
+            deadline: time on the monotonic clock at which it must end.
+            limited: whether it must also end when it exceeds a limit.
         """
         control, threads = self.channel.sock.fileno(), self.means.threads
         while True:
@@ -309,15 +309,15 @@ class Server:
 
 @dataclass(frozen=True)
 class _Task:
-    """A program that is watched.
+    """A program that is being monitored.
 
     Args:
-        request: with its limits.
-        order: with its streams.
-        ended: whether it has, and reaps it.
-        pid: of its process.
-        threads: that the process has.
-        used_before: processor time of earlier programs of the process.
+        request: the request, with its limits.
+        order: the instructions for the child, with its streams.
+        ended: returns whether it has ended, and reaps it.
+        pid: id of its process.
+        threads: the threads of the process.
+        used_before: CPU time of earlier programs of the process.
     """
 
     request: dict[str, Any]
@@ -328,18 +328,18 @@ class _Task:
     used_before: float
 
     def used(self) -> float:
-        """Its processor time so far, in seconds."""
+        """Its CPU time so far, in seconds."""
         return cpu_s(self.pid) - self.used_before
 
     def overdue(self) -> str:
-        """The limit that it is over: "cpu", "output_limit" or ""."""
+        """The limit that it exceeds: "cpu", "output_limit" or ""."""
         if self.used() >= self.request["cpu_s"]:
             return "cpu"
         return "output_limit" if _too_much(self.request, self.order) else ""
 
 
 def _said(said: list[tuple[str, str]]) -> tuple[str, str]:
-    """What a session's process said; a program that has begun is no failure of the sandbox, whatever it says."""
+    """The report of a session's process; after its program has begun, it can't report a failure of the sandbox."""
     status, detail = said[0] if said else ("", "")
     return ("error", "") if status == "tool_failure" else (status, detail)
 
@@ -350,7 +350,7 @@ _NOTHING_USED = {"wall_s": 0.0, "cpu_s": 0.0, "max_rss_kib": 0, "opened": True, 
 def _verdict(
     reason: str, wait_status: int, said: tuple[str, str], request: dict[str, Any], order: child.Order
 ) -> dict[str, Any]:
-    """How it ended: from what the server itself saw, and only then from what its process said."""
+    """How it ended: by what the server itself observed, and only then by what its process reported."""
     if reason in ("cpu", "wall", "cancelled"):
         return {"status": "timeout", "detail": reason}
     if reason == "output_limit" or _too_much(request, order):

@@ -1,9 +1,9 @@
-"""A child that stays for several programs of one rollout, and the server's end of it.
+"""A child that runs several programs of one rollout, and the server's side of it.
 
-Between programs the child is stopped, so that nothing that an earlier program left running uses a processor or is
-there to meet others; the system-call filter denies whatever could wake it, and the server looks whether it slept. It
-gets each program's descriptors over a socket that no other process has, and answers there how the program ended. The
-program can forge that answer; it then harms its own rollout only.
+Between programs the child is stopped, so that nothing that an earlier program left running uses CPU time or interacts
+with others. The system-call filter denies whatever could wake it, and the server checks that it slept. It
+gets each program's descriptors over a socket that no other process has, and reports there how the program ended. The
+program can forge that report; it then harms only its own rollout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEPT_FILES, KEPT_FILE_BYTES = 256, 4 << 20
 """What a session may leave in its directory for its next program."""
 KEPT_BYTES, KEPT_SHARED_BYTES = 128 << 20, 256 << 20
 """Memory that a session may keep while it is stopped, beyond that of the server; and address space of mappings that are
-shared or come from files, in which it could keep memory unseen."""
+shared or come from files, in which memory use can't be seen."""
 _ASLEEP_S = 0.005
 _READY = b"ready"
 _KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
@@ -39,11 +39,11 @@ _SPARE = 8
 
 
 class Session:
-    """The server's end: one child, started when this is made.
+    """The server's side: one child, started when this is created.
 
     Args:
-        order: as for a single program; its descriptors are not used, and its limits are set anew for each program.
-        proc: to look at the child's memory.
+        order: as for a single program; its descriptors are not used, and its limits are reset for each program.
+        proc: used to inspect the child's memory.
 
     Raises:
         OSError: the child could not be started or confined.
@@ -71,7 +71,7 @@ class Session:
         self.sock.setblocking(False)
 
     def _await_start(self) -> None:
-        """Takes the child's directory from it, if only the child sees it, and waits until it is confined."""
+        """Receives the child's directory, if only the child sees it, and waits until the child is confined."""
         self.sock.settimeout(START_S)
         said, fds, _, _ = socket.recv_fds(self.sock, BYTES, 1)
         self.place = fds[0] if fds else None
@@ -81,10 +81,10 @@ class Session:
             raise OSError(f"the process of the session did not start: {decoded(said)[1]}")
 
     def begin(self, order: child.Order, fresh: bool) -> bool:
-        """Wakes the child under the order's limits and hands it code, stdout and stderr.
+        """Wakes the child under the order's limits and sends it code, stdout and stderr.
 
         Returns:
-            Whether it slept since the last program; if not, nothing was handed over.
+            Whether it slept since the last program; if not, nothing was sent.
         """
         woke = self._slept_cpu_s is not None and cpu_s(self.pid) > self._slept_cpu_s + _ASLEEP_S
         if woke or self._restless:
@@ -102,7 +102,7 @@ class Session:
         return True
 
     def answer(self) -> tuple[str, str] | None:
-        """Status and detail of the program, None if the child has not said that it is done."""
+        """Status and detail of the program, None if the child has not reported its end."""
         with contextlib.suppress(OSError):
             if said := self.sock.recv(BYTES):
                 return decoded(said)
@@ -120,7 +120,7 @@ class Session:
         """Waits until the child has stopped, or ended; kills it if it does neither. Linux only.
 
         Args:
-            await_signal: waits for SIGCHLD, at most so many seconds.
+            await_signal: waits for SIGCHLD, at most the given number of seconds.
         """
         if sys.platform != "linux":
             return
@@ -135,7 +135,7 @@ class Session:
         self._slept_cpu_s = cpu_s(self.pid)
 
     def over_quota(self) -> str:
-        """What the child keeps more of than it may: "files", "memory" or ""."""
+        """The resource of which the child keeps more than it may: "files", "memory" or ""."""
         if self.place is not None:
             there = os.fstatvfs(self.place)
             used = (there.f_blocks - there.f_bfree) * there.f_frsize
@@ -154,7 +154,7 @@ class Session:
         return status
 
     def release(self) -> None:
-        """Gives back what belongs to a child that has been reaped."""
+        """Frees the resources of a child that has been reaped."""
         self.sock.close()
         for fd in (self.place, self._memory_file):
             if fd is not None:
@@ -167,7 +167,7 @@ def _grown(first: Memory, now: Memory) -> bool:
 
 
 def _live(order: child.Order, sock: socket.socket) -> NoReturn:
-    """The child: confines itself, then runs what it is given until the server hangs up."""
+    """The child: confines itself, then runs programs until the server hangs up."""
     leave = os._exit
     try:
         with contextlib.suppress(BaseException):
@@ -212,7 +212,7 @@ def _serve(order: child.Order, sock: socket.socket) -> NoReturn:
 
 
 def _mend_descriptors() -> None:
-    """An empty stdin, if the program closed it; room for the next program's three, if it left none."""
+    """Reopens an empty stdin if the program closed it, and frees descriptors for the next program if none are left."""
     try:
         os.fstat(0)
     except OSError:
@@ -228,7 +228,7 @@ def _mend_descriptors() -> None:
 
 
 def _run(code: str, scope: dict[str, object]) -> tuple[str, str]:
-    """One program; an interrupt that arrives after its end is ignored."""
+    """Runs one program; an interrupt that arrives after its end is ignored."""
     try:
         return Cell(code).run(scope)
     except KeyboardInterrupt:

@@ -1,10 +1,10 @@
-"""Runs one program in the manner of a notebook cell, inside the child, and tells how it ended.
+"""Runs one program like a notebook cell, inside the child, and reports how it ended.
 
-All of the code is executed; the value of a bare last expression is printed by its `repr` unless it is None
-or a semicolon follows. The program is `__main__`. Tracebacks name the program's own lines, under the file
-name "<code>", and no frame or path of the machine.
+All of the code is executed; the `repr` of a bare last expression is printed unless the value is None
+or a semicolon follows. The program is `__main__`. Tracebacks show only the program's own lines, under the file
+name "<code>", without frames or paths of the machine.
 
-What is reported here is under the program's control: it shares this interpreter.
+The program shares this interpreter, so it controls what is reported here.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ for _name in future.all_feature_names:
     _FUTURE_FLAGS |= getattr(future, _name).compiler_flag
 _MAX_FRAMES = 20
 _RESERVE_BYTES = 2 << 20
-"""Address space kept for telling of a lack of memory."""
+"""Address space reserved for reporting a lack of memory."""
 
 
 def new_main() -> types.ModuleType:
-    """A new, empty `__main__`."""
+    """Creates a new, empty `__main__`."""
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     return module
 
@@ -54,7 +54,7 @@ class Cell:
         """Executes the program; returns ("ok" | "error" | "memory", class name of the exception or "").
 
         Args:
-            scope: globals of an earlier program to go on with; a new `__main__` by default.
+            scope: globals of an earlier program to continue with; default: a new `__main__`.
         """
         if scope is None:
             scope = new_main().__dict__
@@ -68,7 +68,7 @@ class Cell:
             sys.settrace(None)
             reserve.close()
             status = "memory" if issubclass(type(error), MemoryError) else "error"
-            # the program may have changed all that its end is told with
+            # the program may have changed everything that reports its end
             with contextlib.suppress(BaseException):
                 if status == "memory":
                     scope.clear()
@@ -109,7 +109,7 @@ class Cell:
                 stream.flush()
 
     def _left(self, error: SystemExit) -> tuple[str, str]:
-        """`sys.exit` with nothing or 0 is a normal end; a message goes to stderr as in the interpreter."""
+        """`sys.exit` without an argument or with 0 is a normal end; a message goes to stderr as usual."""
         if error.code is None or (isinstance(error.code, int) and error.code == 0):
             return "ok", ""
         self._write(f"{error.code}\n" if isinstance(error.code, str) else f"SystemExit: {error.code!r}\n")
@@ -134,18 +134,18 @@ class Cell:
 
 
 def _class_name(error: BaseException) -> str:
-    """The name of its class, whatever its metaclass says."""
+    """The name of its class, independent of its metaclass."""
     return str(type.__dict__["__name__"].__get__(type(error)))
 
 
 def _stream(fd: int) -> io.TextIOWrapper:
-    """An unbuffered text stream: what was printed before a kill is kept, down to the last character."""
+    """An unbuffered text stream, so all text printed before a kill is kept."""
     raw = io.FileIO(fd, "w", closefd=False)
     return io.TextIOWrapper(raw, "utf-8", "backslashreplace", newline="\n", write_through=True)
 
 
 def _keep_own_frames(report: traceback.TracebackException, seen: set[int]) -> None:
-    """Drops foreign frames and the middle of deep stacks, in `report` and the exceptions chained to it."""
+    """Removes foreign frames and the middle of deep stacks from `report` and the exceptions chained to it."""
     if id(report) in seen:
         return
     seen.add(id(report))
@@ -160,7 +160,7 @@ def _keep_own_frames(report: traceback.TracebackException, seen: set[int]) -> No
 
 
 def _without_paths(text: str) -> str:
-    """Takes the directories of the interpreter, of its packages, and of the program out of a message."""
+    """Removes the directories of the interpreter, its packages, and the program from a message."""
     for path in sorted({*sys.path, os.environ.get("HOME", "")}, key=len, reverse=True):
         if len(path) > 1:
             text = text.replace(path + "/", "")

@@ -1,7 +1,7 @@
-"""How a server comes up: namespaces, a new root, the preloaded interpreter, then everything it gives away for good.
+"""Starts a server: namespaces, a new root, the preloaded interpreter, then the rights that it gives up permanently.
 
-Every step that the system refuses is either reported, and the sandbox decides, or ends the server; none is skipped
-in silence. What finally holds is not concluded from these steps but tried by a child (`child.refusals`).
+A step that the system refuses is either reported, so that the sandbox decides, or ends the server; none is skipped
+silently. The resulting level is not inferred from these steps but tested by a child (`child.refusals`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ALWAYS = (
 
 @dataclass(frozen=True)
 class Config:
-    """What the trainer asks of a server.
+    """The trainer's configuration of a server.
 
     Args:
-        home: an empty directory of its own where nothing is confined, else "".
-        witness: a readable file outside, for the trial of what can be reached.
-        confine: whether to give anything away at all; False only where the user asked for it.
-        namespaces: whether to make namespaces and a new root.
-        uid: user to become where the server starts as root.
+        home: its own empty directory if nothing is confined, else "".
+        witness: a readable file outside, to test what can be reached.
+        confine: whether to give up any rights; False only if the user asked for it.
+        namespaces: whether to create namespaces and a new root.
+        uid: user id to switch to if the server starts as root.
         site: directories of installed packages.
         preload: modules to import before the first fork.
         warm: programs to run once before the first fork, so that what they load and cache is shared.
@@ -89,7 +89,7 @@ def main() -> None:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     if config.confine and os.geteuid() == 0:
         report["notes"] += _become(config.uid, readable, config.namespaces)
-    if config.namespaces and config.confine:  # a change of user has switched off what mounting needs
+    if config.namespaces and config.confine:  # a change of user has disabled what mounting needs
         kernel.forbid_capabilities()
         kernel.keep_capabilities(kernel.CAP_SYS_ADMIN)
     with namespaces.passing_work() if config.namespaces else contextlib.nullcontext():
@@ -131,7 +131,7 @@ def _sees_memory(proc: Proc) -> bool:
 
 
 def _threads(report: dict[str, Any]) -> Threads | None:
-    """What bounds the threads of a program; where the kernel can't ask, that goes into the report."""
+    """Returns the thread limit of programs; if the kernel can't ask, the report says so."""
     try:
         return Threads()
     except OSError as error:
@@ -140,12 +140,12 @@ def _threads(report: dict[str, Any]) -> Threads | None:
 
 
 def _become(uid: int, readable: list[str], new_root: bool) -> list[str]:
-    """Leaves root for another user, unless that user could not read the interpreter; returns what to report.
+    """Switches from root to another user, unless that user can't read the interpreter; returns what to report.
 
     Args:
-        uid: of the other user, who needs no account.
-        readable: what that user must be able to read.
-        new_root: whether the server has one, in which it keeps its capabilities until `_lock_down`.
+        uid: id of the other user, who needs no account.
+        readable: paths that the user must be able to read.
+        new_root: whether the server has a new root, in which case it keeps its capabilities until `_lock_down`.
     """
     kernel.forbid_capabilities()
     closed = [path for path in readable if not _open_to_all(path, parents=not new_root)]
@@ -172,7 +172,7 @@ def _open_to_all(path: str, parents: bool) -> bool:
 
 
 def _prepare(config: Config) -> None:
-    """Makes the interpreter what a program expects of it, before anything is forked."""
+    """Sets the interpreter up as programs expect it, before anything is forked."""
     sys.path[:] = ["", *(path for path in sys.path[1:] if path), *config.site]
     sys.argv = ["main.py"]
     sys.dont_write_bytecode = True
@@ -195,9 +195,9 @@ def _prepare(config: Config) -> None:
 
 
 def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement:
-    """Gives up what neither the server nor its children need, and prepares what each child gives up in addition.
+    """Gives up the rights that neither the server nor its children need, and prepares what each child also gives up.
 
-    With a new root the server keeps one capability, to mount what programs write in; the children give it up.
+    With a new root the server keeps one capability, to mount the file system for programs; the children give it up.
     """
     new_root = report["namespaces"]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -209,7 +209,7 @@ def _lock_down(readable: list[str], report: dict[str, Any]) -> child.Confinement
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.forbid_capabilities()
     kernel.keep_capabilities(kernel.CAP_SYS_ADMIN) if new_root else kernel.drop_capabilities()
-    # The rule is on the parent: Landlock does not look at a directory that a mount hides.
+    # The rule is on the parent: Landlock ignores a directory that a mount hides.
     writable = [os.path.dirname(namespaces.WORK)] if new_root else []
     rules = landlock.ruleset([*readable, *namespaces.DEVICES], writable)
     report["landlock"] = rules.version

@@ -1,8 +1,8 @@
-"""How many threads a program has: the kernel asks the server before one begins, and tells it when one ends.
+"""Counts a program's threads: the kernel asks the server before one begins, and notifies it when one ends.
 
-This takes a filter of system calls whose answers come from the server (Linux 5.5). The server puts it on itself, once;
-its children inherit it, and a child can't take it off. Limits of the kernel's own count a user's threads together, the
-trainer's included, and are void for root.
+This uses a system-call filter whose answers come from the server (Linux 5.5). The server installs it once for itself;
+its children inherit it, and a child can't remove it. The kernel's own limits count all threads of a user, including
+the trainer's, and do not apply to root.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _SIZE = 80
 
 @dataclass
 class Count:
-    """Threads that a process has beside its first."""
+    """Threads of a process, except its first."""
 
     alive: int = 0
 
 
 class Threads:
-    """Made once by a server, which must have no other thread; PR_SET_NO_NEW_PRIVS must be set.
+    """Created once by a server that has no other thread; PR_SET_NO_NEW_PRIVS must be set.
 
     Attributes:
         fd: readable when the kernel asks.
 
     Raises:
-        OSError: the kernel can't ask, or somebody else is asked already (a container's own supervisor).
+        OSError: the kernel can't ask, or another process already answers it (a container's supervisor).
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Threads:
             self.fd = kernel.syscall(number, _SET_MODE_FILTER, _NEW_LISTENER, questions.address)
 
     def answer(self, count: Count) -> None:
-        """Answers one question, which must be there, about the process that `count` belongs to."""
+        """Answers one pending question about the process to which `count` belongs."""
         question = bytearray(_SIZE)
         try:
             fcntl.ioctl(self.fd, _RECEIVE, question)
@@ -61,6 +61,6 @@ class Threads:
                 fcntl.ioctl(self.fd, _SEND, struct.pack("=QqiI", identity, 0, -errno.EAGAIN, 0))
                 return
             fcntl.ioctl(self.fd, _SEND, struct.pack("=QqiI", identity, 0, 0, _GO_ON))
-        except OSError:  # a signal or its end has taken the question back
+        except OSError:  # a signal or the thread's end has withdrawn the question
             return
         count.alive = count.alive + 1 if begins else max(0, count.alive - 1)

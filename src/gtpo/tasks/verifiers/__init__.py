@@ -1,16 +1,16 @@
-"""Verifiers: they check final answers. Each is behind the `Verifier` protocol and is chosen by name.
+"""Verifiers check final answers. They implement the `Verifier` protocol and are chosen by name.
 
 `auto`
-    By problem: its field `verifier`, or else its domain (`gtpo.tasks.answer_types`).
+    Chooses per problem: by its field `verifier`, or else by its domain (`gtpo.tasks.answer_types`).
 `math`, `choice`, `qa`, `code`, `reasoning_gym`
-    The same one for all problems.
+    The same verifier for all problems.
 `MODULE:FUNCTION`, `FILE.py:FUNCTION`
-    A function of your own, called as `function(answer_text, problem)`.
+    Your own function, called as `function(answer_text, problem)`.
 
 Settings follow a question mark, as in `auto?cpu_s=10&timeout_s=8`; `SETTINGS` lists them.
 
-An answer *passes* or not; the score in [0, 1] says more where a verifier knows more (`qa`: F1, `reasoning_gym`: its own
-score, a function: what it returns). GTPO trains on passing alone.
+An answer passes or fails. Some verifiers also give a graded score in [0, 1] (`qa`: F1, `reasoning_gym`: the generator's
+score, a function: the value it returns). GTPO trains on passing alone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from gtpo.tasks.verifiers.base import Verdict, Verifier
 __all__ = ["SETTINGS", "Verdict", "Verifier", "get_verifier"]
 
 SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "math": {"timeout_s": "seconds for one comparison", "workers": "processes at most"},
+    "math": {"timeout_s": "time limit per comparison, in seconds", "workers": "maximum number of processes"},
     "choice": {},
-    "qa": {"min_f1": "an answer passes with this F1 or more, in (0, 1]"},
+    "qa": {"min_f1": "minimum F1 at which an answer passes, in (0, 1]"},
     "code": {
-        "cpu_s": "processor time of each process, in seconds",
-        "wall_s": "its wall-clock time, in seconds",
-        "memory_mb": "its memory, in MiB",
+        "cpu_s": "CPU time per process, in seconds",
+        "wall_s": "wall-clock time per process, in seconds",
+        "memory_mb": "memory per process, in MiB",
     },
     "reasoning_gym": {},
 }
-"""What can be set, by verifier. `auto` takes them all."""
+"""Settings of each verifier, with their meaning. `auto` accepts all of them."""
 
 
 def get_verifier(name: str) -> Verifier:
-    """A new verifier by its name; see the module.
+    """Creates the verifier with this name, with settings after a question mark; see the module for the names.
 
     Raises:
-        ConfigError: there is no such verifier, or it has no such setting; the message lists those there are.
+        ConfigError: there is no such verifier, or it has no such setting; the message lists what is available.
     """
     base, _, query = name.partition("?")
     if ":" in base:
@@ -49,11 +49,11 @@ def get_verifier(name: str) -> Verifier:
 
         return FunctionVerifier(name)
     if base != "auto" and base not in SETTINGS:
-        raise ConfigError(f"no verifier {base!r}; there are: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")
+        raise ConfigError(f"unknown verifier {base!r}; available: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")
     settings = dict(parse_qsl(query, keep_blank_values=True))
     known = [setting for one in SETTINGS for setting in SETTINGS[one] if base in (one, "auto")]
     if unknown := sorted(set(settings) - set(known)):
-        raise ConfigError(f"verifier {base!r} has no setting {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+        raise ConfigError(f"verifier {base!r} has no setting {unknown[0]!r}; available: {', '.join(known) or 'none'}")
     if base != "auto":
         return _make(base, _numbers(settings))
     from gtpo.tasks.verifiers.auto import AutoVerifier
@@ -94,4 +94,4 @@ def _make(name: str, settings: Mapping[str, float]) -> Verifier:
         from gtpo.tasks.verifiers.reasoning_gym import ReasoningGymVerifier
 
         return ReasoningGymVerifier()
-    raise ConfigError(f"no verifier {name!r}; there are: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")
+    raise ConfigError(f"unknown verifier {name!r}; available: auto, {', '.join(SETTINGS)}, MODULE:FUNCTION")

@@ -1,6 +1,6 @@
-"""Tests that are data: input and output of a program, or arguments and result of a function.
+"""Tests given as data: input and output of a program, or arguments and result of a function.
 
-`gtpo.tasks.benchmark_rows` describes the form. What is expected never enters the sandbox: it is compared here.
+`gtpo.tasks.benchmark_rows` describes the format. Expected outputs never enter the sandbox: they are compared here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class IOTests:
     """The tests of one problem.
 
     Attributes:
-        inputs: texts for standard input, or the function's arguments.
-        outputs: what is expected of each.
-        function: its name; None for tests of standard input and output.
+        inputs: texts for standard input, or arguments of the function.
+        outputs: the expected output of each input.
+        function: name of the function; None for tests of standard input and output.
     """
 
     inputs: list[Any]
@@ -29,27 +29,27 @@ class IOTests:
 
     @classmethod
     def parse(cls, answer: str) -> IOTests:
-        """Raises ValueError if the text does not have the form."""
+        """Parses JSON text; raises ValueError if it does not have the format."""
         try:
             found = json.loads(answer)
             tests = found["tests"] if isinstance(found, dict) else found
             function = found["function"] if isinstance(found, dict) else None
             inputs, outputs = [t["input"] for t in tests], [t["output"] for t in tests]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"tests must be a list of objects with input and output ({error!r})") from error
+            raise ValueError(f"the tests must be a list of objects with input and output ({error!r})") from error
         wanted = str if function is None else list
         if not tests or not all(isinstance(given, wanted) for given in inputs):
-            raise ValueError(f"there must be a test, and every input must be a {wanted.__name__}")
+            raise ValueError(f"the tests must not be empty, and every input must be a {wanted.__name__}")
         return cls(inputs, outputs, function)
 
     def wrong_output(self, printed: list[str]) -> str | None:
-        """What is wrong with what the programs printed, one a test; None if nothing is."""
+        """Compares the programs' outputs, one per test; returns what is wrong, or None."""
         pairs = enumerate(zip(printed, self.outputs, strict=True), 1)
         place = next((i for i, (text, output) in pairs if not same_output(text, output)), None)
         return None if place is None else f"test {place} of {len(self.outputs)} printed something else"
 
     def wrong_result(self, outcomes: list[Any]) -> str | None:
-        """What is wrong with what came of the calls, as `_judge.candidate` tells it; None if nothing is."""
+        """Compares the outcomes of the calls, in the format of `_judge.candidate`; returns what is wrong, or None."""
         for place, (outcome, output) in enumerate(zip(outcomes, self.outputs, strict=False), 1):
             fault = _wrong_outcome(outcome, output)
             if fault == "value":
@@ -60,7 +60,7 @@ class IOTests:
 
 
 def _wrong_outcome(outcome: Any, output: Any) -> str:
-    """The name of the exception, "value" for another value, "" if the outcome is the expected one."""
+    """Returns the name of the exception, "value" for a wrong value, or "" for the expected outcome."""
     try:
         kind, *rest = outcome
         if kind == "exit":
@@ -75,10 +75,10 @@ def _wrong_outcome(outcome: Any, output: Any) -> str:
 
 
 def _plain(data: Any) -> Any:
-    """The result as JSON would have it: tuples are lists, keys are text.
+    """Converts a result to JSON values: tuples become lists, keys become text.
 
     Raises:
-        TypeError: it holds something that JSON does not have.
+        TypeError: the result contains something that JSON does not have.
     """
     if not isinstance(data, dict):
         return data
@@ -91,7 +91,7 @@ def _plain(data: Any) -> Any:
         return int(inner, 16)
     if mark == "f":
         return float(inner)
-    raise TypeError(f"a {inner if mark == 'o' else mark} is no JSON")
+    raise TypeError(f"a {inner if mark == 'o' else mark} is not JSON")
 
 
 def _key(value: Any) -> str:
@@ -99,7 +99,7 @@ def _key(value: Any) -> str:
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Line by line, spacing at the ends aside; lines of numbers are compared by value."""
+    """Compares line by line, ignoring space at both ends; lines of numbers are compared by value."""
     lines, wanted = printed.strip().split("\n"), expected.strip().split("\n")
     return len(lines) == len(wanted) and all(map(_same_line, lines, wanted))
 

@@ -1,7 +1,7 @@
-"""Test code that only compares calls on literals with literals: most of MBPP and HumanEval.
+"""Test code that only compares calls on literals with literals, which covers most of MBPP and HumanEval.
 
-Such tests are data, so no process is needed to run them: the calls are made in the candidate's process, and their
-results are compared here, as Python would.
+Such tests are data and need no process of their own: the calls are made in the candidate's process, and their results
+are compared here, as Python would.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 from gtpo.tasks.verifiers._judge.wire import decode, encode
 
 MOST_CHARACTERS = 20_000
-"""Results that are longer are compared in the sandbox, where time is limited."""
+"""Longer results are compared in the sandbox, where time is limited."""
 
 _PLAIN = set("ltdszifb")
 
 
 @dataclass(frozen=True)
 class LiteralTests:
-    """The tests, one a call.
+    """The tests, one per call.
 
     Attributes:
-        calls: operations, as `_judge.candidate` does them.
-        expected: of each call: whether its result must be equal to the value, or be true or false; and the value.
+        calls: operations for `_judge.candidate`.
+        expected: for each call, whether its result must equal the value, or be true or false; and the value.
     """
 
     calls: list[Any]
     expected: list[tuple[str, Any]]
 
     def wrong(self, outcomes: list[Any]) -> str | None:
-        """What is wrong with the outcomes, "" if nothing is; None if that is to be found out in the sandbox."""
+        """Returns what is wrong with the outcomes, or ""; None if the comparison must run in the sandbox."""
         for outcome, (how, value) in zip(outcomes, self.expected, strict=True):
             kind, *rest = outcome
             if kind == "exit":
@@ -50,7 +50,7 @@ class LiteralTests:
 
 @lru_cache(maxsize=4096)
 def literal_tests(tests: str, entry_point: str) -> LiteralTests | None:
-    """The tests as data, or None if they are more than that."""
+    """Returns the tests as data, or None if they can't be expressed as data."""
     calls: list[Any] = []
     expected: list[tuple[str, Any]] = []
     try:
@@ -68,7 +68,7 @@ def literal_tests(tests: str, entry_point: str) -> LiteralTests | None:
 
 
 def _asserts(body: list[ast.stmt], entry_point: str) -> Iterator[tuple[ast.expr, str]]:
-    """The conditions in order, and by what name they call the function; raises ValueError for anything else."""
+    """Returns the conditions in order and the name by which they call the function; raises ValueError otherwise."""
     checks: dict[str, ast.FunctionDef] = {}
     for statement in body:
         if isinstance(statement, ast.Assert):
@@ -110,7 +110,7 @@ def _read(test: ast.expr) -> tuple[ast.Call, str, Any]:
 
 
 def _is_plain(data: Any) -> bool:
-    """Whether it is made of what literals are made of."""
+    """Whether a node consists only of nodes that are allowed in literals."""
     if isinstance(data, list):
         return all(map(_is_plain, data))
     if isinstance(data, dict):

@@ -1,13 +1,14 @@
-r"""Whether two answers are equal, by what they are.
+r"""Compares two parsed answers by their kind.
 
-- Values: exact ones exactly, by their difference; where one was written with a decimal point, within `ABSOLUTE` and
+- Values: exact values exactly, by their difference; if one was written with a decimal point, within `ABSOLUTE` and
   `RELATIVE`.
-- Relations: by their difference up to a factor, never by their solutions. `x = 5` is read as 5 where a value is wanted,
-  if the letter alone stands before it.
-- Members: in order in brackets, in any order in a set or a list; a set is never a pair, a pair never a set.
-- Sets and inequalities of one letter: as sets of real numbers. (1, 2) is a pair or an interval, as the other side is.
+- Relations: by their difference up to a factor, never by their solutions. `x = 5` is read as 5 where a value is
+  expected, if only the letter is on its left side.
+- Members: in order for brackets, in any order for a set or a list; a set never equals a pair.
+- Sets and inequalities of one letter: as sets of real numbers. (1, 2) is a pair or an interval, like the other side.
 
-Letters are equal in name and case only; what stands on a parameter's name, as in 3k + 1 and 3n + 1, is not equal.
+Letters are equal only if name and case are the same; answers that differ in a parameter's name, as 3k + 1 and 3n + 1,
+are not equal.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _same_chain(gold: Form, candidate: Form) -> bool:
 
 
 def _value_of(chain: Chain, strict: bool) -> Form | None:
-    """The last side, if the first is a name or all sides are the same number; of a candidate's also without."""
+    """The last side, if the first is a name or all are the same number; unless `strict`, also the last of any two."""
     *before, last = chain.sides
     numbers = [side for side in before if isinstance(side, Value) and not side.expr.free_symbols and not _is_name(side)]
     if isinstance(last, Value) and any(not _same_value(last, number) for number in numbers):
@@ -138,14 +139,14 @@ def _value_of(chain: Chain, strict: bool) -> Form | None:
 
 
 def _is_name(side: Value) -> bool:
-    """The parser reads the letter I as the imaginary unit, and e as Euler's number."""
+    """The parser reads the letter I as the imaginary unit and e as Euler's number."""
     from sympy import E, I
 
     return side.expr in (I, E)
 
 
 def _polynomial(chain: Chain, other: Form, given: bool) -> bool:
-    """Whether the candidate writes `= 0` behind the expression that is wanted."""
+    """Whether the candidate is the gold expression followed by `= 0`."""
     if not given or len(chain.sides) != 2 or chain.name or not isinstance(other, Value):
         return False
     left, right = chain.sides

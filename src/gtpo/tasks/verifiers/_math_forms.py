@@ -1,4 +1,4 @@
-"""What an answer in mathematics can be: the forms that `_math_reading` reads and `_math_equal` compares."""
+"""The forms of mathematical answers that `_math_reading` parses and `_math_equal` compares."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Value:
 
     Attributes:
         expr: exact; decimals are fractions.
-        decimal: it was written with a decimal point.
-        others: what else it may mean: 50% is 50 and 1/2, 60 degrees are 60 and pi/3.
+        decimal: whether it was written with a decimal point.
+        others: further possible meanings: 50% is 50 and 1/2, 60 degrees are 60 and pi/3.
     """
 
     expr: Any
@@ -29,7 +29,7 @@ class Words:
 
     Attributes:
         text: the words.
-        product: of two or three letters without a font, their product, as `ma` may be meant.
+        product: for two or three letters without a font, their product, which `ma` may mean.
     """
 
     text: str
@@ -56,10 +56,10 @@ class Many:
     """Several members.
 
     Attributes:
-        brackets: "" for a list without, "{}" for a set, or the two brackets.
-        members: in their order.
-        union: a list of conditions any of which holds.
-        signs: it was one member with a sign that may be plus or minus.
+        brackets: "" for a list without brackets, "{}" for a set, or the two brackets.
+        members: the members in order.
+        union: whether it is a list of conditions of which any may hold.
+        signs: whether it was one member with a plus-minus sign.
     """
 
     brackets: str
@@ -96,8 +96,8 @@ class Chain:
     """Sides with relations between them.
 
     Attributes:
-        sides: one more than relations.
-        relations: of `= < > <= >= != in`.
+        sides: the sides, one more than relations.
+        relations: each is one of `= < > <= >= != in`.
         name: the first side as text, if it is a name, such as x or f(x).
     """
 
@@ -116,7 +116,7 @@ class Answer:
     Attributes:
         form: what it is.
         unit: the unit behind it.
-        qualifier: what is said behind it of its letters, as text.
+        qualifier: a condition on its letters that follows it, as text.
     """
 
     form: Form

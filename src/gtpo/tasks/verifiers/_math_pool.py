@@ -1,10 +1,10 @@
-"""A pool of processes that compare answers, each under a limit of processor time enforced from outside.
+"""A pool of processes that compare answers, each with a CPU-time limit that is enforced from outside.
 
-math-verify limits its time by SIGALRM, which works in the main thread only and can't interrupt a long
-computation in C. Here a process that overruns is killed and replaced. A process that other work keeps from running
-gets up to `LONGER` times as much wall-clock time. The processes are started afresh, never forked from the caller, so
-they are safe beside threads and CUDA, and don't run the caller's `__main__` again, as those of multiprocessing and
-pebble do.
+math-verify limits its time by SIGALRM, which works only in the main thread and can't interrupt a long
+computation in C. Here a process that exceeds its limit is killed and replaced. A process that other work keeps from
+running gets up to `LONGER` times as much wall-clock time. The processes are started afresh, never forked from the
+caller, so they are safe with threads and CUDA, and do not run the caller's `__main__` again, unlike those of
+multiprocessing and pebble.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _BOOTSTRAP = (
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a request.
+    """The reply to a request.
 
     Attributes:
-        equal: the answers are equal.
+        equal: whether the answers are equal.
         reason: one short sentence.
         gold_unusable: why the gold answer can't be used, or None if it can.
-        timed_out: the comparison was cut off.
+        timed_out: whether the comparison reached the time limit.
     """
 
     equal: bool
@@ -60,14 +60,14 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Its process id while it runs."""
+        """Process id, or None if it does not run."""
         return self._process.pid if self._process else None
 
     def ask(self, candidate: str | None, gold: str) -> Reply:
-        """Compares the candidate with the gold answer; None asks only whether the gold answer can be read.
+        """Compares the candidate with the gold answer; None only checks whether the gold answer can be read.
 
-        A process that is gone, or is stuck on the gold answer, is replaced and asked once more: something
-        else may have ended it, or kept the machine busy.
+        A process that is gone, or that is stuck on the gold answer, is replaced and the request is sent once more:
+        something else may have ended the process or kept the machine busy.
 
         Raises:
             VerifierError: no process can be started.
@@ -84,7 +84,7 @@ class Worker:
         return failure
 
     def _ask(self, candidate: str | None, gold: str) -> Reply | None:
-        """One try; None if reading the gold answer timed out."""
+        """Makes one attempt; None if reading the gold answer timed out."""
         process = self._process or self._start()
         self._requests += 1
         request = {"id": self._requests, "gold": gold, "candidate": candidate, "limit_s": self._timeout_s}
@@ -140,7 +140,7 @@ class Worker:
         return self._process
 
     def _processor_s(self) -> float:
-        """Processor time of the process so far; where that can't be read, the time, so that both clocks are one."""
+        """CPU time of the process so far; where it can't be read, the wall-clock time."""
         assert self._process is not None
         try:
             return time.clock_gettime((~self._process.pid << 3) | 2)  # Linux's clock of that process
@@ -148,7 +148,7 @@ class Worker:
             return time.monotonic()
 
     def _read(self, deadline: float) -> dict[str, Any] | None:
-        """The next line, or None once the deadline is past. Raises EOFError if the process is gone."""
+        """Returns the next line, or None after the deadline. Raises EOFError if the process is gone."""
         assert self._process is not None
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
@@ -179,7 +179,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Up to `size` workers, lent out one request at a time. Safe to use from any thread."""
+    """Up to `size` workers, each with one request at a time. Safe to use from any thread."""
 
     def __init__(self, size: int, timeout_s: float, memory_bytes: int):
         self.size = size
@@ -194,7 +194,7 @@ class WorkerPool:
         self._free = threading.Semaphore(self.size)
 
     def ask(self, candidate: str | None, gold: str) -> Reply:
-        """`Worker.ask` of a worker that is free; waits for one if need be."""
+        """Calls `Worker.ask` of a free worker; waits if there is none."""
         with self._lock:
             if self._owner != os.getpid():  # a fork of the process that started the workers: their pipes are not ours
                 self._reset()
@@ -211,11 +211,11 @@ class WorkerPool:
                     self._idle.append(worker)
 
     def pids(self) -> list[int]:
-        """Process ids of the workers that run."""
+        """Process ids of the running workers."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def close(self) -> None:
-        """Ends the workers that are not at work; another request starts them again."""
+        """Ends the idle workers; the next request starts them again."""
         if self._owner == os.getpid():
             with self._lock:
                 for worker in self._idle:

@@ -1,8 +1,8 @@
-r"""Reads an answer as a form: brackets, separators and relations first, then what stands between them.
+r"""Parses an answer into a form: first brackets, separators and relations, then the expressions between them.
 
-A form is a value (a number or an expression), words, a matrix, a ratio, several members in brackets or without, a set,
-or a chain of relations. What stands between is parsed by math-verify's LaTeX parser, with letters in their case. An
-answer that holds more than that has no form, and is equal only to the same spelling.
+A form is a value (a number or an expression), words, a matrix, a ratio, several members with or without brackets, a
+set, or a chain of relations. The expressions are parsed by math-verify's LaTeX parser, which keeps the case of letters.
+An answer that contains anything else has no form, and is equal only to the same spelling.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Unreadable(Exception):
     """The answer has no form.
 
     Attributes:
-        broken: it is not even well-formed mathematics.
+        broken: whether it is not even well-formed mathematics.
     """
 
     def __init__(self, why: str, broken: bool = False) -> None:
@@ -79,7 +79,7 @@ _NUMERAL = re.compile(r"-?(\d+)_(?:(\d)|\{(\d+)\})")
 
 @lru_cache(maxsize=2048)
 def read(latex: str) -> Answer:
-    """The answer's form; raises Unreadable."""
+    """Parses an answer; raises Unreadable if it has no form."""
     text = spelled(_outside(latex))
     qualifier = _QUALIFIER.search(text)
     if qualifier and qualifier.start() > 0:
@@ -90,7 +90,7 @@ def read(latex: str) -> Answer:
 
 
 def _outside(latex: str) -> str:
-    """The answer without emphasis, math mode and braces around it."""
+    """Removes emphasis, math mode and braces around an answer."""
     latex = latex.strip()
     for start, end in (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`")):
         inner = latex[len(start) : -len(end)]
@@ -150,7 +150,7 @@ def _named_or_words(text: str) -> Named | Words:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Where the bracket that opens there closes; -1 if it does not."""
+    """Index where the bracket at `opening` closes; -1 if it does not."""
     depth, place = 0, opening
     while place < len(text):
         if text[place] == "\\":
@@ -170,12 +170,12 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _depths(text: str) -> list[int]:
-    """How deep in brackets each character is, brackets inside; raises Unreadable if they don't match. `(0,1]` does."""
+    """Bracket depth of each character, brackets included; raises Unreadable if they don't match. `(0,1]` matches."""
     return _inside(text)[0]
 
 
 def _inside(text: str) -> tuple[list[int], list[int]]:
-    """How deep in brackets each character is, and how deep one is behind it."""
+    """Bracket depth of each character, and the depth after it."""
     depth, depths, place, env = 0, [0] * len(text), 0, 0
     behind = [0] * len(text)
     while place < len(text):
@@ -210,7 +210,7 @@ def _inside(text: str) -> tuple[list[int], list[int]]:
 
 
 def _split(text: str, pattern: re.Pattern[str]) -> tuple[list[str], list[re.Match[str]]]:
-    """The parts between matches outside all brackets, and the matches."""
+    """The parts between the matches outside all brackets, and the matches."""
     depths = _depths(text)
     parts, matches, start = [], [], 0
     for match in pattern.finditer(text):
@@ -269,7 +269,7 @@ def _related(text: str) -> Form | None:
 
 
 def _side(text: str) -> Form:
-    """The first side of a relation; a name that has no value, such as an angle, is words."""
+    """Parses the first side of a relation; a name without a value, such as an angle, is read as words."""
     try:
         return _form(text)
     except Unreadable:
@@ -354,13 +354,13 @@ def _value(text: str) -> Form:
 
 
 def _is_numeral(text: str) -> bool:
-    """Whether it is a whole number with its base below it."""
+    """Whether it is a whole number with its base as a subscript."""
     match = _NUMERAL.fullmatch(text)
     return bool(match) and all(int(digit) < int(match[2] or match[3]) for digit in match[1])  # type: ignore[index]
 
 
 def _parsed(text: str) -> tuple[Any, bool]:
-    """What the parser makes of an expression, exact; and whether it had a decimal point."""
+    """Parses an expression exactly; also returns whether it had a decimal point."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy, normalize_latex
     from sympy import Expr, MatrixBase
 
@@ -385,7 +385,7 @@ def _parsed(text: str) -> tuple[Any, bool]:
 
 
 def _exact(expr: Any) -> tuple[Any, bool]:
-    """The expression with fractions for its decimals; raises Unreadable if a value in it is undefined or infinite."""
+    """Replaces decimals by fractions; raises Unreadable if a value in the expression is undefined or infinite."""
     from sympy import Float, Rational, nan, oo, zoo
 
     floats = expr.atoms(Float)

@@ -10,11 +10,11 @@ from gtpo.tasks.verifiers._math_forms import Builder, Chain, Combined, Form, Man
 
 
 class NoSet(Exception):
-    """The form is no set of numbers that can be compared."""
+    """The form is not a set of numbers that can be compared."""
 
 
 def letter_of(form: Form) -> str | None:
-    """The letter of an inequality, or of several that have the same; None of anything else."""
+    """The letter of an inequality, or of several inequalities with the same letter; None for anything else."""
     if isinstance(form, Chain):
         letters = {str(s) for side in form.sides if isinstance(side, Value) for s in side.expr.free_symbols}
         return letters.pop() if len(letters) == 1 else None
@@ -32,7 +32,7 @@ def same_sets(gold: Any, candidate: Any) -> bool:
 
 
 def real_set(form: Form) -> Any:
-    """The set of numbers that the form is; raises NoSet."""
+    """Converts a form to a set of numbers; raises NoSet."""
     from sympy import FiniteSet, Interval, S
 
     if isinstance(form, Named):
@@ -64,7 +64,7 @@ def real_set(form: Form) -> Any:
 
 
 def _of_conditions(sets: Iterable[Any], union: bool) -> Any:
-    """All conditions at once; or any of them, if it says so or if no number meets all."""
+    """The intersection of the conditions; their union if `union` is set or the intersection is empty."""
     sets = list(sets)
     both = reduce(lambda one, other: one.intersect(other), sets)
     return reduce(lambda one, other: one.union(other), sets) if union or both.is_empty else both
@@ -77,7 +77,7 @@ def _number(form: Form) -> Any:
 
 
 def _solutions(chain: Chain) -> Any:
-    """The numbers that meet conditions with the letter alone on one side of each."""
+    """The numbers that meet conditions which have only the letter on one side."""
     from sympy import Interval, S, oo
 
     met = S.Reals

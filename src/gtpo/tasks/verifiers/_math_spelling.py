@@ -1,7 +1,7 @@
-r"""Spellings of mathematics, brought to the LaTeX that the parser reads: one rule a kind of spelling.
+r"""Rewrites spellings of mathematics to the LaTeX that the parser reads: one rule per kind of spelling.
 
-Each rule keeps the meaning. What can't be read without losing a mark (dots that leave members out, two numbers side by
-side) is left as it is for `_math_reading` to refuse.
+Each rule keeps the meaning. What can't be read without losing a mark (dots that omit members, two numbers side by
+side) is left unchanged, and `_math_reading` refuses it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: r"\cdot "}
 
 
 def spelled(latex: str) -> str:
-    """The same mathematics in the parser's spelling."""
+    """Rewrites an answer in the parser's spelling."""
     latex = from_python(latex) or latex
     for pattern, spelling in _RULES:
         latex = pattern.sub(spelling, latex)
@@ -115,7 +115,7 @@ def _mixed_or_product(match: re.Match[str]) -> str:
 
 
 def _repeating(match: re.Match[str]) -> str:
-    """A decimal that goes on as it ended: 0.333... is 0.333 with a line over its last digit."""
+    """A decimal that repeats its ending: 0.333... is 0.333 with a line over its last digit."""
     whole, before, cycle = match[1], match[2], match[3]
     times = (len(match[0].rstrip(".…\\lcdots")) - len(whole) - 1 - len(before)) // len(cycle)
     if len(cycle) * times < _ONCE_MORE or set(cycle) == {"0"}:
@@ -125,7 +125,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def from_python(text: str) -> str | None:
-    """LaTeX for what is written as Python or sympy, such as `3*pi/2` or `x**2 + 1`; None if it is not."""
+    """LaTeX for a Python or sympy expression, such as `3*pi/2` or `x**2 + 1`; None if it is not one."""
     if "\\" in text or "{" in text or len(text) > 300 or not (_PYTHON.search(text) or text.startswith("[[")):
         return None
     try:

@@ -1,8 +1,8 @@
-r"""The unit behind an answer: it is dropped, and two that are known and differ make answers differ.
+r"""The unit after an answer is dropped; answers with two different known units are different.
 
-In `\text{}` any words are a unit, unless they say something about the number ("or", "not"). Without it a unit stands
-behind a number and a space, and is a known one or a word of three letters or more; a single letter, or letters that
-follow each other as in `abc`, may be variables and stay.
+In `\text{}` any words are a unit, unless they say something about the number ("or", "not"). Without `\text{}` a unit
+follows a number and a space, and is a known unit or a word of three letters or more; a single letter, or consecutive
+letters as in `abc`, may be variables and are kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """A unit that is known, such as cm and 2 for square centimetres."""
+    """A known unit, such as cm and 2 for square centimetres."""
 
     name: str
     power: int
@@ -69,7 +69,7 @@ _LETTERS_OF_VARIABLES = re.compile(r"(?:a?b?c?d?|p?q?r?s?t?|u?v?w?x?y?z?|k?l?m?n
 
 
 def without_unit(text: str) -> tuple[str, Unit | None]:
-    """The answer without the unit behind it, and the unit if it is a known one."""
+    """Returns the answer without the unit after it, and the unit if it is known."""
     match = _IN_TEXT.search(text)
     if match and match.start() > 0 and re.search(r"[\w)}\]]$", text[: match.start()].rstrip()):
         rest = text[: match.start()].rstrip()
@@ -89,12 +89,12 @@ def without_unit(text: str) -> tuple[str, Unit | None]:
 
 
 def says_something(words: str) -> bool:
-    """Whether words behind a number are more than a unit."""
+    """Whether words after a number are more than a unit."""
     return bool(_MEANINGFUL.search(words))
 
 
 def is_unit(word: str) -> bool:
-    """Whether it is a known unit, or a word rather than a product of letters."""
+    """Whether `word` is a known unit, or a word rather than a product of letters."""
     if word in _KNOWN or word.removesuffix("s") in _KNOWN:
         return True
     return (

@@ -9,13 +9,13 @@ from gtpo.tasks.verifiers.answers import ABSOLUTE, RELATIVE
 
 DIGITS, MOST_DIGITS = 30, 400
 LONG_NUMBER = 10**40
-"""With a number of this size in it, an equality that only digits show is not believed."""
+"""If an expression has a number of this size, equal digits alone do not prove equality."""
 
 _POINTS = ((7, 11), (-13, 17), (31, 19), (-5, 23), (43, 37), (3, 41))
 
 
 def same_number(gold: Any, candidate: Any, decimal: bool = False) -> bool:
-    """Whether two expressions are equal; if one is decimal, whether they are as close as `answers` says."""
+    """Whether two expressions are equal; if one is decimal, whether they are within the tolerance of `answers`."""
     if gold == candidate:
         return True
     if gold.is_infinite or candidate.is_infinite:
@@ -28,7 +28,7 @@ def same_number(gold: Any, candidate: Any, decimal: bool = False) -> bool:
 
 
 def _with_imaginary_unit(gold: Any, candidate: Any) -> bool:
-    """Once more, with the imaginary unit for the letter i."""
+    """Compares again, with the imaginary unit for the letter i."""
     from sympy import I
 
     letters = {s: I for s in gold.free_symbols | candidate.free_symbols if s.name == "i"}
@@ -49,9 +49,9 @@ def _close(gold: Any, candidate: Any) -> bool:
 
 
 def same_exactly(gold: Any, candidate: Any) -> bool:
-    """By their difference: of rational numbers at once; else by its values at some points, then by proof.
+    """Compares by the difference: rational numbers at once; others by its values at some points, then by proof.
 
-    Where no proof is found, values of some hundred digits at all points decide, but not with very long numbers.
+    If no proof is found, values with some hundred digits at all points decide, except for very long numbers.
     """
     from sympy import expand, fraction, simplify, together
 
@@ -89,7 +89,7 @@ def _has_long_numbers(expr: Any) -> bool:
 
 
 def _points(letters: Sequence[Any]) -> list[dict[Any, Any]]:
-    """Values for the letters: none if there are none, else some of both signs, different for each letter."""
+    """Values for the letters, of both signs and different for each letter; none if there are no letters."""
     from sympy import Rational
 
     if not letters:
@@ -101,7 +101,7 @@ def _points(letters: Sequence[Any]) -> list[dict[Any, Any]]:
 
 
 def _is_zero(difference: Any, gold: Any, candidate: Any, at: dict[Any, Any]) -> bool | None:
-    """Whether the difference is zero there; None if one of the two is not a real number there and the letters are."""
+    """Whether the difference is zero at a point; None if one of the two is not real there although the letters are."""
     size, distance = _size(gold.subs(at).evalf(15)), _size(difference.subs(at).evalf(15, maxn=MOST_DIGITS))
     if size is None or distance is None:
         return None
@@ -113,7 +113,7 @@ def _is_zero(difference: Any, gold: Any, candidate: Any, at: dict[Any, Any]) -> 
 
 
 def _size(value: Any) -> Any:
-    """The larger of its real and imaginary part, in size; None if it is no finite number."""
+    """The larger absolute value of the real and imaginary part; None if the number is not finite."""
     parts = value.as_real_imag()
     if not all(part.is_Float or part.is_Rational for part in parts):
         return None
@@ -127,7 +127,7 @@ def _complex() -> tuple[Any, ...]:
 
 
 def factor_of(gold: Any, candidate: Any) -> Any:
-    """The number that the candidate is a multiple of the gold expression by; None if there is none, or it is zero."""
+    """The number by which the gold expression is multiplied in the candidate; None if there is none or it is zero."""
     if gold.free_symbols != candidate.free_symbols:
         return None
     letters = sorted(gold.free_symbols, key=lambda letter: str(letter.name))

@@ -1,13 +1,13 @@
-"""The process in which answers are read and compared: requests come in as JSON lines, replies go out as JSON lines.
+"""The process that parses and compares answers: it reads requests and writes replies as JSON lines.
 
 A request is `{"id", "gold", "candidate", "limit_s"}`; `candidate` is null to try the gold answer alone.
 Replies: `{"id", "stage": "gold"}` once the gold answer is read, then one of `{"id", "equal", "reason"}` or
 `{"id", "unusable"}` (the gold answer can't be read, and why).
 
-Expressions are parsed by math-verify's parser of LaTeX (`_math_reading`); what is equal, `_math_equal` says.
+Expressions are parsed by math-verify's LaTeX parser (`_math_reading`) and compared by `_math_equal`.
 
-It limits its own memory. Its parent enforces the time limit from outside; the alarm here only makes sure that
-a hanging comparison does not outlive a parent that was killed. Its first line is `{"ready": true}`.
+The process limits its own memory. Its parent enforces the time limit from outside; the alarm here only ensures that
+a hanging comparison does not outlive a parent that was killed. The first line is `{"ready": true}`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _spelling(latex: str) -> str:
 
 
 def _unusable(gold: str) -> str | None:
-    """Why the gold answer can't be used; one that says more than its form can hold is compared by its spelling."""
+    """Why the gold answer can't be used. One that no form can hold completely is compared by its spelling instead."""
     try:
         read(gold)
     except Unreadable as error:

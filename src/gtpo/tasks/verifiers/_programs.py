@@ -1,7 +1,7 @@
-"""Runs candidates and test code in the sandbox, each in a process of its own, and brings their outcomes together.
+"""Runs candidates and test code in the sandbox, each in its own process, and compares their outcomes.
 
-The judge's clock is processor time: a program that ran out of wall-clock time is tried once more with `LONGER` times as
-much, as other work on the machine may have kept it waiting.
+Time limits count CPU time: a program that reached only its wall-clock limit is run once more with `LONGER` times
+as much wall-clock time, since other work on the machine may have kept it waiting.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ LONGER = 4.0
 OUTPUT_BYTES = 16 << 20
 _MOST_ROUNDS, _MOST_CACHED = 12, 4096
 _MOST_CONTAINERS, _MOST_VALUES = 500_000, 2_000_000
-"""In what a candidate says: about 250 MB once it is read."""
+"""Limits on a candidate's output: about 250 MB once it is parsed."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What came of a candidate in its process.
+    """The result of loading a candidate in its process.
 
     Attributes:
         fault: why there are no outcomes; "" if there are.
-        kinds: what its globals are, by name; None if it was not loaded to its end.
-        outcomes: one an operation, as `_judge.candidate` tells them.
+        kinds: the kinds of its globals, by name; None if loading did not finish.
+        outcomes: one per operation, in the format of `_judge.candidate`.
         characters: the length of the outcomes as text.
     """
 
@@ -46,11 +46,11 @@ class Loaded:
 
 
 class Programs:
-    """Runs the sides of a judgement.
+    """Runs both sides of a check: the candidate and the tests.
 
     Args:
-        sandbox: where.
-        limits: of each process.
+        sandbox: runs the programs.
+        limits: limits of each process.
     """
 
     def __init__(self, sandbox: Sandbox, limits: Limits) -> None:
@@ -58,7 +58,7 @@ class Programs:
         self._asked: OrderedDict[tuple[Any, ...], list[Any]] = OrderedDict()
 
     async def run(self, code: str, problem: Problem, limits: Limits | None = None) -> ExecResult:
-        """The result of one program.
+        """Runs one program.
 
         Raises:
             VerifierError: the sandbox failed.
@@ -73,7 +73,7 @@ class Programs:
         return result
 
     async def load(self, code: str, problem: Problem, operations: list[Any], **options: Any) -> Loaded:
-        """Does the operations with a candidate; see `_judge.candidate.main` for the options."""
+        """Loads a candidate and runs the operations; see `_judge.candidate.main` for the options."""
         word = secrets.token_hex(16)
         asked: dict[str, Any] = {"names": [], "method": False, "stop": False, **options}
         asked |= {"word": word, "program": code, "prelude": _prelude(problem), "operations": operations}
@@ -118,7 +118,7 @@ class Programs:
         return "the tests ask for results that depend on each other too often"
 
     async def _look_ahead(self, problem: Problem, names: list[dict[str, Any]]) -> list[Any]:
-        """The operations that the tests will ask for, as far as can be told without a candidate. Kept by problem."""
+        """The operations that the tests will ask for, as far as known without a candidate. Cached per problem."""
         key = (_prelude(problem), problem.answer, json.dumps(names))
         if key not in self._asked:
             _, found = await self._tests(problem, names, ahead=True, operations=[], outcomes=[], kinds=None)
@@ -128,7 +128,7 @@ class Programs:
         return self._asked[key]
 
     async def _tests(self, problem: Problem, names: list[dict[str, Any]], **asked: Any) -> tuple[ExecResult, Any]:
-        """One run of the tests: its result, and what its last line says."""
+        """Runs the tests once; returns the result and the content of its last line."""
         word = secrets.token_hex(16)
         asked = {"word": word, "prelude": _prelude(problem), "tests": problem.answer, "names": names, **asked}
         limits = replace(self._limits, output_bytes=max(self._limits.output_bytes, OUTPUT_BYTES))
@@ -140,7 +140,7 @@ class Programs:
 
 
 def compared(tests: LiteralTests, loaded: Loaded, name: str) -> str | None:
-    """What is wrong, "" if nothing is; None if the tests must be run to tell."""
+    """Returns what is wrong, or ""; None if the tests must be run to decide."""
     if (loaded.kinds or {}).get(name) != ["callable"] or loaded.characters > MOST_CHARACTERS:
         return None
     try:
@@ -153,7 +153,7 @@ def compared(tests: LiteralTests, loaded: Loaded, name: str) -> str | None:
 
 
 def told(result: ExecResult) -> str:
-    """How it ended, in a few words."""
+    """Returns how the program ended, in a few words."""
     return result.error_type or result.note or result.status.value
 
 
@@ -162,12 +162,12 @@ def _prelude(problem: Problem) -> str:
 
 
 def _is_too_much(text: str) -> bool:
-    """Whether JSON would take far more memory here than as text; a candidate can write what it likes."""
+    """Whether parsed JSON would need far more memory than its text; candidates control what they write."""
     return text.count("[") + text.count("{") > _MOST_CONTAINERS or text.count(",") > _MOST_VALUES
 
 
 def json_data(text: str, kind: Any) -> Any:
-    """The JSON data of that kind, or None."""
+    """Returns the JSON data of this kind, or None."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -176,9 +176,9 @@ def json_data(text: str, kind: Any) -> Any:
 
 
 def _names(problem: Problem, code: str) -> list[dict[str, Any]]:
-    """The names that stand for the candidate's: the entry point, and what the tests use and do not define.
+    """The names that refer to the candidate: the entry point, and what the tests use and do not define.
 
-    A test that calls nothing but what Python has built in means the candidate's function of that name.
+    If a test calls only names that are built in, it means the candidate's function of that name.
     """
     tree = ast.parse(problem.answer)
     used, bound = _used_and_bound(tree)

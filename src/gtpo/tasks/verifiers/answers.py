@@ -1,14 +1,14 @@
-r"""Final answers in text: find the last `\boxed{}`, and decide at once the comparisons that need no algebra.
+r"""Finds final answers in text (the last `\boxed{}`), and makes the comparisons that need no algebra.
 
-What counts as equal without algebra:
+These are equal without algebra:
 - the same LaTeX up to spacing and spelling (`\dfrac` is `\frac`, `\left(` is `(`, a unit in `\text{}` is
   dropped);
 - two plain numbers (integers, decimals, a fraction of integers; with thousands separators, currency, percent
-  or a unit) of the same value. Integers and fractions compare exactly. If either has a decimal point they may
-  differ by `ABSOLUTE` and by `RELATIVE` of the gold value, whichever is less, so that 0.333333 is 1/3 and
-  floating-point noise is forgiven. A percentage may be meant as a factor or as a unit: 50% is 50 and 0.5; a number
-  word is a factor: 5 million is not 5. A line over its last decimals repeats them without end;
-- two numerals in the same base, if it is their subscript: 101_2 is 101_{2}, but not 101_3, 5 or 5_{10}.
+  or a unit) of the same value. Integers and fractions are compared exactly. If either has a decimal point, they may
+  differ by `ABSOLUTE` or by `RELATIVE` times the gold value, whichever is less, so 0.333333 is 1/3 and floating-point
+  noise is tolerated. A percentage may be a factor or a unit: 50% is both 50 and 0.5. A number word is a factor:
+  5 million is not 5. A line over the last decimals repeats them without end;
+- two numerals with the same base as subscript: 101_2 is 101_{2}, but not 101_3, 5 or 5_{10}.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _WORDING = (
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{}` of the text, without surrounding space.
+    r"""Returns the content of the last `\boxed{}` of the text, without surrounding space.
 
     Returns:
         None if there is no `\boxed{`, or if the braces of the last one never close.
@@ -102,9 +102,9 @@ def last_boxed(text: str) -> str | None:
 
 
 def boxed_or_tagged(text: str) -> str | None:
-    r"""What stands in the last `\boxed{}` or `<answer>` block, whichever opens later, without surrounding space.
+    r"""Returns the content of the last `\boxed{}` or `<answer>` block, whichever opens later, without outer space.
 
-    So `<answer>\boxed{A}</answer>` is A.
+    For example, `<answer>\boxed{A}</answer>` gives A.
 
     Returns:
         None if there is neither, or if the one that opens last never closes.
@@ -117,7 +117,7 @@ def boxed_or_tagged(text: str) -> str | None:
 
 
 def judgeable(text: str | None) -> tuple[str | None, str]:
-    r"""The answer of a final turn as `boxed_or_tagged` finds it, and why it can't be judged ("" if it can)."""
+    r"""Returns a final turn's answer by `boxed_or_tagged`, and the reason why it can't be judged ("" if it can)."""
     if text is None:
         return None, "no final answer"
     answer = boxed_or_tagged(text)
@@ -128,7 +128,7 @@ def judgeable(text: str | None) -> tuple[str | None, str]:
 
 
 def plain_text(latex: str) -> str:
-    r"""The words of an answer that is no formula: without math mode, fonts such as `\text{}`, braces, extra space."""
+    r"""Returns the words of an answer without math mode, fonts such as `\text{}`, braces and extra space."""
     latex = latex.strip()
     for start, end in _MATH_MODE:
         if latex.startswith(start) and latex.endswith(end) and len(latex) >= len(start + end):
@@ -140,8 +140,8 @@ def plain_text(latex: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The words without what people and models put around them: emphasis, quotation marks, a final `.` or `!`,
-    `Answer:` before them.
+    """Strips what people and models put around an answer: emphasis, quotation marks, a final `.` or `!`,
+    and `Answer:` before it.
     """
     before = None
     while text != before:
@@ -156,8 +156,8 @@ def bare(text: str) -> str:
 
 
 def readable(latex: str) -> str:
-    """The answer as math-verify should see it: without math mode's dollar signs, a final period, separators of
-    thousands, currency and spellings of numbers that it doesn't know.
+    """Prepares an answer for math-verify: removes math mode's dollar signs, a final period, thousands separators and
+    currency, and rewrites spellings of numbers that it doesn't know.
     """
     for pattern, spelling in (*_SYMBOLS, (_DROPPED, "")):
         latex = pattern.sub(spelling, latex)
@@ -168,7 +168,7 @@ def readable(latex: str) -> str:
 
 
 def canonical(latex: str) -> str:
-    """The same answer in one spelling: dollar signs of math mode, spacing and a final period are gone."""
+    """Normalises the spelling of an answer: removes math mode's dollar signs, spacing and a final period."""
     for pattern, spelling in _SPELLINGS:
         latex = pattern.sub(spelling, latex)
     return _PERIOD.sub("", latex.strip()).strip()
@@ -179,10 +179,10 @@ class PlainNumber:
     """A number that needs no algebra.
 
     Attributes:
-        value: as it is written, percent sign and unit aside; with a number word such as "million" its product.
-        factor: what a percent sign multiplies it by, if it is meant so; else 1.
-        inexact: it is written with a decimal point or an exponent.
-        unit: the word behind it, in lower case and the singular; "" if there is none.
+        value: the number without percent sign and unit, multiplied by a number word such as "million".
+        factor: 1/100 for a percentage, else 1.
+        inexact: whether it is written with a decimal point or an exponent.
+        unit: the word after it, in lower case and the singular; "" if there is none.
     """
 
     value: Fraction
@@ -192,7 +192,7 @@ class PlainNumber:
 
 
 def plain_number(latex: str) -> PlainNumber | None:
-    """The plain number that an answer is, in the spelling of `canonical`; None if it is anything else."""
+    """Parses an answer in the spelling of `canonical` as a plain number; None if it is anything else."""
     match = _PLAIN.fullmatch(latex) if len(latex) <= 200 else None
     if match is None or (match["sign"] and match["sign2"]) or (match["cycle"] and match["power"]):
         return None
@@ -224,7 +224,7 @@ def plain_number(latex: str) -> PlainNumber | None:
 
 
 def quick_match(candidate: str, gold: str) -> bool | None:
-    """Whether the answers are equal, if that takes no algebra; else None."""
+    """Whether the answers are equal; None if algebra is needed to decide."""
     candidate, gold = canonical(candidate), canonical(gold)
     if candidate == gold != "":
         return True
@@ -253,7 +253,7 @@ def quick_match(candidate: str, gold: str) -> bool | None:
 
 
 def _repeating(whole: str, decimals: str, cycle: str) -> Fraction:
-    """The number whole.decimals with the cycle behind it again and again."""
+    """The number whole.decimals followed by the endlessly repeated cycle."""
     return (int(whole + decimals or "0") + Fraction(int(cycle), 10 ** len(cycle) - 1)) / 10 ** len(decimals)
 
 

@@ -12,10 +12,10 @@ from gtpo.tasks.verifiers.base import Verdict, Verifier, check_lengths
 
 
 class AutoVerifier:
-    """Verifiers by problem, each made when the first problem needs it.
+    """Chooses a verifier per problem; each verifier is created when a problem first needs it.
 
     Args:
-        make: a verifier by its name.
+        make: creates a verifier by its name.
     """
 
     def __init__(self, make: Callable[[str], Verifier]) -> None:
@@ -26,7 +26,7 @@ class AutoVerifier:
         """See `Verifier.verify_many`.
 
         Raises:
-            VerifierError: as the verifiers do, or for a problem that names no verifier that there is.
+            VerifierError: a verifier raised it, or there is no verifier for a problem.
         """
         check_lengths(answer_texts, problems)
         verdicts: dict[int, Verdict] = {}
@@ -61,7 +61,7 @@ class AutoVerifier:
         return found
 
     def close(self) -> None:
-        """Closes those that were made."""
+        """Closes the verifiers that were created."""
         with self._lock:
             verifiers, self._verifiers = self._verifiers, {}
         for verifier in verifiers.values():
@@ -80,6 +80,6 @@ class AutoVerifier:
         with self._lock:
             if name not in self._verifiers:
                 if name == "auto":
-                    raise ConfigError("a problem can't ask for the verifier 'auto'")
+                    raise ConfigError("a row cannot name the verifier 'auto'; remove its field 'verifier'")
                 self._verifiers[name] = self._make(name)
             return self._verifiers[name]

@@ -1,16 +1,16 @@
-r"""Multiple choice, and yes or no: the choice in the last box of the text against the gold answer.
+r"""Checks multiple choice and yes/no answers: compares the choice in the last box of the text with the gold answer.
 
-The options are `extras["choices"]` (texts, of which the first is A), or else the last lines of the question that
-run `(A) ...`, `(B) ...` and so on. What counts as which choice, where case, spacing, a final period and LaTeX's font
-commands, emphasis and quotation marks don't matter:
+The options are `extras["choices"]` (texts; the first is A), or else the last lines of the question of the form
+`(A) ...`, `(B) ...` and so on. An answer is read as follows; case, spacing, a final period, LaTeX's font commands,
+emphasis and quotation marks are ignored:
 
 - a letter: `A`, `(A)`, `[A]`, `A.`, `a)`, `**A**`, `\text{(A)}`, `\mathbf{A}`, `option A`, `Answer: A`;
-- a letter with the text of that option behind it: `A) maine`, `(A) maine`, `A: maine`, `A, maine`. Any other fails,
-  whether it is the text of another option or of none;
+- a letter followed by the text of that option: `A) maine`, `(A) maine`, `A: maine`, `A, maine`. A letter with any
+  other text fails, whether it is the text of another option or of none;
 - the text of an option alone, if no other option has the same text. A letter that is also the text of an option is
   read as a letter;
-- yes or no: the word alone, as `No!` or `Answer: yes` too. `true` is yes and `false` is no, unless one of them is the
-  text of an option. A sentence such as "yes, because ..." fails, as does more than one letter.
+- yes or no: the word alone, including `No!` and `Answer: yes`. `true` is yes and `false` is no, unless one of them is
+  the text of an option. A sentence such as "yes, because ..." fails, and so does more than one letter.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class ChoiceVerifier:
         return [_verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the text holds a closed box or block with something in it."""
+        """Whether the text contains a closed, non-empty box or block."""
         return bool(boxed_or_tagged(text))
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """By the choice; what is no choice is equal only to the same text."""
+        """Groups answers by choice; an answer that is not a choice is equal only to the same text."""
         options = _options(problem)
         return classes_by_key(answers, lambda answer: _read(answer, options)[0] or ("no choice", _words(answer)))
 
@@ -60,7 +60,7 @@ class ChoiceVerifier:
         return {name: why for name, (choice, why) in golds.items() if choice is None}
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing: there is nothing to free."""
 
 
 def _verdict(text: str | None, problem: Problem) -> Verdict:
@@ -86,7 +86,7 @@ def _gold(problem: Problem) -> tuple[str | None, str]:
 
 
 def _read(answer: str, options: Mapping[str, str]) -> tuple[str | None, str]:
-    """The choice that an answer is, a letter or "yes" or "no"; or None, and why it is none."""
+    """Reads an answer as a choice: a letter, "yes" or "no"; or None, and why it is not a choice."""
     words = _words(answer)
     letter = _letter(_LETTER.fullmatch(words))
     if letter in options:

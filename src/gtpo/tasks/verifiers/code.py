@@ -1,29 +1,29 @@
-"""Program synthesis and output prediction: programs run in the sandbox, never here.
+"""Checks programs and predicted outputs. Programs run in the sandbox, never in this process.
 
-Three kinds, told by a problem's `extras["answer_kind"]`:
+A problem's `extras["answer_kind"]` is one of three kinds:
 
 `tests`
-    The gold answer is test code that raises if something is wrong. It runs in one process, the candidate (after the
-    problem's `prelude`) in another, where it is asked for the results of calls: plain data crosses, and is compared
-    where the candidate has no hand. What the candidate does to its own process (patched builtins, frames, `gc`,
-    threads, `atexit`, an `__eq__` that is always true) changes no verdict. See `_judge` for what crosses.
+    The gold answer is test code that raises if something is wrong. The test code runs in one process and the candidate
+    (after the problem's `prelude`) in another, which is asked for the results of calls. Plain data is exchanged, and is
+    compared where the candidate has no influence. What the candidate does to its own process (patched builtins,
+    frames, `gc`, threads, `atexit`, an `__eq__` that is always true) changes no verdict. See `_judge` for the data.
 `io`
-    The gold answer is JSON: inputs and outputs of a program, or arguments and results of a function. Each input has a
-    process of its own, all calls of a function share one. What is expected is compared outside the sandbox.
+    The gold answer is JSON: inputs and outputs of a program, or arguments and results of a function. Each input gets
+    its own process; all calls of a function share one. Expected outputs are compared outside the sandbox.
 `literal`
     The gold answer is a Python literal, the value of an expression. The candidate is compared by value and type.
 
-Programs run as official graders run them. A program on standard input is `__main__`, has its input as descriptor 0, and
-ends when its threads have ended and what it left with `atexit` has run. Functions are loaded under another `__name__`;
-`sys.exit` while they load is no fault. Results are compared with `==`, as LiveCodeBench does: 1 is True, 5.0 is 5, a
-tuple is a list; printed numbers by value, so that 1.0e+01 is 10.
+Programs run as in the official graders. A program that reads standard input is `__main__`, gets its input as descriptor
+0, and ends when its threads have ended and its `atexit` functions have run. Functions are loaded under another
+`__name__`; `sys.exit` while they load is not an error. Results are compared with `==`, as in LiveCodeBench: 1 is True,
+5.0 is 5, a tuple is a list. Printed numbers are compared by value, so 1.0e+01 is 10.
 
-The clock is processor time. A candidate that ran out of wall-clock time before it had used its processor time is tried
-once more with four times as much.
+Time limits count CPU time. A candidate that reached the wall-clock limit before its CPU-time limit is run
+once more with four times as much wall-clock time.
 
-Where the candidate is found, `reading.program` says: the last `<answer>` block, or else the last fenced block labelled
-as Python, or else the last one without a label; for `literal` the last `<answer>` block or `\\boxed{}`. A boxed program
-is none. Objects that are no plain data, such as a deque where a list is expected or a generator, are equal to nothing.
+`reading.program` finds the candidate: the last `<answer>` block, or else the last fenced block labelled as Python, or
+else the last one without a label; for `literal` the last `<answer>` block or `\\boxed{}`. A program in a box is not
+found. Objects that are not plain data, such as a generator, or a deque where a list is expected, are equal to nothing.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class CodeVerifier:
     """Runs a candidate and its tests in the sandbox, or compares literals.
 
     Args:
-        sandbox: by default a `LocalSandbox` with `limits`, which `close` closes.
-        limits: of the candidate, and again of the tests.
+        sandbox: runs the programs; by default a new `LocalSandbox` with `limits`, which `close` closes.
+        limits: limits for the candidate, and separately for the tests.
     """
 
     def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None) -> None:
@@ -68,16 +68,16 @@ class CodeVerifier:
         """See `Verifier.verify_many`.
 
         Raises:
-            VerifierError: the sandbox failed, or a problem is of no known kind.
+            VerifierError: the sandbox failed, or a problem's `answer_kind` is unknown.
         """
         return run_async(self._verify(answer_texts, problems))
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the text holds a program, or a value where one is wanted."""
+        """Whether the text contains a program, or for `literal` a value."""
         return candidate(text, str(problem.extras.get("answer_kind", "tests"))) is not None
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int] | None:
-        """By value and type for `literal`, where what is no literal is equal only to the same text; else None."""
+        """Groups literals by value and type; text that is not a literal equals only the same text. Else None."""
         if problem.extras.get("answer_kind") != "literal":
             return None
         found: list[tuple[type | None, Any]] = []
@@ -94,7 +94,7 @@ class CodeVerifier:
         return numbers
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """Problems of no known kind, tests that do not parse, and answers that are no literal."""
+        """Returns problems of an unknown kind, with tests that do not parse, or with answers that are not literals."""
         found: dict[str, str] = {}
         for problem in problems:
             try:
@@ -109,11 +109,11 @@ class CodeVerifier:
             self._own.close()
 
     async def _verify(self, texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
-        """The same text to the same problem, as rollouts of a group give it, is checked once."""
+        """Checks equal answers to the same problem only once; rollouts of a group often give them."""
         places = asyncio.Semaphore(max(_AT_ONCE, getattr(self._sandbox, "max_workers", 0)))
 
         async def in_its_turn(text: str | None, problem: Problem) -> Verdict:
-            async with places:  # what candidates say is held in memory
+            async with places:  # candidates' outputs are held in memory
                 return await self._one(text, problem)
 
         checks: dict[tuple[str | None, Problem], asyncio.Task[Verdict]] = {}
@@ -155,7 +155,7 @@ class CodeVerifier:
         return Verdict(wrong is None, float(wrong is None), wrong or "all tests passed", code)
 
     async def _run_stdin(self, code: str, problem: Problem, tests: IOTests) -> str | None:
-        """A process a test."""
+        """Runs one process per test."""
         asked = {"prelude": str(problem.extras.get("prelude") or ""), "program": code}
         codes = [judge_program("stdin", {**asked, "input": text}, asked["prelude"] + code) for text in tests.inputs]
         results = await asyncio.gather(*(self._programs.run(code, problem) for code in codes))
@@ -165,7 +165,7 @@ class CodeVerifier:
         return tests.wrong_output([result.stdout for result in results])
 
     async def _run_calls(self, code: str, problem: Problem, tests: IOTests) -> str | None:
-        """All calls in one process."""
+        """Runs all calls in one process."""
         target = {"n": tests.function}
         calls = [["call", target, encode(given), encode({})] for given in tests.inputs]
         loaded = await self._programs.load(code, problem, calls, method=True, stop=True)
@@ -176,12 +176,12 @@ class CodeVerifier:
 
 
 def default_limits(cpu_s: float = 6.0, wall_s: float | None = None, memory_mb: int = 512) -> Limits:
-    """Limits of each process; by default twice as much wall-clock time as processor time."""
+    """Returns the limits of each process; the wall-clock limit defaults to twice the CPU time."""
     return Limits(cpu_s=cpu_s, wall_s=2 * cpu_s if wall_s is None else wall_s, memory_mb=memory_mb)
 
 
 def candidate(text: str, kind: str) -> str | None:
-    """The last answer of a final turn for that kind of problem, or None."""
+    """Returns the last answer in a final turn for this kind of problem, or None."""
     if kind != "literal":
         return program(text)
     tag = last_tag(text)
@@ -196,7 +196,7 @@ def candidate(text: str, kind: str) -> str | None:
 def _kind(problem: Problem) -> str:
     kind = problem.extras.get("answer_kind", "tests")
     if kind not in _KINDS:
-        raise ValueError(f"answer_kind is {kind!r}; known are {', '.join(_KINDS)}")
+        raise ValueError(f"answer_kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
     return str(kind)
 
 

@@ -1,4 +1,4 @@
-"""A function of the user's own as a verifier. It runs in this process, without a limit of time."""
+"""Uses the user's own function as a verifier. It runs in this process, without a time limit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gtpo.tasks.verifiers.base import Verdict, classes_by_key
 class FunctionVerifier:
     """Calls `function(answer_text, problem)` for each final turn.
 
-    It returns True or False, a score in [0, 1] (1 passes), or a `Verdict`. Rollouts that ended without an answer are
-    not shown to it.
+    The function returns True or False, a score in [0, 1] (1 passes), or a `Verdict`. It is not called for rollouts that
+    ended without an answer.
 
     Args:
-        path: `package.module:function`.
+        path: `package.module:function` or `FILE.py:function`.
 
     Raises:
-        ConfigError: it can't be imported.
+        ConfigError: the function can't be imported.
     """
 
     def __init__(self, path: str) -> None:
@@ -31,7 +31,7 @@ class FunctionVerifier:
         """See `Verifier.verify_many`.
 
         Raises:
-            VerifierError: the function raised, or returned something else than it should.
+            VerifierError: the function raised, or returned a value of another type or range.
         """
         return [self._one(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
@@ -51,16 +51,16 @@ class FunctionVerifier:
         return Verdict(found == 1, float(found), f"{self._path} said {found}", given)
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Any text may be one."""
+        """True for any text that is not blank."""
         return bool(text.strip())
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """Answers mean the same if their texts are equal, spacing aside."""
+        """Groups answers by text, ignoring spacing."""
         return classes_by_key(answers, lambda answer: " ".join(answer.split()))
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """None: what the function can't use, it says itself."""
+        """Returns no problems: the function itself raises for problems that it can't use."""
         return {}
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Does nothing: there is nothing to close."""

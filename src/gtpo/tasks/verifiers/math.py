@@ -1,23 +1,22 @@
-r"""Answers to problems in mathematics: the last `\boxed{}` of the text against the gold answer.
+r"""Checks answers to mathematical problems: compares the last `\boxed{}` of the text with the gold answer.
 
-Most comparisons need no algebra and are decided at once (see `answers`); the rest go to processes with limits of time
-and memory, which read both answers by their structure (`_math_reading`) and compare them by what they are
-(`_math_equal`).
+Most comparisons need no algebra and are decided at once (see `answers`). The others run in processes with limits on
+time and memory, which parse the structure of both answers (`_math_reading`) and compare them by kind (`_math_equal`).
 
-What passes beside the same value: an unevaluated `2 \cdot 9` for 18; `x = 5` and `x \equiv 5 \pmod{7}` for 5; decimals
+Besides the same value, these pass: an unevaluated `2 \cdot 9` for 18; `x = 5` and `x \equiv 5 \pmod{7}` for 5; decimals
 within the tolerance of `answers` for an exact number; 50% for 50 and for 0.5; an angle in degrees for the number and
-for radians; a unit or none, but not another one that is known; values for letters in the letters' order for a pair; an
-inequality for the interval; words behind `yes,` or `no,`.
+for radians; an answer with a unit for one without and the reverse, but not one with another known unit; values for
+letters, in the letters' order, for a pair; an inequality for the interval; words after `yes,` or `no,`.
 
-What does not, by decision:
+These fail by design:
 
-- Only a box is read, and the last one that opens: `Final Answer: **73**`, `\fbox{1}` and `\boxed{5} ... \boxed{6` fail.
-- Letters are equal in name and case only. The name of a parameter is not known to be one: 3n + 1 is not 3k + 1.
-- A set is no pair and no list in an order; X is not x; x' is not x.
-- What holds an undefined value or infinity within an expression, dots that leave members out, or numbers side by side
-  is equal only to the same spelling; so is what says more than its form holds, such as 5 feet 6 inches.
+- Only the last box that opens is read: `Final Answer: **73**`, `\fbox{1}` and `\boxed{5} ... \boxed{6` fail.
+- Letters are equal only if name and case are the same. Parameters are not recognised as such: 3n + 1 is not 3k + 1.
+- A set is neither a pair nor an ordered list; X is not x; x' is not x.
+- An answer with an undefined value, infinity within an expression, dots that omit members, or numbers side by side is
+  equal only to the same spelling. So is an answer that no form can hold completely, such as 5 feet 6 inches.
 
-The table KNOWN of the adversarial test has the rest.
+The table KNOWN of the adversarial test lists further cases.
 """
 
 from __future__ import annotations
@@ -35,19 +34,20 @@ from gtpo.tasks.verifiers.base import Verdict, check_lengths, refuse_unusable
 
 MEMORY_BYTES = 2 * 2**30
 MAX_CHARACTERS = 2000
-"""Answers that are longer fail: they are no final answers, and a request must fit into a pipe."""
+"""Longer answers fail: they are not final answers, and a request must fit into a pipe."""
 
 
 class MathVerifier:
     r"""Checks the answer in the last `\boxed{}`.
 
     Processes start with the first comparison that needs one, and end with `close`, with the verifier, or with
-    the program. The same answers get the same verdicts, except that what a time limit cuts off depends on the
-    machine.
+    the program. The same answers get the same verdicts, except that it depends on the machine which comparisons reach
+    the time limit.
 
     Args:
-        timeout_s: seconds for one comparison, at the end of which its process is killed and the answer fails.
-        workers: processes at most; by default half of the CPUs at hand, but no more than 4.
+        timeout_s: time limit per comparison, in seconds. When it is reached, the process is killed and the answer
+            fails.
+        workers: maximum number of processes; by default half of the available CPUs, but at most 4.
 
     Raises:
         ConfigError: an argument is not above 0.
@@ -62,11 +62,11 @@ class MathVerifier:
         self._accepted: set[str] = set()
 
     def verify_many(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
-        """The verdict on each text as an answer to the problem at the same place.
+        """See `Verifier.verify_many`.
 
         Raises:
-            VerifierError: a gold answer that `unusable` was not asked about can't be read, or no process starts. One
-                that was accepted there, and takes too long now, fails the answer.
+            VerifierError: a gold answer can't be read and `unusable` has not accepted it before, or no process starts.
+                If it was accepted and takes too long now, the answer fails instead.
             ValueError: the arguments differ in length.
         """
         check_lengths(answer_texts, problems)
@@ -92,14 +92,14 @@ class MathVerifier:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        r"""Whether the text holds a closed `\boxed{}` with something in it."""
+        r"""Whether the text contains a closed, non-empty `\boxed{}`."""
         return bool((last_boxed(text) or "").strip())
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """Compares each answer with the first one of every class so far.
+        """Compares each answer with the first answer of every class so far.
 
-        An answer that math-verify can't read, or can't compare in time, is equal only to the same LaTeX (as
-        `canonical` spells it).
+        An answer that math-verify can't read, or can't compare in time, is equal only to the same LaTeX (after
+        `canonical`).
 
         Raises:
             VerifierError: no process starts.
@@ -115,9 +115,9 @@ class MathVerifier:
         return [numbers[spelling] for spelling in spellings]
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """The ids of those problems whose gold answers math-verify can't read, and why.
+        """Returns the problems whose gold answers math-verify can't read, as id and reason.
 
-        Meant to be asked before a long run, so that it does not stop at such a problem.
+        Call it before a long run, so that the run does not stop at such a problem.
         """
         each = [replace(p, answer=gold) for p in problems for gold in p.golds]
         open_problems = [p for p in each if plain_number(canonical(p.answer)) is None]
@@ -127,7 +127,7 @@ class MathVerifier:
         return {p.id: why for p in open_problems if (why := replies[p.answer].gold_unusable)}
 
     def _by_alias(self, answer_texts: Sequence[str | None], problems: Sequence[Problem]) -> list[Verdict]:
-        """An answer passes if it is equal to any of its problem's aliases; else the verdict is that of the first."""
+        """An answer passes if it equals any of its problem's aliases; otherwise the first alias gives the verdict."""
         golds = [problem.golds for problem in problems]
         each = [replace(p, answer=gold, extras={}) for p, own in zip(problems, golds, strict=True) for gold in own]
         texts = [text for text, own in zip(answer_texts, golds, strict=True) for _ in own]
@@ -136,7 +136,7 @@ class MathVerifier:
         return [next((verdict for verdict in own if verdict.passed), own[0]) for own in verdicts]
 
     def close(self) -> None:
-        """Ends the processes. Another `verify_many` starts them again."""
+        """Ends the processes. The next `verify_many` starts them again."""
         self._pool.close()
 
     def __enter__(self) -> MathVerifier:
@@ -176,7 +176,7 @@ class MathVerifier:
         return new
 
     def _equal(self, answer: str, other: str) -> bool | None:
-        """Whether two answers are equal; None if that takes too long."""
+        """Whether two answers are equal; None if the comparison takes too long."""
         quick = {quick_match(answer, other), quick_match(other, answer)}
         if quick != {None}:
             return True in quick
@@ -197,7 +197,7 @@ class MathVerifier:
 
 
 def _quick_verdict(text: str | None, problem: Problem) -> Verdict | None:
-    """The verdict if math-verify is not needed for it."""
+    """Returns the verdict if it does not need math-verify, else None."""
     if text is None:
         return Verdict(False, 0.0, "no final answer")
     answer = last_boxed(text)

@@ -1,16 +1,16 @@
-r"""Short answers to questions: the last box of the text against the gold answer and its aliases.
+r"""Checks short answers to questions: compares the last box of the text with the gold answer and its aliases.
 
-Exact match and F1 as SQuAD (arXiv 1606.05250) and HotpotQA (arXiv 1809.09600) score them: answers are compared in
-lower case, without punctuation, the articles a, an and the, and extra spaces; F1 is over the tokens that are left.
-Numbers and dates are tokens like any others: "12 April 1956" is not "April 12, 1956", "two" is not "2", and, since
-the point is punctuation, 10.1 is 101.
+Exact match and F1 are computed as in SQuAD (arXiv 1606.05250) and HotpotQA (arXiv 1809.09600): answers are compared in
+lower case, without punctuation, the articles a, an and the, and extra spaces; F1 is over the remaining tokens.
+Numbers and dates are ordinary tokens: "12 April 1956" is not "April 12, 1956", "two" is not "2", and 10.1 equals 101,
+since the decimal point is punctuation.
 
-Where this differs from their scripts:
+Differences from their scripts:
 
-- Unicode punctuation is dropped too, as MLQA (arXiv 1910.07475) does it: `’` and `–` are no better than `'` and `-`.
-  Text is put into the composed form (NFC). Diacritics stay: "Condé" is not "Conde".
-- An answer of articles alone ("The The") keeps them, one of punctuation alone ("?") keeps that: nothing is equal to
-  an empty answer.
+- Unicode punctuation is dropped too, as in MLQA (arXiv 1910.07475): `’` and `–` are treated like `'` and `-`.
+  Text is converted to the composed form (NFC). Diacritics are kept: "Condé" is not "Conde".
+- An answer that consists of articles only ("The The") keeps them, one of punctuation only ("?") keeps it: nothing
+  equals an empty answer.
 - In a box, LaTeX's font commands (`\text{}`), math mode and spacing are dropped; so is `Answer:` before the answer.
 """
 
@@ -28,7 +28,7 @@ from gtpo.tasks.verifiers.answers import bare, boxed_or_tagged, judgeable, plain
 from gtpo.tasks.verifiers.base import Verdict, check_lengths, classes_by_key, refuse_unusable
 
 MAX_CHARACTERS = 300
-"""Answers that are longer fail: they are no short answers."""
+"""Longer answers fail: they are not short answers."""
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _WHOLE = ("yes", "no", "noanswer")
@@ -40,7 +40,7 @@ class QAVerifier:
     `Verdict.score` is the best F1 over the gold answer and `extras["aliases"]`.
 
     Args:
-        min_f1: an answer passes with this F1 or more, in (0, 1]; None: only with an exact match.
+        min_f1: minimum F1 at which an answer passes, in (0, 1]; None: only an exact match passes.
 
     Raises:
         ConfigError: `min_f1` is out of range.
@@ -63,15 +63,15 @@ class QAVerifier:
         return [self._verdict(text, problem) for text, problem in zip(answer_texts, problems, strict=True)]
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the text holds a closed box or block with something in it."""
+        """Whether the text contains a closed, non-empty box or block."""
         return bool(boxed_or_tagged(text))
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """By normalised text. Aliases are not merged: only right answers have any, which would favour them."""
+        """Groups by normalised text. Aliases are not merged: only right answers have any, which would favour them."""
         return classes_by_key(answers, lambda answer: normalised(bare(plain_text(answer))))
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """The problems without a gold answer, or whose aliases are not a list of texts."""
+        """Returns the problems that have no gold answer, or whose aliases are not a list of texts."""
         found = {}
         for problem in problems:
             aliases = problem.extras.get("aliases") or []
@@ -82,7 +82,7 @@ class QAVerifier:
         return found
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing: there is nothing to free."""
 
     def _verdict(self, text: str | None, problem: Problem) -> Verdict:
         answer, fault = judgeable(text)
@@ -101,18 +101,18 @@ class QAVerifier:
 
 
 def normalised(text: str) -> str:
-    """The text as it is compared: see the module's docstring. Empty only if the text is blank."""
+    """Normalises a text for comparison, see the module's docstring. The result is empty only if the text is blank."""
     lower = unicodedata.normalize("NFC", text.lower())
     bare = " ".join("".join(c for c in lower if not _is_punctuation(c)).split())
     return " ".join(_ARTICLES.sub(" ", bare).split()) or bare or " ".join(lower.split())
 
 
 def token_f1(given: str, gold: str) -> float:
-    """F1 of the tokens of two normalised texts, in [0, 1].
+    """Returns the F1 of the tokens of two normalised texts, in [0, 1].
 
-    The harmonic mean of precision and recall, 2 * same / (tokens given + tokens of the gold answer), where `same`
-    counts the tokens in common, each as often as both have it. As in HotpotQA's script, yes, no and noanswer are
-    worth 0 unless the texts are equal.
+    F1 is the harmonic mean of precision and recall, 2 * same / (tokens given + tokens of the gold answer), where `same`
+    counts the common tokens with multiplicity. As in HotpotQA's script, yes, no and noanswer score 0 unless the texts
+    are equal.
     """
     if given != gold and (given in _WHOLE or gold in _WHOLE):
         return 0.0

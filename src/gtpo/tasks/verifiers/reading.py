@@ -1,6 +1,6 @@
-"""Where the answer stands in a final turn: boxes, tags and fenced blocks. Structure decides, then what a block holds.
+"""Locates the answer in a final turn: tags and fenced blocks, by structure first, then by the content of a block.
 
-One pass over the text for each, so that a text of 8,000 tags costs no more than any other of its length.
+Each search is one pass over the text, so a text with 8,000 tags costs no more than any other of its length.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _LABELS = re.compile(r"\{?\.?(?:i?python|py)(?:[ -]?[23](?:\.\d+)?)?\}?(?:[\s,{:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a text that is set off from the rest.
+    """A tagged or fenced part of a text.
 
     Attributes:
-        content: what stands in it.
-        start: where it opens.
-        closed: it is closed before the end of the text.
-        label: of a fenced block, what stands behind the fence.
+        content: the text inside.
+        start: where the block opens.
+        closed: whether it is closed before the end of the text.
+        label: for a fenced block, the text after the opening fence.
     """
 
     content: str
@@ -33,9 +33,9 @@ class Block:
 
 
 def last_tag(text: str) -> Block | None:
-    """The last `<answer>` block: of nested ones the outermost, and if the last opening tag is never closed, that.
+    """Returns the last `<answer>` block: the outermost of nested ones; or the last opening tag if it is never closed.
 
-    So a program that prints `</answer>` is not cut short, and no earlier block is taken for one that breaks off.
+    So a program that prints `</answer>` is not truncated, and an unclosed last block is not replaced by an earlier one.
     """
     open_tags: list[re.Match[str]] = []
     last: tuple[re.Match[str], int] | None = None
@@ -51,7 +51,7 @@ def last_tag(text: str) -> Block | None:
 
 
 def fenced(text: str) -> list[Block]:
-    """The fenced blocks in their order, as Markdown has them: backticks or tildes, indented or not, any line ends."""
+    """Returns the fenced blocks of Markdown in order: backticks or tildes, indented or not, any line ends."""
     blocks: list[Block] = []
     fence, label, lines, start = "", "", [""], 0
     place = 0
@@ -71,14 +71,14 @@ def fenced(text: str) -> list[Block]:
 
 
 def program(text: str) -> str | None:
-    """The program in a final turn.
+    """Returns the program in a final turn.
 
-    The last `<answer>` block, and in it the last fenced block if there is one; else the last fenced block that is
-    labelled as Python, else the last one without a label. A block that is not closed counts if what it holds is a
-    program that does something: a text that breaks off mostly is none.
+    It is the content of the last `<answer>` block, or of the last fenced block in it if there is one; else the last
+    fenced block labelled as Python, else the last one without a label. A block that is not closed counts only if it
+    contains a program that does something; truncated text usually does not.
 
     Returns:
-        None if there is none.
+        None if there is no program.
     """
     tag = last_tag(text)
     if tag is not None and (tag.closed or _does_something(_dedented(tag.content.splitlines(keepends=True)))):
@@ -98,7 +98,7 @@ def _of_python(blocks: list[Block]) -> str | None:
 
 
 def _does_something(text: str) -> bool:
-    """Whether the text is a program with a statement that is more than a name or a constant."""
+    """Whether the text is a program with at least one statement that is not just a name or a constant."""
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

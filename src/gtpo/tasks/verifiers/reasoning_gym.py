@@ -1,7 +1,7 @@
-r"""Answers to problems of reasoning-gym, scored by the generator that made them.
+r"""Scores answers to reasoning-gym problems with the generator that created them.
 
-Some of its scorers evaluate the answer as an expression, so they run in the sandbox, each answer in a process of its
-own. An answer passes if its score is 1; scorers give less to answers that are close or badly formed.
+Some scorers evaluate the answer as an expression, so they run in the sandbox, with one process per answer. An answer
+passes if its score is 1; scorers give less to answers that are close or badly formatted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ReasoningGymVerifier:
     r"""Scores the last `\boxed{}`, or the last `<answer>` block, with the generator's own `score_answer`.
 
     Args:
-        sandbox: by default a local one that has reasoning-gym loaded, which `close` closes.
+        sandbox: runs the scorers; by default a new `LocalSandbox` with reasoning-gym loaded, which `close` closes.
 
     Raises:
         ConfigError: reasoning-gym is not installed.
@@ -48,7 +48,7 @@ class ReasoningGymVerifier:
         """See `Verifier.verify_many`.
 
         Raises:
-            VerifierError: the sandbox failed, or a problem was not made by reasoning-gym.
+            VerifierError: the sandbox failed, or a problem was not created by reasoning-gym.
         """
         for problem in problems:
             if why := _unusable(problem):
@@ -66,15 +66,15 @@ class ReasoningGymVerifier:
         ]
 
     def has_answer(self, text: str, problem: Problem) -> bool:
-        """Whether the text holds a filled box or answer block."""
+        """Whether the text contains a closed, non-empty box or answer block."""
         return bool(boxed_or_tagged(text))
 
     def classes(self, answers: Sequence[str], problem: Problem) -> list[int]:
-        """Answers mean the same if their texts are equal, spacing aside."""
+        """Groups answers by text, ignoring spacing."""
         return classes_by_key(answers, lambda answer: " ".join(answer.split()))
 
     def unusable(self, problems: Sequence[Problem]) -> dict[str, str]:
-        """Those that reasoning-gym has not made."""
+        """Returns the problems that reasoning-gym did not create."""
         return {problem.id: why for problem in problems if (why := _unusable(problem))}
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ def _unusable(problem: Problem) -> str | None:
     made = problem.extras.get("reasoning_gym")
     if isinstance(made, dict) and isinstance(problem.extras.get("entry"), dict):
         return None
-    return "was not made by reasoning-gym: it lacks `reasoning_gym` (dataset, settings) or `entry`"
+    return "was not created by reasoning-gym: the fields `reasoning_gym` (dataset, settings) or `entry` are missing"
 
 
 def _program(answer: str, problem: Problem, word: str) -> str:

@@ -1,7 +1,7 @@
-"""What runs in the sandbox to judge a program: the candidate in one process, the tests in another.
+"""The code that runs in the sandbox to check a program: the candidate in one process, the tests in another.
 
-The modules here are shipped into the sandbox as text, and compiled for a sandbox that has this very Python: compiling
-them takes longer than most programs run. None of them imports anything but the standard library.
+The modules here are sent into the sandbox as text, and also compiled, for a sandbox with exactly this version of
+Python: compiling them takes longer than most programs run. They import only the standard library.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ main(json.loads({asked}));
 
 
 def program(side: str, asked: dict[str, Any], code: str) -> str:
-    """The program that does one side's part.
+    """Returns the program for one side.
 
     Args:
         side: candidate, asserts or stdin.
-        asked: what its `main` gets.
-        code: the untrusted code in it, which decides on the packages that the sandbox has loaded beforehand.
+        asked: the argument of its `main`.
+        code: the untrusted code in it; it determines whether the sandbox uses a server with preloaded packages.
     """
     text, compiled = _text(side)
     return _PROGRAM.format(
@@ -42,7 +42,7 @@ def program(side: str, asked: dict[str, Any], code: str) -> str:
 
 @cache
 def _text(side: str) -> tuple[str, bytes]:
-    """The side's source, with what it imports from here before it, and its code object as bytes."""
+    """The source of a side, preceded by the modules that it imports from here, and its code object as bytes."""
     parts = [side] if side == "stdin" else ["wire", side]
     texts = [(_HERE / f"{part}.py").read_text(encoding="utf-8") for part in parts]
     future = "from __future__ import annotations\n"

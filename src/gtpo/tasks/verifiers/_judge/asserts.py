@@ -1,11 +1,11 @@
 """The tests' side: runs test code against a stand-in for the candidate's functions.
 
-It runs twice. Looking ahead, nothing is known yet: each statement of the tests is tried on its own, what the stand-ins
-are asked for is written down, and they answer with something that agrees to everything. Then, with the outcomes of
-these operations in the candidate's process, the tests run as they are. What they need beyond that is asked for again.
-The candidate has no hand in this process: what comes from it is data.
+It runs twice. The first run looks ahead, without any outcome: each statement of the tests is tried on its own, the
+operations on the stand-ins are recorded, and their results agree to everything. Then the candidate's process performs
+these operations, and the tests run unchanged with the outcomes. Operations that are still missing are requested again.
+The candidate has no influence on this process: it only provides data.
 
-This text is shipped into the sandbox, behind that of `wire`.
+This text is sent into the sandbox, after that of `wire`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_OPERATIONS = 5000
 
 
 class Enough(BaseException):
-    """So many operations were written down that looking ahead ends."""
+    """Ends looking ahead when too many operations were recorded."""
 
 
 class Needed(BaseException):
@@ -34,16 +34,16 @@ class Needed(BaseException):
 
 
 class CandidateLeft(SystemExit):
-    """The candidate left its process in a call, as by `sys.exit`."""
+    """The candidate ended its process in a call, for example by `sys.exit`."""
 
 
 def main(asked: dict[str, Any]) -> None:
-    """Runs the tests and writes what came of it.
+    """Runs the tests and writes the result.
 
     Args:
         asked: `word`, `prelude`, `tests`, `names` (of stand-ins), `operations` and their `outcomes`, `kinds` (of the
             names; null: not known), `ahead`. The last line is the word and, as JSON, the operations that are needed
-            (looking ahead: all of them), or true if the tests passed.
+            (all of them when looking ahead), or true if the tests passed.
     """
     stand = StandIns(asked["operations"], asked["outcomes"], asked["ahead"])
     module = types.ModuleType("__main__")
@@ -78,10 +78,10 @@ def main(asked: dict[str, Any]) -> None:
 
 
 class EachAlone(ast.NodeTransformer):
-    """Makes each simple statement one whose failure does not keep the next from being tried."""
+    """Wraps each simple statement, so that the next one is tried even if it fails."""
 
     def visit(self, node: ast.AST) -> Any:
-        """The statement in a `try`, if it is a simple one."""
+        """Puts a simple statement in a `try`."""
         self.generic_visit(node)
         if not isinstance(node, (ast.Assert, ast.Expr, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Raise)):
             return node
@@ -91,12 +91,12 @@ class EachAlone(ast.NodeTransformer):
 
 
 class StandIns:
-    """Answers for the candidate's functions and objects.
+    """Stands in for the candidate's functions and objects.
 
     Args:
-        operations: what was done in the candidate's process.
-        outcomes: what came of each.
-        ahead: unknown operations are written down and answered; else they end the tests.
+        operations: the operations performed in the candidate's process.
+        outcomes: the outcome of each.
+        ahead: whether unknown operations are recorded and answered; else they end the tests.
     """
 
     def __init__(self, operations: list[Any], outcomes: list[Any], ahead: bool) -> None:
@@ -108,7 +108,7 @@ class StandIns:
             self._known.setdefault(self._key(operations[number]), deque()).append(number)
 
     def define(self, name: str, kinds: Any, space: dict[str, Any]) -> None:
-        """Puts the stand-in for a name there, if the candidate has one."""
+        """Defines the stand-in for a name in `space`, if the candidate has that name."""
         kind: Any = ["callable"] if kinds is None else kinds.get(name)
         if kind is None:
             return
@@ -127,7 +127,7 @@ class StandIns:
         return stand_in
 
     def do(self, operation: list[Any], arguments: tuple[Any, ...] = ()) -> Any:
-        """The outcome of the operation, as if it had been done here."""
+        """Returns the outcome of an operation, as if it had been performed here."""
         numbers = self._known.get(json.dumps(operation, separators=(",", ":")))
         if numbers:
             return self._outcome(numbers.popleft(), arguments)
@@ -159,7 +159,7 @@ class StandIns:
         return Remote(self, number) if isinstance(result, Opaque) else result
 
     def _error_class(self, names: list[str]) -> Any:
-        """The built-in class, or one made here for the candidate's own."""
+        """The built-in exception class, or one created here for the candidate's own class."""
         found = getattr(builtins, names[0], None)
         if isinstance(found, type) and issubclass(found, BaseException):
             return found
@@ -170,7 +170,7 @@ class StandIns:
         return self._errors[names[0]]
 
     def _key(self, operation: list[Any]) -> str:
-        """How an operation reads once the results of earlier ones are known."""
+        """The text of an operation after the known results of earlier ones are filled in."""
         return json.dumps(self._resolved(operation), separators=(",", ":"))
 
     def _resolved(self, data: Any) -> Any:
@@ -186,7 +186,7 @@ class StandIns:
 
 
 class Remote(Reference):
-    """An object of the candidate's. Equal to itself alone: what it would say of itself is not asked."""
+    """An object of the candidate. It equals only itself, as its own `__eq__` is never called."""
 
     def __init__(self, stand: StandIns, operation: int) -> None:
         object.__setattr__(self, "stand", stand)
@@ -205,7 +205,7 @@ class Remote(Reference):
 
 
 class Agreeable(Remote):
-    """An unknown result, which lets the tests go on: true, empty, and equal to everything. Only looking ahead."""
+    """An unknown result that lets the tests continue when looking ahead: true, empty, and equal to everything."""
 
     __hash__ = object.__hash__
 
@@ -240,7 +240,7 @@ class Agreeable(Remote):
 
 
 def _change(given: Any, after: Any) -> None:
-    """Does to an argument what the candidate did to its copy."""
+    """Applies to an argument the change that the candidate made to its copy."""
     if isinstance(given, list) and isinstance(after, list):
         given[:] = after
     elif isinstance(given, (dict, set)) and isinstance(after, type(given)):

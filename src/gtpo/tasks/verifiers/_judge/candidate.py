@@ -1,10 +1,10 @@
-"""The candidate's side: loads a program, does what it is asked to with it, and tells what came of each operation.
+"""The candidate's side: loads a program, performs the requested operations with it, and reports their outcomes.
 
-No test and no expected value is ever here. All that the program can do is to give other results; it can't say that
-they are right. What is written: a line with the word and the kinds of the names once the program is loaded, and a line
-with the word and the outcomes at the end.
+Tests and expected values are never in this process. The program can only return other results; it can't declare them
+correct. The output is one line with the word and the kinds of the names after the program is loaded, and one line with
+the word and the outcomes at the end.
 
-This text is shipped into the sandbox, behind that of `wire`.
+This text is sent into the sandbox, after that of `wire`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if __package__:  # in the sandbox all of it is one module
 
 
 def main(asked: dict[str, Any]) -> None:
-    """Loads the program and does the operations.
+    """Loads the program and performs the operations.
 
     Args:
         asked: `word`, `prelude`, `program`, `names` (whose kinds are told), `method` (a class `Solution` has the
@@ -54,7 +54,7 @@ def main(asked: dict[str, Any]) -> None:
 
 
 def _kind(value: Any) -> Any:
-    """What a global of the program is, for the other side."""
+    """Describes a global of the program for the other side."""
     if isinstance(value, type) and issubclass(value, BaseException):
         return ["error", [kind.__name__ for kind in value.__mro__]]
     if callable(value):

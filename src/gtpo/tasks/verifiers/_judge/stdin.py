@@ -1,6 +1,6 @@
-"""A program that reads standard input, run as by `python program.py < input`.
+"""Runs a program that reads standard input, like `python program.py < input`.
 
-This text is shipped into the sandbox.
+This text is sent into the sandbox.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def main(asked: dict[str, Any]) -> None:
-    """Runs the program to the end of its threads and of what it left for its exit.
+    """Runs the program until its threads and its exit functions have ended.
 
     Args:
         asked: `prelude`, `program`, and `input`, the text of standard input.
@@ -46,7 +46,7 @@ def main(asked: dict[str, Any]) -> None:
 
 
 def _open_reads_standard_input() -> None:
-    """Names of standard input that the sandbox's file system does not have."""
+    """Paths of standard input that do not exist in the sandbox's file system."""
     plain = builtins.open
 
     def opened(file: Any, *rest: Any, **named: Any) -> Any:

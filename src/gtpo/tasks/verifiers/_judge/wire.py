@@ -1,11 +1,11 @@
-"""Plain data as JSON, and back: all that crosses between a candidate's process and the one that has the tests.
+"""Converts plain data to JSON and back; nothing else is exchanged between the candidate's process and the tests'.
 
-Numbers, text, bytes, containers of them, fractions, decimals, dates, built-in classes and functions, and numpy's
-scalars and arrays as Python's. What is none of these crosses as the name of its class, and is equal to nothing on the
-other side. An object of a subclass crosses as its base: methods of the candidate's, such as an `__eq__` that is always
-true, stay behind.
+Plain data is numbers, text, bytes, containers of them, fractions, decimals, dates, built-in classes and functions, and
+numpy's scalars and arrays, which become Python's. Anything else is sent as the name of its class, and equals nothing on
+the other side. An object of a subclass is sent as its base class, without the candidate's methods, such as an `__eq__`
+that is always true.
 
-This text is shipped into the sandbox: it imports the standard library only.
+This text is sent into the sandbox: it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _VIEWS: dict[Any, str] = {type({}.keys()): "K", type({}.values()): "V", type({}.
 
 
 class Reference:
-    """Stands for the result of an operation, where that is no plain data or is not known yet.
+    """Represents the result of an operation that is not plain data or is not known yet.
 
     Attributes:
-        operation: its place among the operations.
+        operation: index of the operation.
     """
 
     operation: int
 
 
 class TooMuch(ValueError):
-    """Nested too deeply, or too large, to cross."""
+    """The value is nested too deeply or too large to be sent."""
 
 
 def encode(value: Any) -> Any:
-    """The value as JSON data; raises TooMuch."""
+    """Converts a value to JSON data; raises TooMuch."""
     left = [MOST_NODES]
     return _encode(value, 0, left)
 
@@ -108,7 +108,7 @@ def _encode_rare(value: Any, each: Any) -> Any:
 
 
 class Opaque:
-    """What did not cross: equal to nothing but itself."""
+    """Represents a value that could not be sent; it equals only itself."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -118,14 +118,14 @@ class Opaque:
 
 
 def decode(data: Any, reference: Any = None) -> Any:
-    """The value of JSON data.
+    """Converts JSON data back to a value.
 
     Args:
-        data: as `encode` made it.
-        reference: makes the object for a reference.
+        data: JSON data made by `encode`.
+        reference: creates the object for a reference.
 
     Raises:
-        ValueError: it is no such data.
+        ValueError: the data was not made by `encode`.
     """
     if not isinstance(data, dict):
         if isinstance(data, list):
