@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_whole_lines(path, written, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     journal._file = Full()
-    with pytest.raises(RecordError, match=r"samples\.jsonl: can't be written \(No space left on device\); make room"):
+    with pytest.raises(RecordError, match=r"samples\.jsonl: can't be written \(No space left on device\); free disk space"):
         journal.add(3, sample(3))
     journal.close()
     assert path.read_bytes() == b"".join(written)

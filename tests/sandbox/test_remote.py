@@ -57,7 +57,7 @@ def test_is_a_sandbox_that_claims_nothing(box):
     level = box.level()
     assert level.name == "remote"
     assert not any(value for value in vars(level).values() if isinstance(value, bool))
-    assert "not known" in level.sentence
+    assert "unknown" in level.sentence
 
 
 def test_the_request_is_sandbox_fusions(server):
