@@ -545,3 +545,8 @@ def test_the_page_has_the_table():
         assert cells[4] == (f"`{benchmark.revision}`" if benchmark.revision else "not pinned")
         assert cells[5:7] == [benchmark.verifier, str(benchmark.samples)]
         assert benchmark.source.removeprefix("https://huggingface.co/datasets/") in cells[7]
+
+
+def test_the_page_has_the_notes():
+    notes = re.findall(r"^- `(\w+)`: ((?:.|\n(?!- |\n))*)", DOCS.read_text(), re.MULTILINE)
+    assert {name: " ".join(note.split()) for name, note in notes} == {b.name: b.note for b in TABLE if b.note}

@@ -62,7 +62,7 @@ TABLE = (
         samples=32,
         row=rows.aime24,
         source="huggingface/lighteval: src/lighteval/tasks/tasks/aime.py",
-        note="30 problems, in the only split there is. Leading zeros of answers (033) are dropped.",
+        note="30 problems, in the only split. Leading zeros of answers (033) are dropped.",
     ),
     Benchmark(
         name="aime25",
@@ -75,7 +75,7 @@ TABLE = (
         samples=32,
         row=rows.aime25,
         source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/aime2025/aime2025.py",
-        note="30 problems, both papers.",
+        note="30 problems, from both papers.",
     ),
     Benchmark(
         name="amc23",
@@ -88,7 +88,7 @@ TABLE = (
         samples=32,
         row=rows.amc23,
         source="https://huggingface.co/datasets/math-ai/amc23",
-        note="40 problems of AMC 12, rewritten to have a number as the answer. Some reports take 8 or 16 samples.",
+        note="40 problems of AMC 12, rewritten so that the answer is a number. Some reports use 8 or 16 samples.",
     ),
     Benchmark(
         name="math500",
@@ -101,7 +101,7 @@ TABLE = (
         samples=4,
         row=rows.math500,
         source="huggingface/lighteval: src/lighteval/tasks/tasks/math_500.py",
-        note="500 problems. Reports take 1 to 4 samples.",
+        note="500 problems. Reports use 1 to 4 samples.",
     ),
     Benchmark(
         name="olympiadbench",
@@ -114,9 +114,9 @@ TABLE = (
         samples=4,
         row=rows.olympiadbench,
         source="huggingface/lighteval: src/lighteval/tasks/tasks/olympiade_bench/main.py",
-        note="All 674 open, text-only problems in English, also those with several answers or with answers that are "
-        "no number. Reports with 675 problems use another copy. The context column is unused, as in the benchmark's "
-        "own code for mathematics. Reports take 1 to 4 samples.",
+        note="All 674 open, text-only problems in English, including those with several answers or with answers "
+        "that are not numbers. Reports with 675 problems use another copy. The context column is not used, as"
+        " in the benchmark's own code for mathematics. Reports use 1 to 4 samples.",
     ),
     Benchmark(
         name="gsm8k",
@@ -142,8 +142,8 @@ TABLE = (
         samples=1,
         row=rows.svamp,
         source="https://huggingface.co/datasets/ChilleD/SVAMP",
-        note="The 300 problems of this copy's test split. The authors' set is one of 1000, for evaluation only, and "
-        "some reports use all of it: train and test of this copy.",
+        note="The 300 problems of this copy's test split. The authors' set has 1000 problems, for evaluation only,"
+        " and some reports use all of them: train and test of this copy.",
     ),
     Benchmark(
         name="gsm_hard",
@@ -156,7 +156,7 @@ TABLE = (
         samples=1,
         row=rows.gsm_hard,
         source="https://huggingface.co/datasets/reasoning-machines/gsm-hard",
-        note="1319 problems, in the only split there is: GSM8K's test problems with large numbers.",
+        note="1319 problems, in the only split: GSM8K's test problems with large numbers.",
     ),
     Benchmark(
         name="commonsenseqa",
@@ -182,9 +182,9 @@ TABLE = (
         samples=1,
         row=rows.strategyqa,
         source="https://huggingface.co/datasets/ChilleD/StrategyQA",
-        note="Part of the authors' 2290 published questions with answers, which others report on as a whole; a model "
-        "trained on the authors' train set has seen it. That qid is a column is not confirmed; rows without it have no "
-        "id of their own.",
+        note="Part of the authors' 2290 published questions with answers; others report on all of these. A model "
+        "trained on the authors' train set has seen this part. It is not confirmed that qid is a column; rows"
+        " without it have no id of their own.",
     ),
     Benchmark(
         name="arc_challenge",
@@ -197,7 +197,7 @@ TABLE = (
         samples=1,
         row=rows.arc,
         source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/arc/arc.py",
-        note="1172 questions, three to five options; options labelled 1 to 4 get letters.",
+        note="1172 questions with three to five options; options labelled 1 to 4 are relabelled with letters.",
     ),
     Benchmark(
         name="openbookqa",
@@ -210,7 +210,7 @@ TABLE = (
         samples=1,
         row=rows.openbookqa,
         source="EleutherAI/lm-evaluation-harness: lm_eval/tasks/openbookqa/openbookqa.yaml",
-        note="500 questions, without the fact of the book.",
+        note="500 questions, without the fact from the book.",
     ),
     Benchmark(
         name="hotpotqa",
@@ -223,8 +223,8 @@ TABLE = (
         samples=1,
         row=rows.flashrag,
         source=_FLASHRAG_SOURCE,
-        note="7405 questions; the passages are not used. The configuration also has a training file of 570 MB, which a "
-        "plain load fetches too.",
+        note="7405 questions; the passages are not used. The configuration also has a training file of 570 MB, "
+        "which a plain load downloads too.",
     ),
     Benchmark(
         name="2wiki",
@@ -263,7 +263,7 @@ TABLE = (
         samples=1,
         row=rows.flashrag,
         source=_FLASHRAG_SOURCE,
-        note="125 questions. With so few, several samples a question tell more.",
+        note="125 questions. With so few, several samples per question are more informative.",
     ),
     Benchmark(
         name="humaneval",
@@ -276,7 +276,7 @@ TABLE = (
         samples=1,
         row=rows.humaneval,
         source="UKGovernmentBEIS/inspect_evals: src/inspect_evals/humaneval/humaneval.py",
-        note="164 problems, asked for as whole programs and not as completions.",
+        note="164 problems; the model is asked for whole programs, not for completions.",
     ),
     Benchmark(
         name="mbpp",
@@ -289,8 +289,9 @@ TABLE = (
         samples=1,
         row=rows.mbpp,
         source="EleutherAI/lm-evaluation-harness: lm_eval/tasks/mbpp/mbpp.yaml",
-        note="The full test split, ids 11 to 510, as in the paper and with all tests in the question. The sanitized "
-        "subset (257 of them in its test split) has other columns and is not read.",
+        note="The full test split, ids 11 to 510, as in the paper, with all tests in the question. The sanitized "
+        "subset (257 of these problems in its test split) has other columns and is not part of this "
+        "benchmark.",
     ),
     Benchmark(
         name="livecodebench",
@@ -303,9 +304,9 @@ TABLE = (
         samples=10,
         row=rows.livecodebench,
         source="huggingface/lighteval: src/lighteval/tasks/tasks/lcb/main.py",
-        note="The 175 problems that release 6 added. A copy of livecodebench/code_generation_lite in Parquet: the "
-        "original needs a loading script, which datasets 4 refuses. Reports differ in the window of dates; other "
-        "configurations of the copy are release_v1 to release_v6 and v1 to v6.",
+        note="The 175 problems that release 6 added. This is a copy of livecodebench/code_generation_lite in "
+        "Parquet, because the original needs a loading script, which datasets 4 refuses. Reports differ in "
+        "the date window; other configurations of the copy are release_v1 to release_v6 and v1 to v6.",
     ),
 )
 """All benchmarks, by domain."""
