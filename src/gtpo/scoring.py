@@ -55,7 +55,9 @@ class RewardConfig:
     )
     graded: bool = field(
         default=False,
-        metadata={"help": "Reward the verifier's score instead of pass or fail (for code, qa, or your own verifier)."},
+        metadata={
+            "help": "Reward the verifier's score instead of pass or fail (for qa, reasoning_gym, or your own verifier)."
+        },
     )
     success_threshold: float = field(
         default=1.0, metadata={"help": "Outcome reward at or above which a rollout counts as passed."}

@@ -269,7 +269,7 @@ def test_a_comparison_is_paired_and_refuses_what_can_not_be_compared(
     changed = load_result(names["right"])
     changed["samples"][0]["answer"] = "41"
     names["other"].write_text(json.dumps(changed))
-    with pytest.raises(ConfigError, match="1 problems differ in their question or answer, such as 'm'"):
+    with pytest.raises(ConfigError, match="problems that differ in their question or answer: 1, such as 'm'"):
         compare(names["right"], names["other"])
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(DataError, match=r"x.json: not a result of `gtpo eval`"):

@@ -130,7 +130,8 @@ def test_a_full_disk_leaves_whole_lines(path, written, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     journal._file = Full()
-    with pytest.raises(RecordError, match=r"samples\.jsonl: can't be written \(No space left on device\); free disk space"):
+    said = r"samples\.jsonl: can't be written \(No space left on device\); free disk space"
+    with pytest.raises(RecordError, match=said):
         journal.add(3, sample(3))
     journal.close()
     assert path.read_bytes() == b"".join(written)

@@ -42,4 +42,4 @@ def test_a_dry_run_goes_through_every_section_and_a_second_one_through_none(tmp_
 def test_without_a_gpu_it_says_so(tmp_path):
     done = run(tmp_path / "out")
     assert done.returncode == 2
-    assert "no GPU is here; --dry_run goes through everything without one" in done.stderr
+    assert "no GPU was found; --dry_run runs every section without one" in done.stderr

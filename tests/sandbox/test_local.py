@@ -79,7 +79,8 @@ def test_refuses_to_start_if_nothing_holds(monkeypatch, tidy):
     """The server is asked to confine nothing; its self-test, not the platform's name, decides."""
     honest = _worker.Worker.__init__
     monkeypatch.setattr(_worker.Worker, "__init__", lambda self, launch: honest(self, _worker.Launch(False, False)))
-    with pytest.raises(SandboxError, match=r"reaches only the level 'weak' on this machine, not 'seccomp'.*require='weak'"):
+    said = r"reaches only the level 'weak' on this machine, not 'seccomp'.*require='weak'"
+    with pytest.raises(SandboxError, match=said):
         LocalSandbox(max_workers=1, require="seccomp")
 
 

@@ -168,7 +168,8 @@ def test_unusable_problems_are_listed_and_raise():
     not_texts = "`aliases` is not a list of texts"
     found = {"blank": "the gold answer is blank", "text": not_texts, "number": not_texts}
     assert VERIFIER.unusable(problems) == found
-    with pytest.raises(VerifierError, match="3 gold answers can't be used: blank: the gold answer is blank; text: "):
+    shown = r"gold answers that can't be used: 3 \(blank: the gold answer is blank; text: "
+    with pytest.raises(VerifierError, match=shown):
         VERIFIER.verify_many([None] * 6, problems)
 
 

@@ -47,7 +47,7 @@ class CommandLine:
     defaults: str | None = None
 
     def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """The dataclasses, filled from `--config FILE.yaml` and from flags, which override it; `--help` exits.
+        """The dataclasses, filled from `--config FILE.yaml` and flags, which override it; `--help` prints and exits.
 
         Raises:
             ConfigError: an unknown key or flag (the message names the nearest known one), a missing or broken config
@@ -166,8 +166,8 @@ class ColumnArguments:
     columns: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "How to read rows of another form: question=COLUMN,answer=COLUMN (also id, messages, solution), or "
-            "MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
+            "help": "How to read rows that are not recognised: question=COLUMN,answer=COLUMN (also id, messages, "
+            "solution), or MODULE:FUNCTION or ./FILE.py:FUNCTION that converts each row."
         },
     )
 

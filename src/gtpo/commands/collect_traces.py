@@ -34,7 +34,7 @@ class CollectArguments(SamplesArguments):
         },
     )
     max_invalid_calls: int = field(
-        default=0, metadata={"help": "Maximum number of invalid calls; rollouts with more are left out."}
+        default=0, metadata={"help": "Maximum number of invalid calls per rollout; rollouts with more are left out."}
     )
 
 

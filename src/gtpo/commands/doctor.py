@@ -74,7 +74,7 @@ def help_parser() -> argparse.ArgumentParser:
     )
     verifier = parser.add_argument_group("check a verifier on problems: gold answers must pass, wrong ones must not")
     verifier.add_argument(
-        "--verify", nargs="+", default=[], metavar="SOURCE", help="Sources of problems: files, benchmarks or others."
+        "--verify", nargs="+", default=[], metavar="SOURCE", help="Sources of problems, as in gtpo eval."
     )
     verifier.add_argument(
         "--verifier", default="auto", metavar="NAME", help="Verifier, as in gtpo train. [default: auto]"

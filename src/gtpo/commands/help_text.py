@@ -68,13 +68,15 @@ WORDS = {
     "beta": "Coefficient of the KL penalty; 0: no reference model is loaded.",
     "loss_type": "Token loss, by its name in TRL: dapo, grpo, bnpo, dr_grpo and others in gtpo train; nll or dft in "
     "gtpo sft.",
-    "bf16": "Compute in bfloat16; by default true.",
+    "bf16": "Compute in bfloat16; in gtpo train and gtpo sft by default true.",
     "reward_weights": "Weights of reward_funcs; by default 1 each.",
     "use_vllm": "Generate rollouts with vLLM; needs pip install 'gtpo[vllm]'.",
     "vllm_mode": "Where vLLM runs: colocate (in the training process) or server (started with trl vllm-serve, or with "
     "vllm serve for --vllm_sync adapter).",
+    "vllm_gpu_memory_utilization": "With colocate: share of the GPU's memory for vLLM, in (0, 1].",
+    "vllm_tensor_parallel_size": "With colocate: number of GPUs over which vLLM splits the model.",
     "save_steps": "Optimiser steps between checkpoints; below 1: a fraction of all steps.",
-    "save_total_limit": "Number of checkpoints to keep; older ones are deleted. By default all are kept.",
+    "save_total_limit": "Number of checkpoints to keep; older ones are deleted. Without this option all are kept.",
     "logging_steps": "Optimiser steps between lines of metrics.jsonl; below 1: a fraction of all steps.",
     "report_to": "Trackers to log to besides metrics.jsonl, such as wandb or tensorboard; or none, or all.",
     "run_name": "Name of the run in the trackers.",
@@ -132,12 +134,12 @@ def help_parser(
     for title, names in groups.items():
         group = shown.add_argument_group(title)
         for name in names:
-            brief = not everything and name not in ours
-            _add(group, actions[name], hints[name], [short[name]] if name in short else [], brief=brief)
+            about = _about(actions[name], name in ours, brief=not everything)
+            _add(group, actions[name], hints[name], [short[name]] if name in short else [], about)
     if everything and inherited:
         group = shown.add_argument_group(f"{INHERITED} ({len(inherited)} options)")
         for name in inherited:
-            _add(group, actions[name], hints[name], [], brief=False)
+            _add(group, actions[name], hints[name], [], _about(actions[name], False, brief=False))
     return shown
 
 
@@ -187,10 +189,16 @@ def _owner(kind: type, name: str) -> type:
     return next(base for base in kind.__mro__ if name in inspect.get_annotations(base))
 
 
-def _add(group: Any, action: argparse.Action, hint: Any, aliases: Sequence[str], *, brief: bool) -> None:
-    about = WORDS.get(action.dest, action.help or "")
-    if brief and len(about) > _LONG:
-        about = about.split(". ")[0].rstrip(".") + "."
+def _about(action: argparse.Action, ours: bool, *, brief: bool) -> str:
+    """What an option does: for one of ours its own text, for one of TRL's that of `WORDS` or, cut if `brief`, TRL's."""
+    own = action.help or ""
+    if ours and own:
+        return own
+    about = WORDS.get(action.dest, own)
+    return about.split(". ")[0].rstrip(".") + "." if brief and len(about) > _LONG else about
+
+
+def _add(group: Any, action: argparse.Action, hint: Any, aliases: Sequence[str], about: str) -> None:
     added = group.add_argument(
         *(f"--{alias}" for alias in aliases),
         action.option_strings[0],
@@ -218,8 +226,8 @@ def _values(action: argparse.Action, hint: Any) -> dict[str, Any]:
 def _closing(inherited: Sequence[str], types: Sequence[type], everything: bool) -> str | None:
     if not inherited or everything:
         return None
-    bases = (base for kind in types for base in (kind, *kind.__bases__))
-    theirs = dict.fromkeys(base.__name__ for base in bases if base.__module__.startswith("trl"))
+    bases = (base for kind in types for base in kind.__mro__ if base.__module__.startswith("trl"))
+    theirs = dict.fromkeys(base.__name__ for base in bases if not base.__name__.startswith("_"))
     return f"{len(inherited)} more options, inherited from TRL's {' and '.join(theirs)}, are shown by --help_all."
 
 

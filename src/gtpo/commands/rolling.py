@@ -32,8 +32,8 @@ class SamplesArguments(ColumnArguments, RewardConfig, RolloutConfig):
     problems: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Sources of problems: files (.jsonl, .parquet), benchmarks by name, hub:OWNER/NAME?split=test, "
-            "reasoning-gym:NAME?size=100, or mixtures (.yaml)."
+            "help": "Sources of problems: files (.jsonl, .parquet), benchmarks by name (docs/benchmarks.md), "
+            "hub:OWNER/NAME?split=test, reasoning-gym:NAME?size=100, or mixtures (.yaml)."
         },
     )
     data_dir: str | None = field(
@@ -116,7 +116,7 @@ def load_problems_of(args: SamplesArguments, *, answers: bool = True) -> list[Pr
 
 
 def samples_of(args: SamplesArguments) -> int:
-    """Rollouts per problem: the option's value, or the usual number of the benchmark."""
+    """Rollouts per problem: the option's value, or the usual number of all given benchmarks; 1 for other sources."""
     if args.samples is not None:
         if args.samples < 1:
             raise ConfigError(f"samples must be at least 1, got {args.samples}")

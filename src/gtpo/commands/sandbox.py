@@ -26,8 +26,8 @@ class ServeArguments:
     max_workers: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum number of programs that run at the same time; by default three per core, up to eight if "
-            "they take long."
+            "help": "Maximum number of programs that run at the same time; by default three per core, and up to eight "
+            "per core if they take long."
         },
     )
     waiting: int = field(
@@ -36,7 +36,10 @@ class ServeArguments:
     )
     sandbox_require: Require = field(
         default="landlock",
-        metadata={"help": "Weakest isolation to accept; if the machine offers less, the server does not start."},
+        metadata={
+            "help": "Minimum isolation, from the strongest level to the weakest; if the machine offers less, the "
+            "server does not start."
+        },
     )
     key_variable: str = field(
         default="GTPO_SANDBOX_KEY",

@@ -20,7 +20,8 @@ class StudyArguments:
     """The study."""
 
     study: str | None = field(
-        default=None, metadata={"help": "The study file. The option's name may be omitted: gtpo study STUDY.yaml."}
+        default=None,
+        metadata={"help": "Study file (docs/studies.md). The option's name may be omitted: gtpo study STUDY.yaml."},
     )
     jobs: int = field(
         default=1, metadata={"help": "Number of cells (one variant with one seed) that run at the same time."}

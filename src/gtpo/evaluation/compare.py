@@ -55,7 +55,7 @@ def compare(first: str | Path, second: str | Path) -> Comparison:
         )
     asked = [{s["problem_id"]: (s["prompt"], s["answer"]) for s in document["samples"]} for document in (one, other)]
     if changed := [name for name in asked[0] if asked[0][name] != asked[1][name]]:
-        raise ConfigError(f"{len(changed)} problems differ in their question or answer, such as {changed[0]!r}")
+        raise ConfigError(f"problems that differ in their question or answer: {len(changed)}, such as {changed[0]!r}")
     protocol, other_protocol = (_fixed(document["protocol"]) for document in (one, other))
     if different := differing(protocol, other_protocol):
         raise ConfigError(f"{first} and {second} were made under different protocols: {'; '.join(different)}")
@@ -90,8 +90,8 @@ def _check_whole(document: Mapping[str, Any], path: str | Path) -> None:
     for name, numbers in found.items():
         if sorted(numbers) != list(range(samples if isinstance(samples, int) else 0)):
             raise DataError(
-                f"the problem {name!r} has the samples {sorted(numbers)[:20]} instead of {samples!r} from 0 on; "
-                "create the file again with gtpo eval",
+                f"the problem {name!r} has the samples {sorted(numbers)[:20]} instead of {samples!r} of them, "
+                "numbered from 0; create the file again with gtpo eval",
                 path=path,
                 field="samples",
             )

@@ -80,7 +80,7 @@ def group_advantages(
         passed_B: bool, True iff the rollout's final answer is verified. Needed for `zero_uniform_groups`.
         own_returns_B_K: float, the part of the returns that comes from user-defined turn rewards. Padding is ignored.
         normalize_over: "all_turns", "first_turns" or "same_turn".
-        zero_uniform_groups: whether to ignore outcome, shaping and format in groups with a single outcome.
+        zero_uniform_groups: whether to ignore outcome, shaping and format in groups that all passed or all failed.
         advantage_clip: at least 0, largest magnitude of an advantage; 0: no bound.
         eps: at least 0, added to the deviation.
 

@@ -59,11 +59,14 @@ class SandboxConfig:
     )
     sandbox_require: Require = field(
         default="landlock",
-        metadata={"help": "Minimum isolation of the local sandbox; with weaker isolation the run does not start."},
+        metadata={
+            "help": "Minimum isolation of the local sandbox, from the strongest level to the weakest; if the machine "
+            "offers less, the run does not start."
+        },
     )
     tool_wall_s: float = field(default=8.0, metadata={"help": "Time limit per Python call, in wall-clock seconds."})
     tool_cpu_s: float = field(default=4.0, metadata={"help": "Time limit per Python call, in CPU seconds."})
-    tool_memory_mb: int = field(default=512, metadata={"help": "Memory limit per Python call, in MB."})
+    tool_memory_mb: int = field(default=512, metadata={"help": "Memory limit per Python call, in MiB."})
 
     def tool_limits(self) -> Limits:
         """The limits of one Python call.

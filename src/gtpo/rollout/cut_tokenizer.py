@@ -1,4 +1,4 @@
-"""A tokenizer for renderers that can cut text where markup would occur in it."""
+"""A tokenizer, for renderers, that can cut text where markup would occur in it."""
 
 from __future__ import annotations
 

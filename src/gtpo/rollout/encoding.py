@@ -191,7 +191,9 @@ class Encoder(ABC):
             return replace(turn, observation=Observation("\n".join(results), ("ok",) * len(results), ids))
         if len(pending) > 1 or turn.calls:
             raise DataError(
-                "a user message must follow an assistant message without a call, as the only message", field="messages"
+                "a user message must follow an assistant message without a call, as the only message before the next "
+                "assistant message",
+                field="messages",
             )
         return replace(turn, observation=self.reply(results[0], turn.token_ids, before))
 

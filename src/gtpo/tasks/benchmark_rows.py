@@ -149,7 +149,7 @@ def math500(raw: RawRow) -> Row:
 def olympiadbench(raw: RawRow) -> Row:
     """OlympiadBench, open text-only questions in English. Several answers are joined by commas, without dollar signs.
 
-    As in the benchmark's own prompt, the question says if there are several answers, and to omit the unit if any.
+    As in the benchmark's own prompt, the question says if there are several answers, and if the unit is to be omitted.
     """
     question = _text(raw, "question").strip()
     if column(raw, "is_multiple_answer", bool):

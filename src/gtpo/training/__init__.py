@@ -1,1 +1,1 @@
-"""Training with TRL: GTPO (a `GRPOTrainer`) and the cold start (an `SFTTrainer`). Only this package depends on TRL."""
+"""Training with TRL: GTPO (a `GRPOTrainer`) and the cold start (an `SFTTrainer`). Only `commands` also uses TRL."""

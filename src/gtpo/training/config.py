@@ -63,7 +63,11 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
         metadata={"help": "Weight of the code-similarity reward of failed rollouts, in [0, 1]; 0: off. [paper]"},
     )
     format_penalty: float = field(
-        default=-0.1, metadata={"help": "Reward added to a turn with an invalid call, at most 0. [paper]"}
+        default=-0.1,
+        metadata={
+            "help": "Reward added to a turn with an invalid call, and to the first turn of a rollout without any call; "
+            "at most 0. [paper]"
+        },
     )
     preset: Literal["default", "paper"] = field(
         default="default",
@@ -187,7 +191,7 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
     )
     logging_steps: float = field(
         default=1,
-        metadata={"help": "Optimiser steps between lines of metrics.jsonl; below 1: a fraction of all steps. Ours."},
+        metadata={"help": "Optimiser steps between lines of metrics.jsonl; below 1: a fraction of all steps."},
     )
     epsilon_high: float = field(default=0.28, metadata={"help": "Upper clip range of the importance ratio. [DAPO]"})
 
@@ -270,8 +274,8 @@ class GTPOConfig(RolloutConfig, RewardConfig, GRPOConfig):
             )
         if self._oldest(self.overlap) > allowed:
             raise ConfigError(
-                f"max_staleness {self.max_staleness}: with overlap {self.overlap} and "
-                f"{self.updates_per_batch} updates per generation batch, rollouts get {self._oldest(self.overlap)} "
+                f"max_staleness {self.max_staleness}: with overlap {self.overlap} (updates per generation batch: "
+                f"{self.updates_per_batch}), rollouts get {self._oldest(self.overlap)} "
                 "optimizer steps old; lower --overlap or --num_iterations"
             )
 

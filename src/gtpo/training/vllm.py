@@ -76,8 +76,8 @@ class AdapterSync:
         accelerator: the trainer's accelerator.
         url: base URL of the server's API.
         folder: the folder for adapters; the server must see it under the same path.
-        server_timeout_s: seconds without an answer of the server before that is an error. A restarted server is given
-            the adapter again.
+        server_timeout_s: seconds for which the server may be unavailable before that is an error. A restarted server
+            is given the adapter again.
 
     Raises:
         ConfigError: the model has no LoRA adapter.

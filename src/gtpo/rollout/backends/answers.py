@@ -56,7 +56,9 @@ def checked_generation(
                 f"vocabulary{of}"
             )
         if i in end_ids and place + 1 < len(ids):
-            raise BadAnswerError(f"{source}: {len(ids) - place - 1} tokens follow the end of the turn (id {i})")
+            raise BadAnswerError(
+                f"{source}: the end of the turn (id {i}) is followed by more tokens ({len(ids) - place - 1})"
+            )
     return Generation(tuple(ids), None if logprobs is None else _checked_logprobs(logprobs, len(ids), source))
 
 

@@ -89,8 +89,8 @@ class OpenAIBackend:
         transport: httpx transport, for tests.
 
     Raises:
-        ConfigError: the URL is invalid, the key would go over plain http to another machine, or the server does not
-            list the model or does not state its maximum context length.
+        ConfigError: the URL is invalid, the key would go over plain http to another machine, or the server lists no
+            model, or does not state the maximum context length of the model and `max_context` is not given.
         BackendError: the server does not answer within `server_timeout_s`.
     """
 
@@ -338,7 +338,7 @@ class _HttpSession:
         return Generation(tuple(ids[: request.max_new_tokens]), None, token_exact=False)
 
     def _with_end(self, ids: Sequence[int], request: Request) -> Generation:
-        """Append an end token that the server did not return, so that these are not the ids that were sampled."""
+        """Append an end token that the server did not return; the ids are then not exactly those that were sampled."""
         if ids and ids[-1] in self._end_ids:
             return Generation(tuple(ids), None, token_exact=False)
         kept = ids[: request.max_new_tokens - 1]

@@ -25,7 +25,7 @@ class MCPConfig:
         default="rollout",
         metadata={
             "help": "MCP: rollout (one session per rollout; for a command, one process) or shared (one session per "
-            "training process, for servers that keep no state)."
+            "process of gtpo, for servers that keep no state)."
         },
     )
     mcp_connect_s: float = field(
@@ -74,7 +74,9 @@ class MCPConfig:
 
         address, only = split_name(name)
         if missing := [variable for variable in self.mcp_env if variable not in os.environ]:
-            raise ConfigError(f"mcp_env: the environment variable {missing[0]} is not set; set it for tools: {name}")
+            raise ConfigError(
+                f"mcp_env: the environment variable {missing[0]} is not set; set it for {name}, or leave it out"
+            )
         headers = {}
         if self.mcp_key_variable and address.startswith(("http://", "https://")):
             key = key_for(address, self.mcp_key_variable, option="mcp_key_variable")

@@ -4,7 +4,8 @@ The outcome of a call:
 
 - the server's result, and its error results (`isError`), are observations, as are errors of the protocol;
 - no answer within `call_s`: an observation, status `timeout`. A server that then answers nothing, not even a ping, is
-  stopped and restarted with the next call, and the model is told that the server's state is lost;
+  stopped and restarted with the next call; with one session per rollout, the model is told that the server's state is
+  lost;
 - a server that dies, or can't be reached again within `connect_s`: the tool has failed, and `gtpo.failures` masks the
   rollout. For the next rollout the server is started again.
 """

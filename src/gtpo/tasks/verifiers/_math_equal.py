@@ -128,7 +128,7 @@ def _same_chain(gold: Form, candidate: Form) -> bool:
 
 
 def _value_of(chain: Chain, strict: bool) -> Form | None:
-    """The last side, if the first is a name or all are the same number; unless `strict`, also the last of any two."""
+    """The last side, if the first is a name or all are the same number; unless `strict`, also if there are only two."""
     *before, last = chain.sides
     numbers = [side for side in before if isinstance(side, Value) and not side.expr.free_symbols and not _is_name(side)]
     if isinstance(last, Value) and any(not _same_value(last, number) for number in numbers):

@@ -83,7 +83,7 @@ def refuse_unusable(unusable: Mapping[str, str], verifier: str) -> None:
     if unusable:
         shown = "; ".join(f"{name}: {why}" for name, why in list(unusable.items())[:5])
         raise VerifierError(
-            f"{len(unusable)} gold answers can't be used: {shown}. Fix or remove these problems; "
+            f"gold answers that can't be used: {len(unusable)} ({shown}). Fix or remove these problems; "
             f"{verifier}.unusable(problems) lists them before a run"
         )
 
