@@ -1,8 +1,8 @@
 # gtpo for machines with NVIDIA GPUs: docs/releasing.md, "The container image".
 #
-# The base image has no CUDA: torch's wheels bring the CUDA libraries that they were built for, in versions that torch pins.
-# The machine needs NVIDIA's driver and container toolkit. vLLM is not included, since it pins another torch: run its server
-# from its own image and name it with --vllm_server_base_url.
+# The base image has no CUDA: torch's wheels install the CUDA libraries that they were built for, in versions that torch pins.
+# The machine needs NVIDIA's driver and container toolkit. vLLM is not included, because it pins another torch version: run
+# its server from its own image and pass its URL with --vllm_server_base_url.
 ARG BASE=python:3.11.13-slim-bookworm
 FROM ${BASE}
 
@@ -13,7 +13,7 @@ ENV PIP_NO_CACHE_DIR=1 \
 
 WORKDIR /opt/gtpo
 
-# torch alone first: it is the largest layer and changes least.
+# Install torch in its own layer first: it is the largest and changes least.
 COPY requirements/pins.txt requirements/pins.txt
 RUN pip install --constraint requirements/pins.txt "$(grep '^torch==' requirements/pins.txt)"
 RUN pip install --requirement requirements/pins.txt

@@ -1,4 +1,4 @@
-"""The sections of gpu.py: what each runs, and the lines that it gives to the report."""
+"""The sections of gpu.py: what each section runs, and the lines that it adds to the report."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def loop(job: Job) -> list[str]:
     except SystemExit as error:
         if error.code:
             raise
-    lines = ["| what | times, by round | ours, sampled tokens per second | TRL's |", "|---" * 4 + "|"]
+    lines = ["| comparison | ratio, by round | ours, sampled tokens per second | TRL's |", "|---" * 4 + "|"]
     for row in json.loads(path.read_text())["rows"]:
         rates = [fmean(row["detail"][f"{side}sampled_tokens_per_s"]) for side in ("", "peer_")]
         values = ", ".join(f"{value:.2f}" for value in row["values"])
@@ -316,8 +316,8 @@ def cold_start(job: Job) -> list[str]:
     result = evaluated(job, "cold_start", folder / "model", svamp, "--max_problems", str(job.size.problems), *more)
     return [
         f"{sum(1 for _ in traces.open())} traces, {seconds:.0f} s in this call; on SVAMP: pass rate "
-        f"{result['pass_rate']:.3f}, {result['calls_per_rollout']:.2f} calls per rollout, of them invalid "
-        f"{result['invalid_calls_per_rollout']:.2f}"
+        f"{result['pass_rate']:.3f}, {result['calls_per_rollout']:.2f} calls per rollout, of which "
+        f"{result['invalid_calls_per_rollout']:.2f} invalid"
     ]
 
 

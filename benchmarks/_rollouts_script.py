@@ -1,20 +1,20 @@
-"""Scripted rollouts for `rollouts.py`: the model computes all it ever does, and its logits then favour what is planned.
+"""Scripted rollouts for `rollouts.py`: the model computes everything as usual, then its logits favour planned tokens.
 
-Which tokens per turn holds is planned beforehand: reasoning of drawn length, then a well-formed call, or nothing if the
+The tokens of each turn are planned beforehand: reasoning of random length, then a well-formed call, or no call if the
 turn is the answer. A hook on the model's forward pass adds a large number to the logit of the planned next token. It
-knows that token from the last one and its position alone, so it serves any generation loop: with left padding or
-without, whole histories or a cache kept from turn to turn, packed sequences too. Sampling goes on as ever, from a
-softmax over the whole vocabulary, and finds one token with all the probability.
+derives that token only from the last token and its position, so it works with any generation loop: with or without left
+padding, with whole histories or a cache kept between turns, and with packed sequences. Sampling is unchanged: it draws
+from a softmax over the whole vocabulary, in which one token has all the probability.
 
-How the last token and its position can tell rollouts apart:
+How the last token and its position identify a rollout:
 
-- reasoning at position x is word number (rollout + a number drawn for x): never the same for two rollouts;
-- a turn starts after the same token in all, but no two turns start at the same position; lengths are moved by a few
-  tokens for that;
-- first turns of a group do start at one position. There the rollouts of the group are dealt out in turn, as sampling
-  would let them part ways.
+- The reasoning token at position x is word number (rollout + a number drawn for x), which differs between rollouts.
+- Every turn starts after the same token, but no two turns start at the same position; turn lengths are changed by a few
+  tokens to ensure this.
+- The first turns of a group do start at the same position. There, the planned first tokens are assigned to the rollouts
+  of the group in order, as if sampling had made them differ.
 
-The call is one token, an addition to the vocabulary, so that nothing else than it is said in between.
+The call is one token that is added to the vocabulary, so nothing else can be sampled within it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Workload:
         openings = [self.encoder.prompt_ids(prompt) for prompt in self.prompts]
         starts = {len(ids) for ids in openings}
         if len(starts) < len(openings) // GROUP:
-            raise SystemExit(f"{self.name}: two groups have prompts of one length; take another seed")
+            raise SystemExit(f"{self.name}: two groups have prompts of the same length; use another seed")
         for rollout, (ids, lengths) in enumerate(zip(openings, plans, strict=True)):
             at = len(ids)
             for turn, length in enumerate(lengths):
@@ -200,7 +200,7 @@ def _workload(name: str, model: Any, tokenizer: Any, rollouts: int, seed: int) -
     model.eval()
     words = _words(tokenizer)
     if rollouts > len(words):
-        raise SystemExit(f"{name}: the tokenizer has plain words for {len(words)} rollouts at most")
+        raise SystemExit(f"{name}: the tokenizer has enough plain words for at most {len(words)} rollouts")
     prompts = []
     for group in range(rollouts // GROUP):
         drawn = random.Random(seed + group).choices(words, k=16 * (1 + group))

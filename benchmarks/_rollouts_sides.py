@@ -1,4 +1,4 @@
-"""The sides that `rollouts.py` compares: our loop and TRL's, each with a tool that takes a set time."""
+"""The sides that `rollouts.py` compares: our loop and TRL's, each with a tool that takes a fixed time."""
 
 from __future__ import annotations
 

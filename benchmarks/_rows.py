@@ -1,4 +1,4 @@
-"""What benchmarks measured, and how it is shown."""
+"""Measurements of benchmarks, and how they are printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Row:
 
 
 def print_table(rows: list[Row]) -> None:
-    print("| what | median | least | most | target | met |")
+    print("| what | median | min | max | target | met |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         numbers = " | ".join(f"{f(row.values):.3g} {row.unit}" for f in (statistics.median, min, max))

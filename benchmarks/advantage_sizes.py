@@ -1,15 +1,15 @@
-"""How large advantages are in recorded groups, before any bound, and which groups have large ones.
+"""How large advantages are in recorded groups before clipping, and which groups have large ones.
 
     python benchmarks/advantage_sizes.py RUN_DIR [RUN_DIR ...]
     python benchmarks/advantage_sizes.py --sampled
     python benchmarks/advantage_sizes.py --made
 
-The recorded returns are normalised again in each of the three ways, without `advantage_clip`. Printed are, over all
-turns that have an advantage: quantiles and the largest of its size, the share above 5 and above 10 and, of groups with
-one above 10, how many. `--sampled` takes groups of 8
-from the processes of `benchmarks/tabular.py`, 20,000 of each, under the default discount and under one by the number of
-turns. `--made` prints groups that are made to have large ones: a success of T turns, and failures that
-are shaped to nearly what its first turn has.
+The recorded returns are normalised again in each of the three ways, without `advantage_clip`. Over all turns with a
+nonzero advantage, the table shows quantiles and the maximum of its absolute value and the shares above 5 and above 10;
+it also shows the number of groups with an advantage above 10. `--sampled` uses groups of 8 from the processes of
+`benchmarks/tabular.py`, 20,000 per process, with gamma 0.9 and with gamma set by the number of turns. `--made` prints
+constructed groups with large advantages: a success of T turns, and failures shaped to nearly the return of its first
+turn.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def recorded(run: Path) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         try:
             rows = [row for row in files.rollouts(step) if not row["masked"]]
         except GtpoError as error:
-            print(f"{run}: step {step} left out: {error}")
+            print(f"{run}: step {step} skipped: {error}")
             continue
         for group in sorted({row["group"] for row in rows}):
             yield tensors([row for row in rows if row["group"] == group])
@@ -87,7 +87,7 @@ def sizes_of(group: tuple[Tensor, Tensor, Tensor], over: str) -> Tensor:
 
 def sampled(groups: int = 20_000) -> None:
     """Sizes in groups of the known processes, normalised over first turns."""
-    print("| turns | success | gamma | 99.9 % | largest | turns above 10 | groups above 10 |")
+    print("| turns | success rate | gamma | 99.9 % | largest | turns above 10 | groups above 10 |")
     print("|---|---|---|---|---|---|---|")
     for turns, process in ((2, CallProcess(1, 4)), (4, CallProcess(3, 8)), (8, CallProcess(7, 12))):
         for success in (0.02, 0.1, 0.3, 0.6):
@@ -109,7 +109,7 @@ def sampled(groups: int = 20_000) -> None:
 
 def made() -> None:
     """One success among seven failures that are shaped to within `apart` of what its first turn has."""
-    print("| gamma | turns of the success | apart | largest under first_turns |")
+    print("| gamma | turns of the success | difference | largest under first_turns |")
     print("|---|---|---|---|")
     for gamma, turns in ((0.9, 8), (0.9, 16), (0.7 ** (1 / 7), 8)):
         for apart in (0.1, 0.01, 1e-3, 1e-4):

@@ -1,14 +1,13 @@
-"""How long one CPU thread takes from turn rewards to token advantages, beside verl's GRPO on the same batch.
+"""How long one CPU thread takes from turn rewards to token advantages, compared with verl's GRPO on the same batch.
 
     python benchmarks/advantages.py [--rounds 15] [--output advantages.json]
 
-Timed are `gtpo.functional.gtpo_advantages` on turn ids that are already built, and, where verl is installed,
+It times `gtpo.functional.gtpo_advantages` on turn ids that already exist and, if verl is installed,
 `compute_grpo_outcome_advantage` on the same rollouts: the outcome on the last model token of a `(B, T)` float
-tensor, an int64 response mask of the model's tokens, the group index as a numpy object array. The two take
-turns within one run. Neither the tensors' making nor the rewards are timed.
+tensor, an int64 response mask of the model's tokens, the group index as a numpy object array. The two alternate
+within one run. Neither the creation of the tensors nor the rewards are timed.
 
-This machine's other work shows in the maximum: compare medians, and run it again if the minimum lies far
-below.
+Other work on the machine affects the maximum. Compare medians, and run it again if the minimum is far below the median.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import torch
 
 from gtpo import functional as F
 
-VERL_MISSING = """verl is missing: GTPO alone is timed. To compare, in the environment that holds it:
+VERL_MISSING = """verl is not installed, so only GTPO is timed. To compare, run it in the environment that has verl:
     make .venv-cluster/.installed
     .venv-cluster/bin/python benchmarks/advantages.py"""
 

@@ -1,8 +1,8 @@
-"""What keeping freed memory is worth on a CPU: one forward and backward of a small Llama, with and without.
+"""How much keeping freed memory saves on a CPU: one forward and backward pass of a small Llama, with and without it.
 
     python benchmarks/allocator.py [--rounds 3] [--vocab 49152]
 
-Each measurement runs in a process of its own, in turn, because the setting can't be undone. glibc only.
+Each measurement runs in a separate process, one after another, because the setting can't be undone. glibc only.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""What became of rollouts in a study: is the reward hacked, do calls become decoration, do rollouts only get shorter?
+"""How rollouts change in a study: is the reward hacked, are results of calls ignored, do rollouts only get shorter?
 
     python benchmarks/behaviour.py runs/studies/steps [runs/studies/hops ...] [--baseline grpo] [--start RESULT.json]
 
-For every variant, means over seeds: the evaluation after training (pass rate, turns, calls, rollouts without a call,
-valid calls whose result no later turn mentions, calls repeated within a rollout), and of the recorded training steps
-the similarity of failed rollouts' code to that of the successes of their group, also where nothing is shaped by it.
-With a baseline: differences of all these from it, paired by seed. With a result of `gtpo eval` for the model that all
-cells start from, on the same problems: what each variant has gained, paired by problem.
+For every variant, it prints means over seeds of the evaluation after training (pass rate, turns, calls, rollouts
+without a call, valid calls whose result no later turn mentions, calls repeated within a rollout), and, for the recorded
+training steps, the similarity of failed rollouts' code to that of the successes of their group, also where no reward is
+shaped by it. With `--baseline`, it also prints differences of all of these from the baseline, paired by seed. `--start`
+takes the result of `gtpo eval` for the model that all cells start from, on the same problems; it prints the gain of
+each variant, paired by problem.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ Cells = dict[str, dict[int, dict[str, float]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path)
-    parser.add_argument("--baseline", help="a variant")
-    parser.add_argument("--start", type=Path, help="the result file of an evaluation before training")
+    parser.add_argument("--baseline", help="the variant to compare the others with")
+    parser.add_argument("--start", type=Path, help="result file of the evaluation before training")
     args = parser.parse_args()
     for study in args.studies:
         cells = cell_rows(study)
         print(f"\n{study.name}\n")
         print(table(list(variant_rows(cells))))
         if args.baseline:
-            print(f"\nless {args.baseline}'s, paired by seed\n")
+            print(f"\nminus {args.baseline}, paired by seed\n")
             print(table(list(difference_rows(cells, args.baseline))))
         if args.start:
-            print(f"\nless {args.start}, mean over seeds, paired by problem\n")
+            print(f"\nminus {args.start}, mean over seeds, paired by problem\n")
             print(table(list(gain_rows(study, args.start))))
 
 
@@ -80,7 +81,7 @@ def variant_rows(cells: Cells) -> Iterator[dict[str, Any]]:
 def difference_rows(cells: Cells, baseline: str) -> Iterator[dict[str, Any]]:
     """A row for each other variant and figure, over the seeds that both have."""
     if baseline not in cells:
-        raise SystemExit(f"no cell of {baseline!r} is done; there are {', '.join(cells)}")
+        raise SystemExit(f"no cell of {baseline!r} is finished; variants with finished cells: {', '.join(cells)}")
     for variant in [name for name in cells if name != baseline]:
         pairs = [(cells[variant][seed], row) for seed, row in cells[baseline].items() if seed in cells[variant]]
         for name in dict.fromkeys(name for own, _ in pairs for name in own):
@@ -103,7 +104,7 @@ def gain_rows(study: Path, start: Path) -> Iterator[dict[str, Any]]:
         after = [passes_by_source(folder / "eval" / "result.json") for folder in seeds.values()]
         for source, passes in before.items():
             if any(found.get(source, {}).keys() != passes.keys() for found in after):
-                raise SystemExit(f"{study}: {variant} was evaluated on other problems of {source} than {start}")
+                raise SystemExit(f"{study}: {variant} was evaluated on different problems of {source} than {start}")
             means = [fmean(found[source][problem] for found in after) for problem in passes]
             found = paired_difference(list(passes.values()), means)
             yield {

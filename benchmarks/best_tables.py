@@ -1,4 +1,4 @@
-"""Tables of `recipes/tiny-study/study.py`: each algorithm at its best setting. For benchmarks/study_tables.py."""
+"""Tables of `recipes/tiny-study/study.py` with each algorithm at its best setting, for benchmarks/study_tables.py."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a turn costs besides generating it: decoding it, finding its calls, and the ids of its observation.
+"""What a turn costs besides its generation: decoding it, finding its calls, and encoding its observation.
 
     python benchmarks/encoding.py [--rounds 7] [--turns 240]
 
-CPU time per turn, the best of the rounds, for frames of a chat template (`fenced`, `tool_call`) and for families of
-`renderers`. A turn holds 40 short sentences and a program of 21 lines. To compare two versions, run it with
-PYTHONPATH set to the `src` of each, in turn.
+It prints the CPU time per turn, the best of all rounds, for chat-template formats (`fenced`, `tool_call`) and for model
+families of `renderers`. A turn has 40 short sentences and a program of 21 lines. To compare two versions, run it
+alternately with PYTHONPATH set to the `src` of each.
 """
 
 from __future__ import annotations

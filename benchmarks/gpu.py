@@ -1,21 +1,22 @@
-"""What gtpo does on one GPU, measured in one command; a bare machine needs requirements/gpu.txt besides torch.
+"""Measures gtpo on one GPU in one command; a bare machine needs requirements/gpu.txt in addition to torch.
 
     python benchmarks/gpu.py OUTPUT --model FOLDER [--data FOLDER] [--only SECTION ...] [--minutes 8]
 
 FOLDER: SmolLM2-135M-Instruct (recipes/smollm2-gsm8k/prepare.py makes it), or another model with a chat template.
 
-steps         four training steps in process: whole weights, LoRA, and LoRA on a random model with the shape of
-              Qwen2.5-1.5B; seconds by phase, tokens per second, peak memory beside what `gtpo plan` says
-loop          rollouts per second beside TRL's own loop (benchmarks/rollouts.py, cases A1 and B1)
+steps         four training steps in process: all weights, LoRA, and LoRA on a random model with the shape of
+              Qwen2.5-1.5B; seconds by phase, tokens per second, peak memory compared with `gtpo plan`
+loop          rollouts per second compared with TRL's own loop (benchmarks/rollouts.py, cases A1 and B1)
 evaluate      `gtpo eval`: tokens per second
-determinism   two runs with one seed: are their figures and weights equal
+determinism   whether two runs with the same seed have equal metrics and weights
 cold_start    traces of GSM8K's worked solutions, `gtpo sft` on them, and the pass rate on SVAMP
-study         GRPO and the defaults from there, 30 steps, two seeds each, all four at a time
+study         GRPO and the defaults from that cold start, 30 steps, two seeds each, all four runs at once
 
 The last two need `--data`: a folder with gsm8k_train.jsonl and svamp.jsonl. Sections run in this order, each in a
-process of its own with its log in OUTPUT/logs. One whose result is in OUTPUT is not run again; the cold start and the
-study go on where the time ran out. The report is OUTPUT/report.md, status 1 if a section failed or is not finished.
-`--dry_run` goes through everything on a tiny model, on any machine; its figures say nothing.
+separate process with its log in OUTPUT/logs. A section whose result is in OUTPUT is not run again; the cold start and
+the study continue where they stopped when the time ran out. The report is OUTPUT/report.md; the exit status is 1 if a
+section failed or is not finished. `--dry_run` runs every section on a tiny model, on any machine; its numbers mean
+nothing.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def run(job: Job, names: Sequence[str], minutes: float) -> dict[str, str]:
                 process.terminate()  # training saves where it is
                 process.join(30)
                 process.kill()
-                said[name] = "not finished in the time there was; the same command goes on"
+                said[name] = "not finished in time; run the same command to continue"
             elif process.exitcode or not result.exists():
                 said[name] = f"failed: see logs/{name}.txt"
         said.setdefault(name, "done")
@@ -118,14 +119,18 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--model", type=Path, help="folder of the model")
     parser.add_argument("--data", type=Path, help="folder with gsm8k_train.jsonl and svamp.jsonl")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run")
-    parser.add_argument("--minutes", type=float, default=8.0, help="for all of it (default 8)")
-    parser.add_argument("--dry_run", action="store_true", help="on a tiny model; its figures say nothing")
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections to run (default: all)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="time limit of the whole command, in minutes (default: 8)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="run on a tiny model; its numbers mean nothing")
     args = parser.parse_args()
     import torch
 
     if not (args.dry_run or torch.cuda.is_available()):
-        parser.error("no GPU is here; --dry_run goes through everything without one")
+        parser.error("no GPU was found; --dry_run runs every section without one")
     if not (args.dry_run or args.model):
         parser.error("give --model, the folder of SmolLM2-135M-Instruct or another model with a chat template")
     output = args.output.resolve()

@@ -1,10 +1,11 @@
-"""What the scores for `information_gain` cost: one more forward pass per rollout, beside the update and one per turn.
+"""What the scores for `information_gain` cost: one more forward pass per rollout, against the update and one per turn.
 
     python benchmarks/information_gain.py [--rollouts 8] [--turns 2 4 8] [--turn_tokens 60] [--shape smollm2|tiny]
 
-Rollouts of random ids, a model of SmolLM2-135M's shape (or the demo's) with random weights in float32. Processor
-seconds, so other work on the machine shows little: of the scores as the trainer computes them, of the same with one
-pass per turn, and of a forward and a backward pass over the same rollouts, which is what an update computes.
+Rollouts of random ids on a model of SmolLM2-135M's shape (or the demo's) with random weights in float32. It reports CPU
+seconds, so other work on the machine has little effect: for the scores as the trainer computes them, for the same
+scores with one pass per turn, and for a forward and a backward pass over the same rollouts, which is what an update
+computes.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What GTPO costs a step beside GRPO: time by part, and memory, on rollouts of real runs and at the size of a 7B model.
+"""What GTPO costs per step compared with GRPO: time by part and memory, on real rollouts and at the size of a 7B model.
 
     python benchmarks/overhead.py RUN_DIR [RUN_DIR ...] [--rounds 20] [--no-large]
 
-Rollouts and everything that TRL does are the same for both; what differs is the credit. It is timed here on one
-thread on the last recorded step of each run, GTPO and GRPO in turn, and set beside the median time of the run's steps.
-The last row is a batch of 512 rollouts of 8 turns, 8,192 tokens and about 1,500 characters of code, the length and the
-repetition within a group of programs that solve one problem; its step time is not measured, so there is no share.
+Rollouts and everything that TRL does are the same for both; only the credit differs. It is timed on one thread on the
+last recorded step of each run, alternating GTPO and GRPO, and compared with the median time of the run's steps. The
+last row is a batch of 512 rollouts of 8 turns, 8,192 tokens and about 1,500 characters of code, with the length and the
+repetition within a group of programs that solve one problem. Its step time is not measured, so it has no share.
 """
 
 from __future__ import annotations
@@ -32,10 +32,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True, help="the row of a 7B model")
+    parser.add_argument(
+        "--large",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="include the row at the size of a 7B model (default: yes)",
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| batch | rollouts x tokens | GRPO ms | GTPO ms | of it similarity | spreading | memory | step s | share |")
+    print(
+        "| batch | rollouts x tokens | GRPO ms | GTPO ms | of which similarity | spreading | memory | step s | share |"
+    )
     print("|---" * 9 + "|")
     for run in args.runs:
         files = RunFiles(run)

@@ -2,10 +2,10 @@
 
     python benchmarks/overlap.py RUN_DIR [--steps 8] [--hidden_size 384]
 
-The model server is a stub in a process of its own: it answers each turn after a latency drawn from a heavy tail, and
-the turns call a tool that takes 0.1 to 5 s. The trainer is real, with a LoRA adapter on a small model that is as large
-as --hidden_size says: choose it so that rollouts and update take about as long (both are printed). The first two steps
-of each side are left out.
+The model server is a stub in a separate process: it answers each turn after a latency drawn from a heavy-tailed
+distribution, and the turns call a tool that takes 0.1 to 5 s. The trainer is real, with a LoRA adapter on a small
+model. Choose its --hidden_size so that rollouts and update take about equally long (both are printed). The first two
+steps of each side are excluded.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def main() -> None:
         mean = {name: fmean(line[name] for line in lines) for name in ("time/rollout_s", "time/update_s", "step_time")}
         step_s, idle = mean["step_time"], mean["time/rollout_s"] / mean["step_time"]
         print(
-            f"overlap {overlap}: {step_s:.2f} s per step, {mean['time/rollout_s']:.2f} s of it waiting for rollouts "
+            f"overlap {overlap}: {step_s:.2f} s per step, of which {mean['time/rollout_s']:.2f} s waiting for rollouts "
             f"({idle:.0%}), update {mean['time/update_s']:.2f} s, staleness {lines[-1]['staleness/mean']:.0f}"
         )
     without, with_overlap = (fmean(line["step_time"] for line in lines) for lines in found.values())

@@ -3,10 +3,10 @@
     gtpo demo --run_dir FOLDER --prepare_only true
     python benchmarks/overlap_learning.py FOLDER OUTPUT_FOLDER [--seeds 1 2 3 4 5] [--steps 36]
 
-The place of the vLLM server is taken by copies of the model in this process: a sync copies the weights, and rollouts
-are sampled from the copy, with log-probabilities, in the overlap's thread. So the weights are as old as with a server,
-and TRL's importance sampling correction is at work on both sides. Each run ends in an evaluation on held-out problems.
-Runs that are done are not run again.
+Copies of the model in this process replace the vLLM server: a sync copies the weights, and rollouts are sampled from
+the copy, with log-probabilities, in the overlap's thread. So the weights are as old as with a server, and TRL's
+importance sampling correction is active on both sides. Each run ends with an evaluation on held-out problems. Finished
+runs are not run again.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main() -> None:
         by_seed = ", ".join(f"{gap:+.3f}" for gap in gaps)
         print(f"{name}: {fmean(before):.3f} and {fmean(after):.3f}, difference {interval}, by seed {by_seed}")
     cut = [fmean(run["frac_cut"] for run in runs) for runs in found.values()]
-    print(f"staleness {[runs[0]['staleness'] for runs in found.values()]}, share of ratios cut {cut}")
+    print(f"staleness {[runs[0]['staleness'] for runs in found.values()]}, share of importance ratios cut {cut}")
 
 
 if __name__ == "__main__":

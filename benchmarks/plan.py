@@ -1,10 +1,10 @@
-"""What `gtpo plan` says of memory against what training takes, on a CPU.
+"""Compares the memory that `gtpo plan` predicts with the memory that training takes, on a CPU.
 
     python benchmarks/plan.py MODEL_FOLDER [--tokens 512 1024] [--output docs/results/plan.json]
 
-Each row is measured in a process of its own: growth of the resident set for what stays (weights, gradients,
-optimizer), its peak above that for a forward and backward pass as TRL makes it (chunked head, gradient checkpointing on
-and off).
+Each row is measured in a separate process: the growth of the resident set for what stays in memory (weights, gradients,
+optimizer), and its peak above that during a forward and backward pass as TRL computes it (chunked head, gradient
+checkpointing on and off).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""How large a report is, and how fast it opens and answers in a real browser.
+"""How large a report is, and how fast it opens and responds in a real browser.
 
     python benchmarks/report.py [--steps 100] [--rollouts 64] [--turns 4] [--rounds 5]
 
-A run is made up of rollouts with about 400 characters of text a turn, token by token. Opening: from the start of the
-navigation until the page is drawn. Answering: from setting a slider until the group is drawn again, median of all
-rounds. What recording costs a real step stands in its metrics as time/record_s. Needs Chromium and Playwright.
+The run is made up: its rollouts have about 400 characters of text per turn, recorded token by token. Opening is the
+time from the start of the navigation until the page is drawn. Answering is the time from setting a slider until the
+group is drawn again, as the median of all rounds. The time that recording adds to a real step is the metric
+time/record_s. Needs Chromium and Playwright.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rollouts a second of our loop beside TRL's own (`GRPOTrainer(tools=[...])`), on the same work in the same run.
+"""Rollouts per second of our loop and of TRL's own (`GRPOTrainer(tools=[...])`), on the same work in the same run.
 
     python benchmarks/rollouts.py [--model FOLDER] [--cases A,B,C,D] [--rounds 3] [--rollouts 64]
                                   [--dtype bfloat16] [--seed 0] [--slow-call 30] [--memory-tokens 2048]
@@ -6,25 +6,25 @@
 
 A   a tool that takes 100 ms
 B   a tool that takes no time
-C   our loop alone: one call of one rollout takes 30 s. When were all others finished, and how long did the batch take
-    beside the slowest rollout's own time, which is: when it was finished in the batch without the slow call, and for
-    the one that makes the call what that takes on top
-D   our loop alone: how much memory 64 rollouts of 2,048 tokens take, beside the bytes of their keys and values (Linux)
+C   our loop alone: one call of one rollout takes 30 s. Measures when all other rollouts have finished, and the time of
+    the batch divided by the slowest rollout's own time. That is the time at which the rollout finishes in the batch
+    without the slow call, plus the duration of the call for the rollout that makes it
+D   our loop alone: the memory that 64 rollouts of 2,048 tokens take, and the bytes of their keys and values (Linux)
 
-A1 and so on is with the model in FOLDER (a Llama, say, whose tokenizer knows `<|im_start|>` and `<|im_end|>`), A2 with
-the tiny default's model, untrained, in float32; A is both, or the latter without a FOLDER.
+A1, B1, ... use the model in FOLDER (such as a Llama whose tokenizer knows `<|im_start|>` and `<|im_end|>`). A2, B2, ...
+use the tiny default's model, untrained, in float32. A runs both, or only A2 without a FOLDER.
 
-What is the same for both: model, weights, dtype, threads, allocator, prompts (token for token: groups of 8), sampling
-(temperature 1, whole vocabulary), the call and its result, and what the model says: `_rollouts_script` plans every
-turn, and the model's logits favour the planned token after all their computation was done. Both sides' completions are
-compared with each other and with the plan: mean turns and tokens may differ by 5 %, or the run ends with status 1.
+The same for both: model, weights, dtype, threads, allocator, prompts (token for token, groups of 8), sampling
+(temperature 1, whole vocabulary), the call and its result, and the model's output: `_rollouts_script` plans every turn,
+and the logits favour the planned token after the model has computed them as usual. The completions of both sides are
+compared with each other and with the plan. If mean turns or tokens differ by more than 5 %, the run ends with status 1.
 
-What is not: our loop computes the prompt of a group once, and each token of a history once. TRL is called through its
-`_generate`, as its trainer does at a step, with sdpa attention, a dynamic cache (a static one computes attention over
-its whole room on a CPU), no gradient checkpointing, no autocast over weights that have the dtype already, all rollouts
-in one batch. Its tools are plain functions; if they were coroutines it would still wait for one rollout's calls before
-it begins the next one's. Its second peer is the continuous batching of transformers
-(`use_transformers_continuous_batching`), whose cache is given the room that the rollouts need.
+Different: our loop computes the prompt of a group once, and each token of a history once. TRL is called through its
+`_generate`, as its trainer does at a step, with sdpa attention, a dynamic cache (on a CPU, a static one computes
+attention over its whole capacity), no gradient checkpointing, no autocast over weights that already have the dtype, all
+rollouts in one batch. Its tools are plain functions; with coroutines, it would still wait for the calls of one rollout
+before it starts those of the next. The second peer is TRL with the continuous batching of transformers
+(`use_transformers_continuous_batching`), whose cache has the capacity that the rollouts need.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check(workload: Workload, outcomes: dict[str, Outcome]) -> bool:
     named = {"turns": turns, "sampled tokens": tokens, "completion tokens": lengths, "prompt tokens": openings}
     for what, means in named.items():
         if max(means.values()) > (1 + TOLERANCE) * min(means.values()):
-            raise OtherWork(f"{workload.name}: mean {what} a rollout: {means}")
+            raise OtherWork(f"{workload.name}: mean {what} per rollout: {means}")
     whole = [sorted(zip(outcome.prompts, outcome.completions, strict=True)) for outcome in outcomes.values()]
     return all(one == whole[0] for one in whole)
 
@@ -126,7 +126,7 @@ def compare(case: str, workload: Workload, rounds: int, continuous_rounds: int) 
             for name in due[:: 1 if number % 2 == 0 else -1]:
                 outcomes[name].append(sides[name](workload.prompts))
             same &= check(workload, {name: outcomes[name][-1] for name in due})
-    what = f"{case}: {workload.name}, tool of {1e3 * tool_s:g} ms, rollouts per second, times "
+    what = f"{case}: {workload.name}, tool of {1e3 * tool_s:g} ms, rollouts per second relative to "
     return [ratio(what + name, outcomes[OURS], outcomes[name], same) for name in sides if name != OURS]
 
 
@@ -176,8 +176,8 @@ def slow_call(case: str, workload: Workload, slow_s: float, rounds: int) -> list
     what = f"{case}: {workload.name}, one call of {slow_s:g} s, "
     met = statistics.median(batches) <= 1.1
     return [
-        Row(f"{what}the others finished, times without", others, "x", detail=detail),
-        Row(f"{what}the batch, times the slowest rollout's own time", batches, "x", "<= 1.1", met),
+        Row(f"{what}time until the others finished, relative to no slow call", others, "x", detail=detail),
+        Row(f"{what}time of the batch, relative to the slowest rollout's own time", batches, "x", "<= 1.1", met),
     ]
 
 
@@ -237,13 +237,19 @@ def measure(args: argparse.Namespace) -> Iterator[Row]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a model, for A1, B1, C1 and D1")
-    parser.add_argument("--dtype", default="bfloat16", help="of that model (default: bfloat16)")
-    parser.add_argument("--cases", default="A,B,C,D", help="letters, or A1 and so on (default: A,B,C,D)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
-    parser.add_argument("--continuous-rounds", type=int, default=1, help="of the second peer; 0: none (default: 1)")
-    parser.add_argument("--rollouts", type=int, default=64, help="in a batch, a multiple of 8 (default: 64)")
-    parser.add_argument("--slow-call", type=float, default=30.0, help="seconds of the slow call (default: 30)")
-    parser.add_argument("--memory-tokens", type=int, default=2048, help="tokens of each rollout in D (default: 2048)")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of that model (default: bfloat16)")
+    parser.add_argument(
+        "--cases", default="A,B,C,D", help="cases, such as A or A1, separated by commas (default: A,B,C,D)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per measurement (default: 3)")
+    parser.add_argument(
+        "--continuous-rounds", type=int, default=1, help="rounds of the second peer, 0 for none (default: 1)"
+    )
+    parser.add_argument("--rollouts", type=int, default=64, help="rollouts per batch, a multiple of 8 (default: 64)")
+    parser.add_argument(
+        "--slow-call", type=float, default=30.0, help="duration of the slow call in seconds (default: 30)"
+    )
+    parser.add_argument("--memory-tokens", type=int, default=2048, help="tokens per rollout in D (default: 2048)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args()
@@ -251,7 +257,7 @@ def arguments() -> argparse.Namespace:
     chosen = {name: [case for case in possible if name in (case, case[0])] for name in args.cases.split(",")}
     args.cases = [case for cases in chosen.values() for case in cases]
     if not all(chosen.values()):
-        parser.error(f"of --cases {', '.join(chosen)} some are unknown, or need --model")
+        parser.error(f"--cases {', '.join(chosen)}: at least one is unknown or needs --model")
     if args.rollouts < GROUP or args.rollouts % GROUP:
         parser.error(f"--rollouts must be a multiple of {GROUP}")
     return args
@@ -281,7 +287,7 @@ def main() -> int:
         }
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if wrong:
-        print(f"\nstopped, the sides did other work: {wrong}")
+        print(f"\nstopped: the two sides did different work: {wrong}")
     return 1 if wrong else 0
 
 

@@ -1,15 +1,15 @@
-"""How fast the sandbox is beside a fresh interpreter for each program, both on the same machine in the same run.
+"""How fast the sandbox is compared with a fresh interpreter per program, on the same machine in the same run.
 
     python benchmarks/sandbox.py [--seconds 5] [--rounds 3] [--calls 500] [--wall-limit 1]
                                  [--output sandbox.json]
 
-The peer is `python -I -c PROGRAM` as a subprocess whose stdout is captured: no limits, no confinement. Two threads
-call it, or a sandbox with two workers, or two sessions; they take turns in each round, and who begins alternates. The
-output of every call is checked. Servers are started and files are read once before anything is timed.
+The peer is `python -I -c PROGRAM` as a subprocess whose stdout is captured, without limits or confinement. Two threads
+call the peer, a sandbox with two workers, or two sessions. These alternate within each round, and the order is reversed
+every second round. The output of every call is checked. Before timing, servers are started and files are read once.
 
-The last measurement has no peer: it compares a batch of calls in a sandbox with the default workers with the same batch
-plus loops that never end, one in twenty, under a limit on the wall. With a limit on processor time alone each loop
-would cost that time whatever the sandbox does.
+The last measurement has no peer. It compares a batch of calls, in a sandbox with the default number of workers, with
+the same batch plus endless loops (one program in twenty), under a wall-clock limit. With a limit on CPU time alone,
+each loop would cost that time whatever the sandbox does.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def throughput(seconds: float, rounds: int) -> list[Row]:
                 calls[name](0)
                 loads.setdefault(name, []).append(load(calls[name], seconds))
     return [
-        ratio("trivial program, times the peer", loads["trivial"], loads["peer trivial"], 1.8),
-        ratio("sympy program, times the peer", loads["sympy"], loads["peer sympy"], 18),
+        ratio("trivial program, calls per second / the peer's", loads["trivial"], loads["peer trivial"], 1.8),
+        ratio("sympy program, calls per second / the peer's", loads["sympy"], loads["peer sympy"], 18),
         latency(loads["sympy"]),
-        ratio("sympy program in a session, times the peer", loads["session"], loads["peer sympy"], 100),
+        ratio("sympy program in a session, calls per second / the peer's", loads["session"], loads["peer sympy"], 100),
     ]
 
 
@@ -181,7 +181,9 @@ def loops(name: str, programs: list[Program], limits: Limits, calls: int, rounds
     finally:
         sandbox.close()
     values = [whole / part for whole, part in zip(seconds["with"], seconds["without"], strict=True)]
-    what = f"{name} programs with 5 % loops, times without; {limits.cpu_s:g} s CPU, {limits.wall_s:g} s wall"
+    what = (
+        f"{name} programs with 5 % loops, time / time without loops; {limits.cpu_s:g} s CPU, {limits.wall_s:g} s wall"
+    )
     detail = {
         "cpu_limit_s": limits.cpu_s,
         "wall_limit_s": limits.wall_s,
@@ -205,7 +207,7 @@ def batch(sandbox: LocalSandbox, kinds: Sequence[Program | None], limits: Limits
         if kind:
             checked(result, kind)
         elif result.status is not Status.TIMEOUT:
-            raise WrongOutput(f"an endless loop ended as {result}")
+            raise WrongOutput(f"an endless loop ended with {result}")
     return seconds
 
 
@@ -223,10 +225,12 @@ def measure(seconds: float, rounds: int, calls: int, wall_s: float) -> list[Row]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement of a rate (default: 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (default: 3)")
-    parser.add_argument("--calls", type=int, default=500, help="in the batch with loops (default: 500)")
-    parser.add_argument("--wall-limit", type=float, default=1.0, help="of a loop, seconds (default: 1)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds per measurement of a rate (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per measurement (default: 3)")
+    parser.add_argument("--calls", type=int, default=500, help="calls in the batch with loops (default: 500)")
+    parser.add_argument(
+        "--wall-limit", type=float, default=1.0, help="wall-clock limit of a program, in seconds (default: 1)"
+    )
     parser.add_argument("--output", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args()
     try:

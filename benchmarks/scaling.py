@@ -1,10 +1,10 @@
-"""Weak scaling of the rollout loop: 1, 2, 4, 8 model servers, and rollouts in proportion.
+"""Weak scaling of the rollout loop: 1, 2, 4 and 8 model servers, with rollouts in proportion.
 
     python benchmarks/scaling.py [--servers 1 2 4 8] [--repeats 3] [--output docs/results/scaling.json]
 
-A server is a process of its own that holds a request for a fixed time, as many at once as it has places, and answers
-with fixed tokens: its own rate is known. What is measured is whether the loop on one client keeps them busy, and with
-servers that answer at once the rate at which the client itself ends.
+Each server is a separate process that holds a request for a fixed time, serves a fixed number of requests at once, and
+answers with fixed tokens, so its own rate is known. The benchmark measures whether the loop on one client keeps the
+servers busy, and, with servers that answer immediately, the maximum rate of the client itself.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def rollouts_per_second(servers: int, delay_s: float) -> float:
     for process in processes:
         process.kill()
     if any(len(trajectory.turns) != TURNS for trajectory in trajectories):
-        raise RuntimeError("a rollout has another number of turns than the script")
+        raise RuntimeError("a rollout has a different number of turns than the script")
     return len(prompts) / seconds
 
 
@@ -110,7 +110,7 @@ def main() -> None:
         rows[-1]["share_of_linear"] = share
         print(f"{servers} servers: {rate:.1f} rollouts/s, {share:.2f} of linear", flush=True)
     limit = statistics.median(rollouts_per_second(args.servers[-1], 0.0) for _ in range(args.repeats))
-    print(f"servers that answer at once: {limit:.1f} rollouts/s of {TURNS} turns is the client's own limit")
+    print(f"servers that answer immediately: {limit:.1f} rollouts/s of {TURNS} turns, the client's own limit")
     if args.output:
         Path(args.output).write_text(json.dumps({"weak": rows, "client_limit": limit}, indent=1) + "\n")
 

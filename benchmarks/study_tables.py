@@ -1,19 +1,19 @@
-"""Put the tables of studies into a page, from the reports that `gtpo study` wrote.
+"""Write the tables of studies into a page, from the reports of `gtpo study`.
 
     python benchmarks/study_tables.py [docs/results.md] [--studies runs/studies]
 
-A table stands between `<!-- table: KIND NAME ... -->` and `<!-- end -->`; KIND is
+Tables are written between `<!-- table: KIND NAME ... -->` and `<!-- end -->`. The kinds are:
 
     family STUDY VARIANT ...     final pass rate, area, turns, invalid calls, and differences from the baseline
     brief STUDY VARIANT ...      the same with fewer columns
-    sources STUDY                pass rates by where the problems come from, and differences from the baseline
+    sources STUDY                pass rates by source of the problems, and differences from the baseline
     rates STUDY ...              the search over the learning rate: `grpo`, `gtpo` and their `_lr_RATE`
-    behaviour STUDY[=VARIANT,VARIANT] ...   that of benchmarks/behaviour.py, of all variants or of these
-    settings START ...           of recipes/tiny-study/study.py: what was selected for each algorithm, and from what
-    best START                   the report at the selected settings
-    map START ...                differences from GRPO by pass rate at the start and turns
+    behaviour STUDY[=VARIANT,VARIANT] ...   the table of benchmarks/behaviour.py, for all variants or the given ones
+    settings START ...           recipes/tiny-study/study.py: the tried settings of each algorithm, and the selected one
+    best START                   recipes/tiny-study/study.py: the report at the selected settings
+    map START ...                differences from GRPO, by pass rate at the start and turns
 
-A table whose study has no report here is kept as it is, and named.
+If a study has no report here, its table is kept unchanged, and its name is printed.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Tables:
         if kind == "behaviour":
             return "\n\n".join(map(self.behaviour, rest))
         raise SystemExit(
-            f"a table of kind {kind!r}: known are family, brief, sources, rates, behaviour, settings, best, map"
+            f"unknown kind of table {kind!r}: use family, brief, sources, rates, behaviour, settings, best or map"
         )
 
     def report(self, name: str) -> dict[str, Any]:

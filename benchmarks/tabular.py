@@ -1,11 +1,11 @@
-"""Estimators on processes whose true gradient is known: bias, variance, learning, and where each breaks.
+"""Estimators on processes whose true gradient is known: bias, variance, learning, and where each one fails.
 
     python benchmarks/tabular.py [--quick] [--output docs/results] [--json runs/tabular.json]
     python benchmarks/tabular.py --candidates [--quick] [--json runs/tabular-candidates.json]
 
-Prints the tables of docs/results/tabular.md, draws tabular-learning.png, and writes everything with all curves as JSON.
-About five minutes on one core. `--candidates` prints instead, by turns and success rate, those of the candidates for a
-default beside GRPO's, and what they come to by training; about ten minutes.
+Prints the tables of docs/results/tabular.md, draws tabular-learning.png, and writes all results and curves as JSON. It
+takes about five minutes on one core. `--candidates` instead prints cosine and signal-to-noise ratio of GRPO and of the
+candidates for a default, by turns and success rate, and their results after training; about ten minutes.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ MAPPED = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few groups and seeds, to see whether it runs")
+    parser.add_argument("--quick", action="store_true", help="use few groups and seeds, only to check that it runs")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--candidates", action="store_true", help="the candidates for a default, and nothing else")
+    parser.add_argument("--candidates", action="store_true", help="measure only GRPO and the candidates for a default")
     args = parser.parse_args()
     args.json = args.json or Path("runs/tabular-candidates.json" if args.candidates else "runs/tabular.json")
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""Run the embedded default with several seeds, one after another, and write the table into tiny.md and the picture.
+"""Run the embedded default with several seeds, one after another; write the table into tiny.md, and draw tiny.png.
 
     python benchmarks/tiny_seeds.py [--seeds 1 2 3] [--algorithms gtpo] [--output docs/results]
 
-Runs go to runs/tiny-ALGORITHM-SEED; one that has a summary already is not run again.
+Runs are written to runs/tiny-ALGORITHM-SEED. A run that already has a summary is not repeated.
 """
 
 from __future__ import annotations

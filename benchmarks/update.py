@@ -1,9 +1,10 @@
-"""What an update costs with the rows and columns that it needs, beside TRL's, which computes with all of them.
+"""What an update costs if it computes only the rows and columns that it needs, compared with TRL's, which computes all.
 
     python benchmarks/update.py [options of gtpo train; RUN_DIR must be free] --max_steps 3
 
-The learning rate is set to 0, so that all sides see the same rollouts at every step. Sides run one after another in one
-process. What is timed is the update (`time/update_s`): forward, backward and optimizer, without rollouts and credit.
+The learning rate is set to 0, so all sides see the same rollouts at every step. The sides run one after another in one
+process. The measured time is that of the update (`time/update_s`): forward, backward and optimizer, without rollouts
+and credit.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
         passed = fmean(line["pass_rate"] for line in lines)
     peer = median(seconds[SIDES[0].name])
     print(f"{args.max_steps} steps of {args.generation_batch_size} rollouts, pass rate {passed:.3f}\n")
-    print("| micro-batches | s a step, median | lowest to highest | times as fast as TRL's |")
+    print("| micro-batches | s per step, median | min to max | times as fast as TRL's |")
     print("|---" * 4 + "|")
     for name, values in seconds.items():
         spread = f"{min(values):.2f} to {max(values):.2f}"

@@ -250,7 +250,7 @@ run.
   control, and forged outcomes.
 - `tests/tasks/test_code_verifier.py`: reference solutions and mutated ones, compared with a plain interpreter.
 - `tests/tasks/test_verifier_cases.py`: cases that were once judged wrongly, and cases that are deliberately judged
-  otherwise.
+  otherwise than the case file wants.
 - `python benchmarks/verifiers.py fuzz`: a million random texts and a hundred thousand forged results. No exception
   was raised in a full run before the last changes, nor in 60,000 texts and 20,000 results near the end.
 - `python benchmarks/verifiers.py speed FOLDER`: verdicts per second; run it on two commits to compare them.

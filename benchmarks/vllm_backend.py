@@ -1,12 +1,12 @@
-"""vLLM in process beside our transformers backend: the same rollouts, real sampling, real tool, in the same run.
+"""Compares vLLM in process with our transformers backend: the same prompts, real sampling, a real tool, in one run.
 
     python benchmarks/vllm_backend.py --model FOLDER --problems FILE [--rounds 3] [--rollouts 64] [--dtype bfloat16]
                                       [--output vllm.json]
 
-Needs vLLM beside gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. Each side of each round has a process of its own,
-which loads the model, warms up on 8 rollouts and is timed on the others; the sides take turns in going first. Groups
-of 8 share a prompt. Sampling at temperature 1 differs between the two, so the figure is sampled tokens per second, and
-the run fails if the sides' mean turns or tokens per rollout, over all rounds, differ by more than 15 %.
+Needs vLLM in addition to gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. In each round, each side runs in a
+separate process that loads the model, warms up on 8 rollouts and is timed on the others; the sides alternate in going
+first. Groups of 8 share a prompt. Sampling at temperature 1 differs between the two, so the measure is sampled tokens
+per second, and the run fails if the sides' mean turns or tokens per rollout, over all rounds, differ by more than 15 %.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ def main() -> int:
         rounds.append({which: measure(args, which, number) for which in SIDES[:: 1 if number % 2 == 0 else -1]})
     rates = [{w: sum(r[w]["tokens"]) / r[w]["seconds"] for w in SIDES} for r in rounds]
     ratios = [rate["vllm"] / rate["transformers"] for rate in rates]
-    print(f"sampled tokens/s, vLLM over transformers: median {statistics.median(ratios):.2f}, by round {ratios}")
+    print(f"sampled tokens/s, vLLM / transformers: median {statistics.median(ratios):.2f}, by round {ratios}")
     means = {
         what: {w: statistics.mean(x for r in rounds for x in r[w][what]) for w in SIDES} for what in ("turns", "tokens")
     }
-    print(f"means a rollout: {means}")
+    print(f"means per rollout: {means}")
     if args.output:
         args.output.write_text(
             json.dumps({"rounds": rounds, "rates": rates, "ratios": ratios, "means": means}, indent=1)

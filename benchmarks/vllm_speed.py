@@ -1,17 +1,17 @@
-"""Tokens per second of vLLM in process: by seed per turn, by option, and beside `vllm bench throughput`.
+"""Tokens per second of vLLM in process: with a seed per turn, by option, and compared with `vllm bench throughput`.
 
     python benchmarks/vllm_speed.py --model FOLDER [--rounds 3] [--requests 64] [--tokens 128] [--output speed.json]
 
-Needs vLLM beside gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. Each side of each round has a process of its own,
-which loads the model's architecture with random weights (so that no turn ends early and all sides sample equally many
-tokens), warms up, and is timed; the sides go in turns, in the other order every second round.
+Needs vLLM in addition to gtpo; on its CPU build set VLLM_CPU_KVCACHE_SPACE=2. In each round, each side runs in a
+separate process that loads the model's architecture with random weights (so that no turn ends early and all sides
+sample equally many tokens), warms up, and is timed. The order of the sides is reversed every second round.
 
 - bench: the function behind `vllm bench throughput`, with the same prompts as ids and without text;
 - bench, log-probabilities: the same, asking for the log-probability of each sampled token, which training needs;
-- ours: `VLLMBackend`, a turn per request, with log-probabilities;
+- ours: `VLLMBackend`, one turn per request, with log-probabilities;
 - seeded: the same with `deterministic`;
-- three turns, and three turns without prefix caching, without chunked prefill, with asynchronous scheduling: each
-  rollout samples three turns of --tokens / 3, with 32 tokens of observations between them.
+- three turns: each rollout samples three turns of --tokens / 3 tokens, with 32 tokens of observations between them;
+- no prefix caching, no chunked prefill, asynchronous (scheduling): three turns with that option.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def main() -> None:
     for number in range(args.rounds):
         for which in args.only[:: 1 if number % 2 == 0 else -1]:
             rates[which].append(measure(args, which, number))
-    print("| side | tokens/s, median | least to most | over | ratio, median | by round |")
+    print("| side | tokens/s, median | min to max | compared with | ratio, median | by round |")
     print("| --- | --- | --- | --- | --- | --- |")
     for which, found in rates.items():
         peer = COMPARED.get(which, "")

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A model of SmolLM2's size on three domains, with the Python tool, on vLLM. From the repository's root:
+# Evaluates a model of SmolLM2's size on three domains, with the Python tool, on vLLM. Run from the repository's root:
 # recipes/smollm2-eval/run.sh MODEL_FOLDER_OR_HUB_ID DATA_FOLDER NAME
-# Results go to runs/smollm2-eval/NAME-*.json. Those that exist are skipped; one that was stopped goes on.
-# GTPO says how to start gtpo where vLLM is installed ("python -m gtpo.cli", say).
+# Writes runs/smollm2-eval/NAME-*.json. Skips results that exist; an interrupted evaluation is resumed.
+# The environment variable GTPO is the command that starts gtpo where vLLM is installed, such as "python -m gtpo.cli".
 set -euo pipefail
 model=$1 data=$2 name=$3
 out=runs/smollm2-eval
@@ -18,7 +18,7 @@ evaluate() { # part, system prompt, problems
     --output "$result"
 }
 
-# The first prompt is the one of recipes/smollm2-gsm8k.
+# The first prompt is that of recipes/smollm2-gsm8k.
 python='Solve the problem. Run Python in ```python blocks.'
 evaluate questions "$python Put the final answer in \boxed{}." \
   "$data/svamp.jsonl" "$data/gsm8k_test.jsonl" "$data/strategyqa_train.jsonl?limit=300"

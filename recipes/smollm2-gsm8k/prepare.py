@@ -1,4 +1,4 @@
-"""Turn a GGUF file into a plain model folder: python prepare.py FOLDER FILE.gguf OUTPUT. Needs gtpo[gguf]."""
+"""Convert a GGUF file to a standard model folder: `python prepare.py FOLDER FILE.gguf OUTPUT`. Needs gtpo[gguf]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 
 def main(folder: str, gguf_file: str, output: str) -> None:
-    """Unpack the quantized weights to bfloat16 and save them with the tokenizer."""
+    """Dequantize the weights to bfloat16 and save them with the tokenizer."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=gguf_file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )

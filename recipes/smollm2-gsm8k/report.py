@@ -1,4 +1,4 @@
-"""Table and learning curve of the recipe: python report.py RUN_FOLDER PICTURE.png prints Markdown."""
+"""Print the recipe's table as Markdown and draw its learning curve: `python report.py RUN_FOLDER PICTURE.png`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARES = ("rollout", "tools", "verify", "credit", "update")
 
 
 def main(folder: str, picture: str) -> None:
-    """Print a row for each evaluation that is there, then what a step of GTPO took."""
+    """Print a row for each evaluation that exists, then the share of each part of a GTPO step in its time."""
     print("| model | problems | pass rate | 95 % | turns | calls | invalid calls | answered |")
     print("|---|---|---|---|---|---|---|---|")
     for stage, name in STAGES.items():
@@ -24,7 +24,7 @@ def main(folder: str, picture: str) -> None:
             if path.exists():
                 print(_row(name, problems, json.loads(path.read_text(encoding="utf-8"))))
     steps = read_metrics(f"{folder}/gtpo")
-    print(f"\nGTPO, {len(steps)} steps, median (largest) share of a step:")
+    print(f"\nGTPO, {len(steps)} steps, median (largest) share of the time of a step:\n")
     for part in SHARES:
         shares = [step[f"time/{part}_share"] for step in steps]
         print(f"- {part}: {100 * median(shares):.3g} % ({100 * max(shares):.3g} %)")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2-135M-Instruct on GSM8K: cold start, GTPO, and an evaluation before and after each. Run from the repository's
 # root: recipes/smollm2-gsm8k/run.sh MODEL_FOLDER_OR_HUB_ID DATA_FOLDER
-# Steps whose result exists are skipped; training goes on from its last checkpoint.
+# Stages whose result exists are skipped; interrupted training resumes from its last checkpoint.
 set -euo pipefail
 model=$1 data=$2
 here=$(dirname "$0")

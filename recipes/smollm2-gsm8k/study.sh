@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The study of study.yaml. From the repository's root, after run.sh:
+# Runs the study of study.yaml. Run from the repository's root, after run.sh:
 # recipes/smollm2-gsm8k/study.sh DATA_FOLDER [options of gtpo study]
 set -euo pipefail
 data=${1%/}
@@ -9,7 +9,7 @@ grep -Ev '(<<[^>]*>>.*){3}' "$data/gsm8k_train.jsonl" > runs/studies/gsm8k_short
 sed "s#DATA/#$data/#g" "$(dirname "$0")/study.yaml" > runs/studies/smollm2.yaml
 gtpo=${GTPO:-.venv/bin/gtpo}
 "$gtpo" study runs/studies/smollm2.yaml "$@"
-# where all cells start from, on the problems of their evaluation
+# evaluates the model that all cells start from, on the problems of their evaluation
 study=runs/studies/smollm2
 evaluations=("$study"/cells/*/eval.yaml)
 [ -e $study/start.json ] || [ ! -e "${evaluations[0]}" ] || "$gtpo" eval --config "${evaluations[0]}" \

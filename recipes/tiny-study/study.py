@@ -1,15 +1,15 @@
 """The studies of the tiny model: cold starts, ablations, and each algorithm at its best setting.
 
     study.py prepare NAME ...   # cold starts and problems, shared by all studies
-    study.py ablate NAME ...   # parts and options one at a time, learning rate 1e-4
-    study.py select NAME ...   # learning rate and updates per batch, on problems of their own
-    study.py report NAME ...   # fresh seeds at the selected settings (else those of selected.yaml), held-out problems
+    study.py ablate NAME ...    # parts and options one at a time, learning rate 1e-4
+    study.py select NAME ...    # search learning rate and updates per batch, on separate problems
+    study.py report NAME ...    # new seeds at the selected settings (or those of selected.yaml), held-out problems
 
-NAME is a key of `STARTS` in starts.py. From the repository's root; stopped, the same command goes on.
+NAME is a key of `STARTS` in starts.py. Run from the repository's root. To resume a stopped study, run the same command.
 
-Selection: the search begins with the rates `FIRST` and takes in the next of `RATES` while the best one is at the edge
-of those run; then two updates per batch (`num_iterations: 2`) are tried at the best rate and the one below it. Whatever
-has the highest pass rate on `selection.jsonl`, which neither training nor the report sees, is the side's setting.
+Selection: the search starts with the rates `FIRST` and adds the next of `RATES` while the best rate is at the edge of
+those tried. It then tries two updates per batch (`num_iterations: 2`) at the best rate and at the one below it. Each
+algorithm gets the setting with the highest pass rate on `selection.jsonl`, which neither training nor the report uses.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ STUDIES = Path("runs/studies")
 SELECTED = Path(__file__).with_name("selected.yaml")
 RATES = ("1e-4", "3e-4", "6e-4", "1e-3", "2e-3")
 FIRST = RATES[2:4]
-"""Those that the search begins with: in the first studies of this model 3e-4 was above 1e-4 everywhere."""
+"""Rates that the search starts with: in the first studies of this model, 3e-4 was better than 1e-4 everywhere."""
 ABLATION_BATCHES = 40
-"""Batches of 128 rollouts per run of `ablate`; runs of `select` and `report` have those of their start."""
+"""Batches of 128 rollouts per run of `ablate`; for `select` and `report`, the start defines the number."""
 SELECTION_SEEDS = (11, 12, 13)
 REPORT_SEEDS = (21, 22, 23, 24, 25)
 SIDES: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ SIDES: dict[str, dict[str, Any]] = {
 
 
 def sides_reported(start: Start) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Options of each side of the report, and the side at whose selected setting it runs."""
+    """Options of each algorithm in the report, and the name of the algorithm whose selected setting it uses."""
     gamma = round(0.7 ** (1 / (start.max_turns - 1)), 4)
     return {
         **{name: (name, options) for name, options in SIDES.items()},
@@ -59,7 +59,7 @@ def sides_reported(start: Start) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def train_options(name: str, start: Start) -> dict[str, Any]:
-    """Options of `gtpo train` that all cells of a start share."""
+    """Options of `gtpo train` shared by all cells of a start."""
     folder = STUDIES / "start" / name
     return {
         "model": str(folder / "cold-start" / "model"),
@@ -91,7 +91,7 @@ def train_options(name: str, start: Start) -> dict[str, Any]:
 
 
 def setting(start: Start, rate: str, updates: int) -> dict[str, Any]:
-    """Options of a learning rate and updates per batch; rollouts are equal: each update of a batch is a step."""
+    """Options for a learning rate and updates per batch. Each update is a step, so `max_steps` keeps rollouts equal."""
     return {"learning_rate": float(rate), "num_iterations": updates, "max_steps": start.batches * updates}
 
 
@@ -106,9 +106,9 @@ def study_document(
     """A study file of `gtpo study`.
 
     Args:
-        name: of the start.
-        kind: folder of `STUDIES` that its output goes to.
-        problems: those of the evaluation, `held_out` or `selection`.
+        name: name of the start.
+        kind: folder of `STUDIES` for the output.
+        problems: problems of the evaluation, `held_out` or `selection`.
         variants, seeds, seeds_of: as in the study file.
     """
     start = STARTS[name]
@@ -126,7 +126,7 @@ def study_document(
 
 
 def run_study(document: Mapping[str, Any], args: argparse.Namespace) -> None:
-    """Write the study file and run what is left of it.
+    """Write the study file and run the cells that are not finished.
 
     Raises:
         SystemExit: a cell failed.
@@ -141,7 +141,7 @@ def run_study(document: Mapping[str, Any], args: argparse.Namespace) -> None:
 
 
 def prepare(name: str, args: argparse.Namespace) -> None:
-    """Make the cold start and the problems unless they are there."""
+    """Make the cold start and the problems if they do not exist."""
     folder = STUDIES / "start" / name
     if (folder / "problems" / "selection.jsonl").exists():
         return
@@ -153,13 +153,13 @@ def prepare(name: str, args: argparse.Namespace) -> None:
 def ablate(name: str, args: argparse.Namespace) -> None:
     """Parts and options one at a time."""
     if name not in ABLATIONS:
-        raise SystemExit(f"{name}: no ablations are defined; there are: {', '.join(ABLATIONS)}")
+        raise SystemExit(f"{name}: no ablations are defined; choose from {', '.join(ABLATIONS)}")
     variants, seeds, seeds_of = ABLATIONS[name]
     run_study(study_document(name, "ablate", "held_out", variants, args.seeds or seeds, seeds_of), args)
 
 
 def select(name: str, args: argparse.Namespace) -> None:
-    """Search the setting of each side."""
+    """Search the setting of each algorithm."""
     while True:
         scores = selection_scores(name)
         new = [
@@ -175,11 +175,11 @@ def select(name: str, args: argparse.Namespace) -> None:
         seeds = args.seeds or SELECTION_SEEDS
         run_study(study_document(name, "select", "selection", variants, seeds, {}), args)
     for side, found in selection_scores(name).items():
-        print(f"{name} {side}: {best(found)} of {found}")
+        print(f"{name} {side}: selected {best(found)} from {found}")
 
 
 def selection_scores(name: str) -> dict[str, dict[tuple[str, int], float]]:
-    """Mean pass rate on the selection problems by side and setting (rate, updates), of what has been run."""
+    """Mean pass rate on the selection problems by algorithm and setting (rate, updates), for finished runs."""
     path = STUDIES / "select" / name / "report.json"
     scores: dict[str, dict[tuple[str, int], float]] = {}
     if path.exists():
@@ -190,19 +190,19 @@ def selection_scores(name: str) -> dict[str, dict[tuple[str, int], float]]:
 
 
 def best(scores: Mapping[tuple[str, int], float]) -> tuple[str, int]:
-    """The setting with the highest pass rate; of equal ones the smallest rate."""
+    """The setting with the highest pass rate; if several are equal, the one with the lowest rate."""
     return max(scores, key=lambda found: (scores[found], -float(found[0])))
 
 
 def next_settings(
     scores: Mapping[tuple[str, int], float], updates: int, rates: Sequence[str] = RATES
 ) -> list[tuple[str, int]]:
-    """The settings to run next, by what has been run; none when the search of a side is over.
+    """The settings to run next, given the finished ones; empty when the search of an algorithm is complete.
 
     Args:
         scores: pass rate by rate and updates per batch.
-        updates: per batch at most, 1 or 2.
-        rates: those that may be run, ascending.
+        updates: maximum updates per batch, 1 or 2.
+        rates: learning rates that may be tried, ascending.
     """
     once = {rate: score for (rate, times), score in scores.items() if times == 1}
     if not once:
@@ -217,19 +217,21 @@ def next_settings(
 
 
 def report(name: str, args: argparse.Namespace) -> None:
-    """Fresh seeds of each side at its selected setting.
+    """Run new seeds of each algorithm at its selected setting.
 
     Raises:
-        SystemExit: the selection has begun here and is not done, or a cell failed.
+        SystemExit: the selection was started here and is not finished, or a cell failed.
     """
     scores = selection_scores(name)
     if not scores:
-        print(f"{name}: no selection has been run here; settings of {SELECTED}")
+        print(f"{name}: no selection has been run here; using the settings of {SELECTED}")
         chosen = {side: (rate, updates) for side, (rate, updates) in yaml.safe_load(SELECTED.read_text())[name].items()}
     elif open_sides := [
         side for side in SIDES if side not in scores or next_settings(scores[side], args.updates, args.rates)
     ]:
-        raise SystemExit(f"{name}: the selection of {', '.join(open_sides)} is not done; run: study.py select {name}")
+        raise SystemExit(
+            f"{name}: the selection of {', '.join(open_sides)} is not finished; run: study.py select {name}"
+        )
     else:
         chosen = {side: best(scores[side]) for side in SIDES}
     variants = {
@@ -237,7 +239,7 @@ def report(name: str, args: argparse.Namespace) -> None:
         for side, (of, options) in sides_reported(STARTS[name]).items()
     }
     rate, updates = chosen["gamma_0.9"]
-    for side in SIDES:  # and where gamma_0.9 has another setting, at that
+    for side in SIDES:  # also at gamma_0.9's setting, if it differs
         if chosen[side] != (rate, updates):
             variants[f"{side}_{rate}_x{updates}"] = {**SIDES[side], **setting(STARTS[name], rate, updates)}
     run_study(study_document(name, "best", "held_out", variants, args.seeds or REPORT_SEEDS, {}), args)
@@ -251,16 +253,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("names", nargs="+", choices=STARTS, metavar="NAME", help=", ".join(STARTS))
-    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than the stage's own")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds to use in place of the stage's defaults")
     parser.add_argument(
-        "--rates", nargs="+", choices=RATES, default=RATES, help="learning rates that the selection may try (all)"
+        "--rates",
+        nargs="+",
+        choices=RATES,
+        default=RATES,
+        help="learning rates that the selection may try (default: all)",
     )
     parser.add_argument("--only", nargs="+", default=[], help="run only these variants of `ablate` or `report`")
     parser.add_argument(
-        "--updates", type=int, choices=(1, 2), default=2, help="updates per batch that the selection tries (default 2)"
+        "--updates",
+        type=int,
+        choices=(1, 2),
+        default=2,
+        help="maximum updates per batch that the selection tries (default: 2)",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads per run (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per run (default: 1)")
     args = parser.parse_args()
     args.rates = sorted(args.rates, key=RATES.index)
     for name in args.names:

@@ -1,4 +1,4 @@
-"""The ablations at a learning rate of 1e-4: options of `gtpo train` by variant, beside the formulas as they stand."""
+"""The ablations at a learning rate of 1e-4: options of `gtpo train` per variant, on top of the unmodified formulas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 Options = dict[str, Any]
 
 PAPER: Options = {"normalize_over": "all_turns", "zero_uniform_groups": False, "advantage_clip": 0.0}
-"""The formulas as they stand."""
+"""The unmodified formulas."""
 _FIRST, _ZERO = {"normalize_over": "first_turns"}, {"zero_uniform_groups": True}
 
 _SIDES: dict[str, Options] = {"grpo": {"algorithm": "grpo"}, "gtpo": {}}
@@ -17,7 +17,7 @@ _PARTS: dict[str, Options] = {
     "no_turn_rewards": {"turn_rewards": False},
     "no_turn_returns": {"turn_returns": False},
     "no_shaping": {"alpha": 0.0},
-    # the other sets to normalise over
+    # other choices of normalize_over
     "normalize_initial": _FIRST,
     "normalize_turn": {"normalize_over": "same_turn"},
 }
@@ -51,7 +51,7 @@ _RARE_MORE: dict[str, Options] = {
 
 
 def _study(five: dict[str, Options], three: dict[str, Options]) -> tuple[dict[str, Options], list[int], dict[str, Any]]:
-    """Variants, seeds, and the seeds of the variants that have others."""
+    """Variants, seeds, and the seeds of the variants that use different ones."""
     variants = {
         name: {**(PAPER if "algorithm" not in options else {}), **options}
         for name, options in {**five, **three}.items()
@@ -67,4 +67,4 @@ ABLATIONS = {
     "hops-some": _study({}, {**_SIDES, **_RARE}),
     "hops-rare-long": _study({}, {**_SIDES, **_RARE, **_RARE_MORE}),
 }
-"""By start: variants, seeds, seeds of single variants."""
+"""By start: variants, seeds, and the seeds of the variants that use different ones."""

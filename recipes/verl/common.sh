@@ -1,7 +1,7 @@
-# Sourced by the recipes: the data, and the options that they share. Needs: pip install 'gtpo[verl]' and vLLM.
+# Sourced by the recipes: the data and the options that they share. Needs pip install 'gtpo[verl]' and vLLM.
 DATA=$(realpath -m "${DATA:-runs/verl/data}")
 mkdir -p "$DATA"
-# TRAIN and TEST: any source of `gtpo eval --problems`, such as a file.
+# TRAIN and TEST: any source that `gtpo eval --problems` takes, such as a file.
 DAPO='hub:open-r1/DAPO-Math-17k-Processed?config=en&split=train&question=prompt&answer=solution'
 [ -e "$DATA/train.parquet" ] || gtpo export-verl --problems "${TRAIN:-$DAPO}" --output "$DATA/train.parquet" \
   --data_source dapo-math
@@ -9,12 +9,12 @@ DAPO='hub:open-r1/DAPO-Math-17k-Processed?config=en&split=train&question=prompt&
   --data_source aime24
 
 COMMON=(
-  # the three options that bring GTPO
+  # the three options that enable GTPO, and the file with the options of its rollouts
   trainer.v1.trainer_mode=gtpo_sync
   algorithm.adv_estimator=gtpo
   actor_rollout_ref.rollout.agent.default_agent_loop=gtpo
   actor_rollout_ref.rollout.agent.agent_loop_config_path="$(realpath "$(dirname "${BASH_SOURCE[0]}")")/agent.yaml"
-  # the algorithm; names as in gtpo.credit_assignment.CreditSettings; gamma is by max_turns of agent.yaml
+  # the algorithm; names as in gtpo.credit_assignment.CreditSettings; gamma follows from max_turns in agent.yaml
   +algorithm.gtpo.alpha=0.5
   +algorithm.gtpo.zero_uniform_groups=true
   # data

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One node of 8 GPUs with 80 GB: Qwen2.5-7B-Instruct after a cold start, 32 problems x 16 rollouts per step, up to 16
 # turns and 16k response tokens. From the repository's root: MODEL=path/to/cold-start recipes/verl/node.sh
-# Not run by us on such a node: the options are checked against verl 0.9.1, memory and time are those of `gtpo plan`.
+# We have not run this on such a node: the options are checked against verl 0.9.1; memory and time come from `gtpo plan`.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 python3 -m verl.trainer.main_ppo "${COMMON[@]}" \

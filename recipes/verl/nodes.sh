@@ -2,8 +2,8 @@
 # Four nodes of 8 GPUs with 80 GB on Ray: Qwen2.5-32B-Instruct, 64 problems x 16 rollouts per step. Start Ray first
 # (`ray start --head` on one node, `ray start --address=HEAD:6379` on the others), then on the head node:
 # MODEL=path/to/cold-start recipes/verl/nodes.sh
-# The repository, the data and the model must lie under the same path on every node, with gtpo[verl] installed.
-# Not run by us on such nodes: the options are checked against verl 0.9.1, memory and time are those of `gtpo plan`.
+# The repository, the data and the model must have the same path on every node, and gtpo[verl] must be installed there.
+# We have not run this on such nodes: the options are checked against verl 0.9.1; memory and time come from `gtpo plan`.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 python3 -m verl.trainer.main_ppo "${COMMON[@]}" \
