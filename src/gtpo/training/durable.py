@@ -18,6 +18,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from gtpo._malloc import KeptMemory
 from gtpo._signals import StopSignals
 from gtpo.errors import ModelError, StoppedError
 from gtpo.training.checkpoints import is_write_failure, newest_whole, rotate, seal, step_of, unseal, write_failure
@@ -183,6 +184,7 @@ class DurabilityCallback(TrainerCallback):
         self.trainer: Any = None
         self.stopped_by: str | None = None
         self._saved = time.monotonic()
+        self._kept = KeptMemory()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -196,6 +198,8 @@ class DurabilityCallback(TrainerCallback):
         Raises:
             ModelError: a weight is not finite.
         """
+        if args.use_cpu:
+            self._kept.check()
         minutes = getattr(args, "save_minutes", 0)
         due = minutes > 0 and args.save_strategy != "no" and time.monotonic() - self._saved >= 60 * minutes
         number, due_now, bad = self._agreed(
