@@ -28,15 +28,18 @@ def keep_freed_memory() -> bool:
 class KeptMemory:
     """Bounds the memory that `keep_freed_memory` keeps. Steps whose tensors differ in shape fragment it, so it grows.
 
-    Call `check` once per step. The memory of the process at the first call counts as what a step needs. Once it has
-    grown beyond `growth` times that, all free memory goes back to the kernel, and the next call measures anew.
+    Call `check` once per step. The largest memory of the process at the first `steps` calls counts as what a step
+    needs. Once it has grown beyond `growth` times that, all free memory goes back to the kernel, and the next calls
+    measure anew.
 
     Args:
         growth: above 1.
+        steps: at least 1. The kernel hands memory out again page by page, so it should not go back often.
     """
 
-    def __init__(self, growth: float = 1.5) -> None:
-        self._growth, self._needed = growth, 0
+    def __init__(self, growth: float = 1.5, steps: int = 10) -> None:
+        self._growth, self._steps = growth, steps
+        self._seen = self._needed = 0
 
     def check(self) -> bool:
         """Returns whether memory went back to the kernel; always False except on Linux with glibc."""
@@ -44,11 +47,13 @@ class KeptMemory:
         if trim is None:
             return False
         resident = _resident_bytes()
-        grown = 0 < self._growth * self._needed < resident
-        if grown:
+        if self._seen < self._steps:
+            self._seen, self._needed = self._seen + 1, max(self._needed, resident)
+        elif resident > self._growth * self._needed:
             trim(0)
-        self._needed = 0 if grown else self._needed or resident
-        return grown
+            self._seen = self._needed = 0
+            return True
+        return False
 
 
 def _resident_bytes() -> int:
