@@ -13,16 +13,21 @@ import statistics
 import subprocess
 import sys
 
-STEP = """
-import sys, time, torch
+MODEL = """
+import random, sys, time, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-if sys.argv[1] == "kept":
-    from gtpo._malloc import keep_freed_memory
+from gtpo._malloc import KeptMemory, _resident_bytes, keep_freed_memory
+if sys.argv[1] != "default":
     assert keep_freed_memory(), "not glibc"
 torch.manual_seed(0)
 config = LlamaConfig(vocab_size=int(sys.argv[2]), hidden_size=576, intermediate_size=1536, num_hidden_layers=6,
                      num_attention_heads=9, num_key_value_heads=3)
-model = LlamaForCausalLM(config).to(torch.bfloat16)
+model = LlamaForCausalLM(config)
+"""
+STEP = (
+    MODEL
+    + """
+model.to(torch.bfloat16)
 ids = torch.randint(0, config.vocab_size, (8, 256))
 for _ in range(3):
     start = time.perf_counter()
@@ -31,16 +36,11 @@ for _ in range(3):
     wall = time.perf_counter() - start
 print(wall)
 """
+)
 
-GROWTH = """
-import random, sys, time, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-from gtpo._malloc import KeptMemory, _resident_bytes, keep_freed_memory
-assert keep_freed_memory(), "not glibc"
-torch.manual_seed(0)
-config = LlamaConfig(vocab_size=int(sys.argv[2]), hidden_size=576, intermediate_size=1536, num_hidden_layers=6,
-                     num_attention_heads=9, num_key_value_heads=3)
-model = LlamaForCausalLM(config)
+GROWTH = (
+    MODEL
+    + """
 kept, lengths, start, returned = KeptMemory(), random.Random(0), time.perf_counter(), 0
 for step in range(int(sys.argv[3])):
     ids = torch.randint(0, config.vocab_size, (8, lengths.randint(64, 256)))
@@ -55,6 +55,7 @@ for step in range(int(sys.argv[3])):
         print(f"{sys.argv[1]:8} step {step + 1:4}: {_resident_bytes() / 2**30:.2f} GiB", flush=True)
 print(f"{sys.argv[1]:8} {time.perf_counter() - start:.1f} s, memory returned {returned} times", flush=True)
 """
+)
 
 
 def main() -> None:

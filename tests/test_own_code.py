@@ -48,6 +48,7 @@ def first_line(function):
         ("import json\n\njson.loads('{')\n", r"JSONDecodeError: .* \(.*own\.py, line 3\)"),
         ("import no_such_package\n", r"ModuleNotFoundError: .*'no_such_package' \(.*own\.py, line 1\)"),
         ("f = 3\n", "is not callable"),
+        ("f = None\n", "is not callable"),
         ("", "there is no 'f' in it"),
         ("def ff(): ...\n", "there is no 'f' in it; did you mean 'ff'"),
     ],

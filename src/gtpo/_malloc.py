@@ -11,16 +11,15 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator to keep freed memory; returns whether that was possible. Safe to call twice."""
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 2**28))
 
@@ -43,7 +42,7 @@ class KeptMemory:
 
     def check(self) -> bool:
         """Returns whether memory went back to the kernel; always False except on Linux with glibc."""
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+        trim = _of_glibc("malloc_trim")
         if trim is None:
             return False
         resident = _resident_bytes()
@@ -54,6 +53,11 @@ class KeptMemory:
             self._seen = self._needed = 0
             return True
         return False
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of glibc's allocator; None on another system or with another C library."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def _resident_bytes() -> int:

@@ -43,10 +43,10 @@ def imported(path: str, option: str) -> Callable[..., Any]:
         holder = _from_file(Path(module)) if own_file else _from_installation(module)
     except Exception as error:  # what is imported runs, and may raise anything
         raise ConfigError(f"{option} {path!r}: can't be imported: {described(error)}{hint}") from error
-    found = getattr(holder, name, None)
-    if found is None:
+    if not hasattr(holder, name):
         missing = f"there is no {name!r} in it{did_you_mean(name, vars(holder))}"
         raise ConfigError(f"{option} {path!r}: can't be imported: {missing}{hint}")
+    found = getattr(holder, name)
     if not callable(found):
         raise ConfigError(f"{option} {path!r}: is not callable")
     result: Callable[..., Any] = found

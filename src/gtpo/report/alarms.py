@@ -138,18 +138,6 @@ def _entropy_falls(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Al
         )
 
 
-def _failures(metrics: Metrics, settings: Mapping[str, Any]) -> Iterator[Alarm]:
-    for kind, what in _FAILING.items():
-        share = _last(metrics, f"failures/{kind}")
-        if share is not None and share > 0.01:
-            yield Alarm(
-                f"{what} fails",
-                f"{share:.1%} of the rollouts in the last steps failed because of it and are excluded from the loss. "
-                "Check it before anything else.",
-                f"failures/{kind}",
-            )
-
-
 _FAILING = {
     "tool": "a tool or the sandbox",
     "environment": "the environment",
@@ -172,5 +160,13 @@ _CHECKS: tuple[Callable[[Metrics, Mapping[str, Any]], Iterator[Alarm]], ...] = (
         "Rollouts end because a turn repeats the same few tokens, often after an observation: an early sign of "
         "collapse.",
     ),
-    _failures,
+    *(
+        _above(
+            f"failures/{kind}",
+            0.01,
+            f"{what} fails",
+            "So many rollouts failed because of it and are excluded from the loss. Check it before anything else.",
+        )
+        for kind, what in _FAILING.items()
+    ),
 )
